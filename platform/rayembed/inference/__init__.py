@@ -1,0 +1,1 @@
+"""Inference: one engine for mining, evaluation, bulk embedding and serving."""

@@ -1,0 +1,1 @@
+"""The embedding model: bidirectional decoder, packed attention, pooling heads, checkpoints."""

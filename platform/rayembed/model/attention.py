@@ -1,0 +1,92 @@
+"""Attention over packed texts, registered with transformers as `rayembed_packed`.
+
+A packed batch is one row of T tokens. Attending over the whole row behind a block mask would cost T x T, so texts
+of equal length, which the packing puts side by side, are cut out, attended as one small batch and put back.
+
+Shapes: H query heads, G key and value heads, T tokens, W width of a head, n texts of equal length L.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+PACKED_ATTENTION = "rayembed_packed"
+
+
+def packed_attention(
+    query_HTW: torch.Tensor,
+    key_GTW: torch.Tensor,
+    value_GTW: torch.Tensor,
+    lengths: Sequence[int],
+    *,
+    scaling: float,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Each token attends to the tokens of its own text only.
+
+    Args:
+        query_HTW: queries of all heads.
+        key_GTW: keys; H is a multiple of G.
+        value_GTW: values.
+        lengths: tokens of each text in packed order; they add up to T.
+        scaling: factor on the scores.
+        causal: whether a token sees only itself and what comes before it in its text.
+        dropout: dropout on the attention weights.
+
+    Returns:
+        Attended values, shape (T, H, W).
+    """
+    grouped_heads = query_HTW.shape[0] != key_GTW.shape[0]
+    pieces = []
+    start = 0
+    for length, texts in groupby(lengths):
+        count = len(list(texts))
+        stop = start + count * length
+        query, key, value = (
+            tensor[:, start:stop].unflatten(1, (count, length)).transpose(0, 1)
+            for tensor in (query_HTW, key_GTW, value_GTW)
+        )
+        attended = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=grouped_heads
+        )
+        pieces.append(attended.transpose(1, 2).flatten(0, 1))
+        start = stop
+    return torch.cat(pieces)
+
+
+def _packed_attention_interface(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    packed_lengths: Sequence[int],
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Adapter to transformers' attention signature; tensors are (1, heads, T, width).
+
+    No mask is materialised. `sliding_window` is ignored on purpose: the published NV-Embed attends over the full
+    text (its 4-D mask carries no window).
+    """
+    assert attention_mask is None, "packed attention takes lengths, not a mask"
+    attended_THW = packed_attention(
+        query[0],
+        key[0],
+        value[0],
+        packed_lengths,
+        scaling=scaling,
+        causal=getattr(module.config, "is_causal", True),
+        dropout=dropout,
+    )
+    return attended_THW.unsqueeze(0), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, _packed_attention_interface)

@@ -1,0 +1,121 @@
+"""Loading a decoder as a bidirectional Mistral model."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, LlamaModel, MistralConfig, MistralModel, PreTrainedModel
+
+from rayembed.errors import CheckpointError
+from rayembed.model.attention import PACKED_ATTENTION
+
+SUPPORTED_ARCHITECTURES = ("mistral", "llama")
+
+_SHARED_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "head_dim",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "rope_parameters",
+)
+
+
+def load_backbone(
+    name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: Literal["bidirectional", "causal"] = "bidirectional",
+    layers: int | None = None,
+) -> PreTrainedModel:
+    """Load a Mistral or Llama decoder without its language-model head, ready for packed batches.
+
+    Args:
+        name: local Hugging Face folder, or a hub id where a network exists.
+        dtype: type of the weights.
+        attention: bidirectional removes the causal mask.
+        layers: keep only the first layers; None keeps all.
+
+    Raises:
+        CheckpointError: not a model folder, another architecture, or fewer layers than asked for.
+    """
+    config = _read_config(name)
+    if config.model_type not in SUPPORTED_ARCHITECTURES:
+        raise CheckpointError(
+            f"base model {name} is of architecture {config.model_type!r}; "
+            f"supported are {' and '.join(SUPPORTED_ARCHITECTURES)}"
+        )
+    if layers is not None and not 1 <= layers <= config.num_hidden_layers:
+        raise CheckpointError(f"base model {name} has {config.num_hidden_layers} layers, {layers} were asked for")
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    if config.model_type == "llama":
+        model = llama_to_mistral(_load_weights(LlamaModel, name, config, dtype))
+    else:
+        model = _load_weights(MistralModel, name, config, dtype)
+    return prepare_backbone(model, attention)
+
+
+def prepare_backbone(
+    model: PreTrainedModel, attention: Literal["bidirectional", "causal"]
+) -> PreTrainedModel:
+    """Set the direction of attention and switch to packed attention.
+
+    `config.is_causal` is transformers' supported switch. Setting `is_causal` on the attention modules alone stays
+    silently causal as soon as a batch has padding.
+    """
+    model.config.is_causal = attention == "causal"
+    model.config.sliding_window = None
+    model.set_attn_implementation(PACKED_ATTENTION)
+    return model
+
+
+def llama_to_mistral(model: LlamaModel) -> MistralModel:
+    """Copy a Llama model into a Mistral one; the two compute the same function when there are no biases.
+
+    Raises:
+        CheckpointError: the Llama variant has biases, which Mistral lacks.
+    """
+    if getattr(model.config, "attention_bias", False) or getattr(model.config, "mlp_bias", False):
+        raise CheckpointError("this Llama model has bias terms, which the Mistral architecture cannot hold")
+    converted = MistralModel(mistral_config(model.config)).to(model.dtype)
+    converted.load_state_dict(model.state_dict(), strict=True)
+    return converted.eval()
+
+
+def mistral_config(llama_config: Any) -> MistralConfig:
+    """Mistral configuration with the sizes and rotary parameters of a Llama one, and no sliding window."""
+    return MistralConfig(**{key: getattr(llama_config, key) for key in _SHARED_KEYS}, sliding_window=None)
+
+
+def _read_config(name: str | Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"base model {name} cannot be read; give a local Hugging Face folder with config.json and safetensors "
+            f"weights, or a hub id where a network exists ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _load_weights(model_class: type, name: str | Path, config: Any, dtype: torch.dtype) -> Any:
+    try:
+        model, report = model_class.from_pretrained(
+            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"weights of {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{name} lacks {len(missing)} tensors, the first is {missing[0]}; the folder is incomplete"
+        )
+    return model

@@ -1,0 +1,202 @@
+"""The folder a finished model lives in.
+
+    rayembed.json       format, model configuration, digests of the files, versions, provenance
+    contract.json       tokenisation and pooling contract
+    backbone/           Hugging Face folder, adapters merged
+    tokenizer/          Hugging Face tokenizer files
+    pooling/            model.safetensors of the pooling head (absent for heads without parameters)
+    recipe.yaml         resolved configuration of the run that made it (absent for converted models)
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rayembed.contract import Contract
+from rayembed.errors import CheckpointError
+from rayembed.model.backbone import load_backbone
+from rayembed.model.configuration import ModelConfig
+from rayembed.model.embedder import Embedder
+from rayembed.paths import atomic_directory, atomic_write, file_digest
+
+MANIFEST_FILE = "rayembed.json"
+FORMAT_VERSION = 1
+_POOLING_FILE = "pooling/model.safetensors"
+_VERSIONED_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "mteb")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a checkpoint folder holds, in memory."""
+
+    embedder: Embedder
+    tokenizer: PreTrainedTokenizerBase
+    contract: Contract
+    digest: str
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a vector looks like."""
+    versions = {}
+    for name in _VERSIONED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def save_model(
+    folder: Path,
+    embedder: Embedder,
+    tokenizer: PreTrainedTokenizerBase,
+    contract: Contract,
+    *,
+    provenance: dict[str, Any] | None = None,
+    recipe: str | None = None,
+) -> str:
+    """Write a model whose adapters are merged; the folder appears only when it is complete.
+
+    Args:
+        folder: where to write; an older folder of that name is replaced.
+        embedder: model without adapters.
+        tokenizer: its tokenizer.
+        contract: its contract.
+        provenance: facts to keep, such as base model and training steps.
+        recipe: text of the resolved configuration.
+
+    Returns:
+        Digest of the model: SHA-256 over the digests of all files that decide a vector.
+    """
+    adapters = [name for name, _ in embedder.named_parameters() if "lora_" in name]
+    assert not adapters, f"merge the adapters before saving, found {adapters[0]}"
+    with atomic_directory(folder) as temporary:
+        embedder.backbone.save_pretrained(temporary / "backbone")
+        tokenizer.save_pretrained(temporary / "tokenizer")
+        contract.save(temporary)
+        head = {name: tensor.detach().contiguous().cpu() for name, tensor in embedder.pooling.state_dict().items()}
+        if head:
+            (temporary / "pooling").mkdir()
+            save_file(head, temporary / _POOLING_FILE)
+        files = {
+            str(path.relative_to(temporary)): {"sha256": file_digest(path), "bytes": path.stat().st_size}
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        digest = _model_digest(embedder.config, files)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "digest": digest,
+            "dimensions": embedder.dimensions,
+            "model": embedder.config.model_dump(),
+            "files": files,
+            "provenance": provenance or {},
+            "versions": installed_versions(),
+        }
+        if recipe is not None:
+            atomic_write(temporary / "recipe.yaml", recipe)
+        atomic_write(temporary / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
+    return digest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Manifest of a checkpoint folder whose files are all there in their recorded sizes.
+
+    Raises:
+        CheckpointError: no such folder, no manifest, another format version, or a file is missing or cut short.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a rayembed checkpoint: it has no {MANIFEST_FILE}")
+    try:
+        manifest = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); copy the checkpoint again") from error
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}"
+        )
+    for name, recorded in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {folder} is incomplete: {name} is missing; copy it again")
+        if file.stat().st_size != recorded["bytes"]:
+            raise CheckpointError(
+                f"checkpoint file {file} has {file.stat().st_size} bytes instead of {recorded['bytes']}; copy it again"
+            )
+    return manifest
+
+
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """Load a checkpoint folder on the CPU, ready for inference.
+
+    Raises:
+        CheckpointError: the folder is incomplete, damaged or of another shape.
+    """
+    manifest = read_manifest(folder)
+    try:
+        config = ModelConfig.model_validate(manifest["model"])
+    except ValidationError as error:
+        raise CheckpointError(f"model configuration of {folder} is not readable: {error}") from error
+    contract = Contract.load(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    backbone = load_backbone(folder / "backbone", dtype=dtype, attention=config.attention)
+    embedder = Embedder(backbone, config)
+    head = embedder.pooling.state_dict()
+    if head:
+        load_matching(embedder.pooling, load_file(folder / _POOLING_FILE), str(folder / _POOLING_FILE))
+    embedder.pooling.to(dtype)
+    embedder.eval().requires_grad_(False)
+    return LoadedModel(embedder, tokenizer, contract, manifest["digest"])
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Fast tokenizer of a folder or hub id, padding on the right.
+
+    Raises:
+        CheckpointError: there is no tokenizer or it has no end token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no tokenizer can be read from {name}: {str(error).splitlines()[0]}") from error
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"the tokenizer of {name} has no end token, which the contract appends to every text")
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_matching(module: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
+    """Load `tensors` into `module`, naming any tensor that is missing, extra or of another shape.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    checks: list[tuple[str, Callable[[str], bool]]] = [
+        ("is missing", lambda name: name not in found),
+        ("is not expected", lambda name: name not in expected),
+        ("has another shape", lambda name: found[name] != expected[name]),
+    ]
+    for name in sorted(expected.keys() | found.keys()):
+        for problem, applies in checks:
+            if applies(name):
+                raise CheckpointError(
+                    f"{origin}: tensor {name} {problem} (file {found.get(name)}, model {expected.get(name)})"
+                )
+    module.load_state_dict(tensors)
+
+
+def _model_digest(config: ModelConfig, files: dict[str, dict[str, Any]]) -> str:
+    content = {"model": config.model_dump(), "files": {name: entry["sha256"] for name, entry in files.items()}}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

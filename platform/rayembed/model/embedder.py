@@ -1,0 +1,41 @@
+"""Backbone plus pooling head: packed tokens -> unit vectors.
+
+Shapes: T packed tokens, P pooled tokens, N texts, D hidden width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from rayembed.model.configuration import ModelConfig
+from rayembed.model.packing import PackedBatch
+from rayembed.model.pooling import build_pooling
+
+
+class Embedder(nn.Module):
+    """A decoder whose token states are pooled into one unit vector a text."""
+
+    def __init__(self, backbone: PreTrainedModel, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.pooling = build_pooling(config.pooling, backbone.config.hidden_size)
+
+    @property
+    def dimensions(self) -> int:
+        """Width of the vectors."""
+        return self.backbone.config.hidden_size
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Embed a packed batch; returns fp32 unit vectors (N, D) in the order in which the texts were given."""
+        states_TD = self.backbone(
+            input_ids=batch.input_ids_T.unsqueeze(0),
+            position_ids=batch.position_ids_T.unsqueeze(0),
+            use_cache=False,
+            packed_lengths=batch.lengths,
+        ).last_hidden_state[0]
+        vectors_ND = self.pooling(
+            states_TD[batch.pooled_T], batch.text_index_T[batch.pooled_T], len(batch.lengths)
+        )
+        return F.normalize(vectors_ND, dim=-1)[batch.order_N]

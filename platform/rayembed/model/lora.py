@@ -1,0 +1,51 @@
+"""Low-rank adapters on the backbone: attach, and merge into the weights."""
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from rayembed.errors import ConfigError
+from rayembed.model.configuration import LoraSettings
+
+
+def attach_lora(backbone: PreTrainedModel, settings: LoraSettings) -> PreTrainedModel:
+    """Freeze the backbone and add trainable adapters to the named linear layers, in place.
+
+    Raises:
+        ConfigError: a target module does not exist in the backbone.
+    """
+    present = {name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    unknown = sorted(set(settings.target_modules) - present)
+    if unknown:
+        raise ConfigError(f"LoRA target modules {unknown} are not linear layers here; there are {sorted(present)}")
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules),
+    )
+    inject_adapter_in_model(config, backbone)
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return backbone
+
+
+@torch.no_grad()
+def merge_lora(module: nn.Module) -> nn.Module:
+    """Add every adapter to its layer's weights and put the plain layer back, in place.
+
+    The sum is taken in fp32 whatever the type of the weights, so that a small update is not rounded away twice.
+    """
+    for name, child in list(module.named_children()):
+        if isinstance(child, LoraLayer):
+            layer = child.get_base_layer()
+            for adapter in child.active_adapters:
+                update = child.lora_B[adapter].weight.float() @ child.lora_A[adapter].weight.float()
+                merged = layer.weight.float() + child.scaling[adapter] * update
+                layer.weight = nn.Parameter(merged.to(layer.weight.dtype), requires_grad=False)
+            setattr(module, name, layer)
+        else:
+            merge_lora(child)
+    return module

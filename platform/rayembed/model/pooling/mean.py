@@ -1,0 +1,27 @@
+"""Mean pooling.
+
+Shapes: T tokens, P pooled tokens, N texts, D hidden width.
+"""
+
+import torch
+from torch import nn
+
+
+def mean_by_text(states_PD: torch.Tensor, text_index_P: torch.Tensor, num_texts: int) -> torch.Tensor:
+    """Mean of the states of each text, summed in fp32 because decoder states hold a few very large values.
+
+    Returns:
+        fp32 tensor of shape (N, D).
+    """
+    sums_ND = torch.zeros(num_texts, states_PD.shape[1], dtype=torch.float32, device=states_PD.device)
+    sums_ND = sums_ND.index_add(0, text_index_P, states_PD.float())
+    counts_N = torch.bincount(text_index_P, minlength=num_texts)
+    return sums_ND / counts_N.clamp(min=1).unsqueeze(1)
+
+
+class MeanPooling(nn.Module):
+    """Mean of the pooled tokens' states; no parameters."""
+
+    def forward(self, states_PD: torch.Tensor, text_index_P: torch.Tensor, num_texts: int) -> torch.Tensor:
+        """Pool the states of the pooled tokens; returns fp32 (N, D), not normalised."""
+        return mean_by_text(states_PD, text_index_P, num_texts)

@@ -1,0 +1,41 @@
+"""Choice of number format and device for a process."""
+
+import platform
+from typing import Literal
+
+import torch
+
+from rayembed.errors import ConfigError
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """CUDA where there is one, else the CPU; a named device is taken as it is.
+
+    Raises:
+        ConfigError: a CUDA device is asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} was asked for but no CUDA device is visible; use device: auto or cpu")
+    return torch.device(device)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """Number format of the weights: bf16 where the processor multiplies it natively, else fp32."""
+    if precision == "bf16":
+        return torch.bfloat16
+    if precision == "fp32":
+        return torch.float32
+    return torch.bfloat16 if _has_native_bf16(device) else torch.float32
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
