@@ -1,0 +1,40 @@
+"""Connecting to Ray so that workers find this package whether or not it is installed on them."""
+
+import logging
+import os
+from pathlib import Path
+
+import ray
+
+SOURCE_ROOT = Path(__file__).resolve().parents[1]
+
+logger = logging.getLogger(__name__)
+
+
+def connect(num_cpus: int | None = None) -> None:
+    """Join the cluster of the surrounding job, or start a local one on loopback; does nothing when connected.
+
+    Inside `ray job submit --working-dir .` the workers' current folder is a copy of the repository, so a relative
+    PYTHONPATH names the source root there. Without a working_dir all processes share this machine's files and the
+    absolute one does.
+
+    Args:
+        num_cpus: CPUs of a cluster started here; None for the machine's. An existing cluster keeps its own.
+    """
+    if ray.is_initialized():
+        return
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
+    environment = {"PYTHONPATH": source_path}
+    if home := os.environ.get("RAYEMBED_HOME"):
+        environment["RAYEMBED_HOME"] = home
+    existing = inside_job or "RAY_ADDRESS" in os.environ
+    ray.init(
+        address="auto" if existing else "local",
+        num_cpus=None if existing else num_cpus,
+        include_dashboard=None if existing else False,
+        runtime_env={"env_vars": environment},
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+    )
+    logger.info("connected to Ray with %g CPUs", ray.cluster_resources().get("CPU", 0))

@@ -1,0 +1,1 @@
+"""Losses: pure tensor functions that know neither model nor data."""

@@ -1,0 +1,88 @@
+"""InfoNCE over a shared pool of documents, with per-row choice of negatives.
+
+Shapes: Q queries of this rank, K documents of the whole batch, D width.
+Source: arXiv 2405.17428, section 3.2; temperature as in E5-Mistral (arXiv 2401.00368).
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def candidate_mask(
+    num_documents: int,
+    positives: list[list[int]],
+    negatives: list[list[int]],
+    in_batch: list[bool],
+) -> torch.Tensor:
+    """Which documents compete for each query.
+
+    A row with in-batch negatives competes against every document of the batch; a row without, against its own
+    negatives only. The first positive is the target. Further positives of the row are known to be right, so they
+    are never negatives. Documents are identified by position in the batch's list of distinct documents, so a text
+    that is a positive of the row cannot come back as its negative under another row's name.
+
+    Args:
+        num_documents: K.
+        positives: for each query its positives' document positions, the target first.
+        negatives: for each query its hard negatives' document positions.
+        in_batch: for each query whether the other rows' documents are negatives.
+
+    Returns:
+        Boolean tensor (Q, K), True at the target and at every negative.
+    """
+    allowed_QK = torch.tensor(in_batch).unsqueeze(1).expand(-1, num_documents).clone()
+    for row, (own_positives, own_negatives) in enumerate(zip(positives, negatives, strict=True)):
+        allowed_QK[row, own_negatives] = True
+        allowed_QK[row, own_positives] = False
+        allowed_QK[row, own_positives[0]] = True
+    return allowed_QK
+
+
+def infonce(
+    query_QD: torch.Tensor,
+    document_KD: torch.Tensor,
+    target_Q: torch.Tensor,
+    allowed_QK: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Cross entropy of each query's target document against the documents allowed for it.
+
+    Args:
+        query_QD: unit vectors of the queries, fp32.
+        document_KD: unit vectors of all documents, fp32.
+        target_Q: position of each query's positive among the K documents.
+        allowed_QK: True where a document competes for a query; see `candidate_mask`.
+        temperature: divisor of the cosine.
+
+    Returns:
+        Loss of each query (Q); reduce it with the mean over the global batch.
+    """
+    scores_QK = query_QD @ document_KD.T / temperature
+    scores_QK = scores_QK.masked_fill(~allowed_QK, float("-inf"))
+    return F.cross_entropy(scores_QK, target_Q, reduction="none")
+
+
+def document_to_query(
+    query_QD: torch.Tensor,
+    document_KD: torch.Tensor,
+    target_Q: torch.Tensor,
+    competing_QQ: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """The same in the other direction: each query's positive must find that query among the batch's queries.
+
+    Args:
+        query_QD: unit vectors of all queries of the global batch, fp32.
+        document_KD: unit vectors of all documents, fp32.
+        target_Q: position of each query's positive among the K documents.
+        competing_QQ: competing_QQ[i, j] is True where query j competes for the positive of query i; the diagonal
+            is True.
+        temperature: divisor of the cosine.
+
+    Returns:
+        Loss of each positive (Q).
+    """
+    scores_QQ = document_KD[target_Q] @ query_QD.T / temperature
+    scores_QQ = scores_QQ.masked_fill(~competing_QQ, float("-inf"))
+    own_Q = torch.arange(len(target_Q), device=target_Q.device)
+    return F.cross_entropy(scores_QQ, own_Q, reduction="none")
