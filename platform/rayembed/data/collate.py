@@ -1,0 +1,197 @@
+"""One step of the plan -> what one worker feeds to the model.
+
+Each distinct document of the global batch is encoded once, by one worker. Which worker that is, and where its
+vector will stand among the gathered ones, follows from the plan alone, so no communication is needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rayembed.config import SourceConfig
+from rayembed.contract import Contract
+from rayembed.data.plan import PlannedBatch
+from rayembed.losses.infonce import candidate_mask
+from rayembed.model.packing import PackedBatch, pack_ids
+
+
+DocumentKey = tuple[str, str]
+"""Content hash of a document and the instruction in front of it ("" for none): what makes its vector."""
+
+
+@dataclass(frozen=True)
+class ChosenRow:
+    """A row with its documents picked: the target, all known positives, the hard negatives, and their texts."""
+
+    source: int
+    query: str
+    target: DocumentKey
+    positives: list[DocumentKey]
+    negatives: list[DocumentKey]
+    texts: dict[DocumentKey, str]
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """One worker's part of a global batch.
+
+    Shapes: Q queries and E documents of this worker, K documents and B queries of all workers, worker by worker.
+
+    Attributes:
+        step: step of the stage.
+        packed: this worker's Q queries followed by its E documents.
+        num_queries: Q.
+        target_Q: position of each query's positive among the K documents.
+        allowed_QK: which documents compete for each query.
+        competing_QB: which queries compete for the positive of each query; see `document_to_query`.
+        document_counts: E of each worker, in rank order; they add up to K.
+        query_counts: Q of each worker, in rank order; they add up to B.
+        source_Q: position of each row's source in the blend.
+        rows: position of each row in its source, to name a bad batch.
+    """
+
+    step: int
+    packed: PackedBatch
+    num_queries: int
+    target_Q: torch.Tensor
+    allowed_QK: torch.Tensor
+    competing_QB: torch.Tensor
+    document_counts: list[int]
+    query_counts: list[int]
+    source_Q: torch.Tensor
+    rows: list[int]
+
+
+class Collator:
+    """Fetches the rows of planned batches and tokenises one worker's part of them."""
+
+    def __init__(
+        self,
+        tables: Sequence[pa.Table],
+        blend: Sequence[SourceConfig],
+        contract: Contract,
+        tokenizer: Any,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ):
+        self._tables = tables
+        self._blend = blend
+        self._contract = contract
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+
+    def record(self, batch: PlannedBatch) -> dict[str, Any]:
+        """Plain lists and numbers of this worker's part, ready to travel as one Arrow row."""
+        rows = [self._choose(batch.step, source, row) for source, row in batch.rows]
+        owned = self._document_owners(rows)
+        position = {key: index for index, key in enumerate(key for keys in owned for key in keys)}
+        queries_of = [list(range(rank, len(rows), self._world_size)) for rank in range(self._world_size)]
+        mine = queries_of[self._rank]
+        texts = {key: text for row in rows for key, text in row.texts.items()}
+        texts_and_instructions = [
+            *((rows[index].query, self._blend[rows[index].source].instruction or "") for index in mine),
+            *((texts[key], key[1]) for key in owned[self._rank]),
+        ]
+        input_ids, pool_starts = self._tokenize(texts_and_instructions)
+        return {
+            "step": batch.step,
+            "input_ids": input_ids,
+            "pool_starts": pool_starts,
+            "num_queries": len(mine),
+            "positives": [self._positions(rows[index], position) for index in mine],
+            "negatives": [[position[key] for key in rows[index].negatives] for index in mine],
+            "in_batch": [self._blend[rows[index].source].in_batch_negatives for index in mine],
+            "in_batch_all": [
+                self._blend[rows[index].source].in_batch_negatives for part in queries_of for index in part
+            ],
+            "document_counts": [len(keys) for keys in owned],
+            "query_counts": [len(part) for part in queries_of],
+            "source": [rows[index].source for index in mine],
+            "row": [batch.rows[index][1] for index in mine],
+        }
+
+    def _choose(self, step: int, source: int, row: int) -> ChosenRow:
+        """Pick the positive and the hard negatives of a row; the choice depends on seed, step and row alone."""
+        entry = self._blend[source]
+        values = {name: column[0].as_py() for name, column in self._row_columns(source, row).items()}
+        document_instruction = (entry.symmetric and entry.instruction) or ""
+        keys = [(document_id, document_instruction) for document_id in values["document_ids"]]
+        num_positives = len(values["positives"])
+        generator = np.random.default_rng([self._seed, step, source, row])
+        target = int(generator.integers(num_positives))
+        wanted = min(entry.negatives_per_query, len(keys) - num_positives)
+        picked = generator.choice(len(keys) - num_positives, size=wanted, replace=False) + num_positives
+        documents = values["positives"] + values["negatives"]
+        used = [target, *picked.tolist()]
+        return ChosenRow(
+            source=source,
+            query=values["query"],
+            target=keys[target],
+            positives=keys[:num_positives],
+            negatives=[keys[index] for index in picked],
+            texts={keys[index]: documents[index] for index in used},
+        )
+
+    def _row_columns(self, source: int, row: int) -> dict[str, pa.ChunkedArray]:
+        table = self._tables[source].slice(row, 1)
+        return {name: table[name] for name in ("query", "positives", "negatives", "document_ids")}
+
+    def _document_owners(self, rows: Sequence[ChosenRow]) -> list[list[DocumentKey]]:
+        """Documents of each worker: those that one of its rows is the first to name."""
+        owned: list[list[DocumentKey]] = [[] for _ in range(self._world_size)]
+        seen: set[DocumentKey] = set()
+        for index, row in enumerate(rows):
+            for key in (row.target, *row.negatives):
+                if key not in seen:
+                    seen.add(key)
+                    owned[index % self._world_size].append(key)
+        return owned
+
+    def _positions(self, row: ChosenRow, position: dict[DocumentKey, int]) -> list[int]:
+        """Positions of the row's positives that are in the batch, the target first."""
+        others = [key for key in row.positives if key != row.target and key in position]
+        return [position[row.target], *(position[key] for key in others)]
+
+    def _tokenize(self, texts_and_instructions: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
+        """Token ids and pool starts in the order given; texts with the same instruction are tokenised together."""
+        ids: list[list[int]] = [[]] * len(texts_and_instructions)
+        starts = [0] * len(texts_and_instructions)
+        for instruction in sorted({instruction for _, instruction in texts_and_instructions}):
+            members = [index for index, item in enumerate(texts_and_instructions) if item[1] == instruction]
+            tokenized = self._contract.tokenize(
+                self._tokenizer, [texts_and_instructions[index][0] for index in members], instruction or None
+            )
+            for index, text_ids, start in zip(members, tokenized.input_ids, tokenized.pool_starts, strict=True):
+                ids[index], starts[index] = text_ids, start
+        return ids, starts
+
+
+def to_training_batch(record: dict[str, Any], rank: int) -> TrainingBatch:
+    """Tensors of a record made by `Collator.record` for the worker of this rank."""
+    positives = [list(row) for row in record["positives"]]
+    num_documents = sum(record["document_counts"])
+    in_batch_Q = torch.tensor(record["in_batch"], dtype=torch.bool)
+    in_batch_B = torch.tensor(record["in_batch_all"], dtype=torch.bool)
+    own_Q = torch.arange(record["num_queries"]) + sum(record["query_counts"][:rank])
+    competing_QB = in_batch_Q.unsqueeze(1) & in_batch_B.unsqueeze(0)
+    competing_QB[torch.arange(len(own_Q)), own_Q] = True
+    return TrainingBatch(
+        step=record["step"],
+        packed=pack_ids(record["input_ids"], record["pool_starts"]),
+        num_queries=record["num_queries"],
+        target_Q=torch.tensor([row[0] for row in positives]),
+        allowed_QK=candidate_mask(num_documents, positives, record["negatives"], record["in_batch"]),
+        competing_QB=competing_QB,
+        document_counts=list(record["document_counts"]),
+        query_counts=list(record["query_counts"]),
+        source_Q=torch.tensor(record["source"]),
+        rows=list(record["row"]),
+    )

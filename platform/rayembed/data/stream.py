@@ -1,0 +1,103 @@
+"""Ray Data streams the plan to a worker: fetch, tokenise, deliver in order, from any step.
+
+Each worker builds its own stream from the step it starts at, so resuming needs nothing but that step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from rayembed.config import SourceConfig
+from rayembed.contract import Contract
+from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
+from rayembed.data.plan import PlanReader
+from rayembed.model.checkpoint import load_tokenizer
+
+STEPS_PER_BLOCK = 8
+PREFETCHED_STEPS = 8
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """Everything a worker's stream is made from; small enough to send to any process."""
+
+    plan: Path
+    sources: tuple[Path, ...]
+    blend: tuple[SourceConfig, ...]
+    contract: Contract
+    tokenizer: str
+    seed: int
+
+    def collator(self, rank: int, world_size: int) -> Collator:
+        """Collator over the memory-mapped sources."""
+        tables: list[pa.Table] = [pq.read_table(path, memory_map=True) for path in self.sources]
+        return Collator(
+            tables,
+            self.blend,
+            self.contract,
+            load_tokenizer(self.tokenizer),
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+
+class _FetchAndTokenize:
+    """Ray Data actor: step numbers in, this worker's records out."""
+
+    def __init__(self, spec: StreamSpec, rank: int, world_size: int):
+        self._spec = spec
+        self._rank = rank
+        self._world_size = world_size
+
+    @cached_property
+    def _collator(self) -> Collator:
+        return self._spec.collator(self._rank, self._world_size)
+
+    @cached_property
+    def _plan(self) -> PlanReader:
+        return PlanReader(self._spec.plan)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self._collator.record(self._plan.read(int(row["data"])))
+
+
+def stream_batches(
+    spec: StreamSpec, *, start: int, stop: int, rank: int, world_size: int
+) -> Iterator[TrainingBatch]:
+    """Batches of steps start, start + 1, ..., stop - 1 for one worker, in order.
+
+    Memory is bounded by Ray Data's back-pressure plus `PREFETCHED_STEPS`. Every worker calls this for itself.
+    """
+    if start >= stop:
+        return
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    steps = np.arange(start, stop)
+    blocks = np.array_split(steps, -(-len(steps) // STEPS_PER_BLOCK))
+    dataset = ray.data.from_numpy(blocks).map(
+        _FetchAndTokenize,
+        fn_constructor_args=(spec, rank, world_size),
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=0.25,
+    )
+    for record in dataset.iter_rows():
+        yield to_training_batch(record, rank)
+
+
+def local_batches(
+    spec: StreamSpec, *, start: int, stop: int, rank: int = 0, world_size: int = 1
+) -> Iterator[TrainingBatch]:
+    """The same batches made in this process, without Ray: for dry runs, benchmarks and tests."""
+    plan = PlanReader(spec.plan)
+    collator = spec.collator(rank, world_size)
+    for step in range(start, stop):
+        yield to_training_batch(collator.record(plan.read(step)), rank)
