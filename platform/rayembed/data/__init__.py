@@ -1,0 +1,1 @@
+"""Training and evaluation data: schemas, splits, built-in sources and their storage on disk."""

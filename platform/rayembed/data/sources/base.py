@@ -1,0 +1,80 @@
+"""What a built-in source is: a description and a function that yields examples."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayembed.data.schema import Kind, label_row, pair_row, score_row
+from rayembed.data.splits import Split, split_of
+
+
+@dataclass(frozen=True)
+class PairExample:
+    """A query and its relevant document; `group` decides the split."""
+
+    group: str
+    query: str
+    positive: str
+
+    @property
+    def split(self) -> Split:
+        """Split of the group."""
+        return split_of(self.group)
+
+    def row(self, dataset: str, task_type: str) -> dict:
+        """Row of PAIR_SCHEMA."""
+        return pair_row(self.query, [self.positive], [], dataset=dataset, task_type=task_type)
+
+
+@dataclass(frozen=True)
+class LabelExample:
+    """A text and its class; `group` decides the split."""
+
+    group: str
+    text: str
+    label: str
+
+    @property
+    def split(self) -> Split:
+        """Split of the group."""
+        return split_of(self.group)
+
+    def row(self, dataset: str, task_type: str) -> dict:
+        """Row of LABEL_SCHEMA."""
+        return label_row(self.text, self.label, dataset=dataset, task_type=task_type, group=self.group)
+
+
+@dataclass(frozen=True)
+class ScoreExample:
+    """Two texts with a human score; always held out, because such sets are too small to train on."""
+
+    sentence1: str
+    sentence2: str
+    score: float
+    split: Split = "test"
+
+    def row(self, dataset: str, task_type: str) -> dict:
+        """Row of SCORE_SCHEMA."""
+        return score_row(self.sentence1, self.sentence2, self.score, dataset=dataset, task_type=task_type)
+
+
+Example = PairExample | LabelExample | ScoreExample
+
+
+@dataclass(frozen=True)
+class BuiltInSource:
+    """A source that `rayembed data build NAME` makes.
+
+    `read` gets a folder for downloads and yields the examples in a fixed order. `version` is raised whenever the
+    same input would give other rows, so that stored copies are built again.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    task_type: str
+    origin: str
+    licence: str
+    requires: str
+    read: Callable[[Path], Iterable[Example]]
+    version: int = 1
