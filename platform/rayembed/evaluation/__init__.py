@@ -1,0 +1,12 @@
+"""Evaluation: mteb tasks over the inference engine, spread over Ray actors."""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """Import `run` on first use: mteb takes seconds to import, which the command line must not pay for its help."""
+    if name == "run":
+        from rayembed.evaluation.runner import run
+
+        return run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,77 @@
+"""The score table: one row a task, one column a model."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayembed.evaluation.tasks import TASKS, main_score_of
+from rayembed.paths import atomic_write
+
+SCORES_FILE = "scores.json"
+COLUMNS = {"bm25": "BM25", "base": "untrained", "trained": "trained"}
+
+Scores = dict[str, dict[str, Any]]
+
+
+def score_table(tasks: list[str], columns: Mapping[str, Mapping[str, float]]) -> Scores:
+    """Scores of all tasks: task -> {"metric", "base", "bm25", "trained"}; None where a model was not scored."""
+    return {
+        task: {"metric": main_score_of(task)}
+        | {column: columns.get(column, {}).get(task) for column in ("base", "bm25", "trained")}
+        for task in tasks
+    }
+
+
+def write_scores(scores: Scores, output: Path) -> Path:
+    """Write scores.json into `output` and return its path."""
+    path = output / SCORES_FILE
+    atomic_write(path, json.dumps({"tasks": scores}, indent=2) + "\n")
+    return path
+
+
+def mean_rows(scores: Scores) -> list[tuple[str, dict[str, float | None]]]:
+    """Means over the tasks of each type with more than one task, then over all tasks.
+
+    A column has a mean only where it has a score on every task of the group, so that columns can be compared.
+    """
+    groups: dict[str, list[str]] = {}
+    for task in scores:
+        groups.setdefault(TASKS[task].type, []).append(task)
+    named = [
+        (f"mean of {len(members)} {kind}", members) for kind, members in groups.items() if len(members) > 1
+    ]
+    if len(scores) > 1:
+        named.append((f"mean of all {len(scores)}", list(scores)))
+    return [(name, {column: _mean(scores, members, column) for column in COLUMNS}) for name, members in named]
+
+
+def format_table(scores: Scores) -> str:
+    """The table as aligned text."""
+    rows = [[task, row["metric"], *_cells(row)] for task, row in scores.items()]
+    means = [[name, "", *_cells(values)] for name, values in mean_rows(scores)]
+    header = ["task", "metric", *COLUMNS.values(), "change"]
+    widths = [max(len(row[column]) for row in [header, *rows, *means]) for column in range(len(header))]
+    rule = ["-" * width for width in widths]
+    lines = [header, rule, *rows, *([rule, *means] if means else [])]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    values = [row[column] for column in COLUMNS]
+    base, trained = row["base"], row["trained"]
+    change = "-" if base is None or trained is None else f"{trained - base:+.3f}"
+    return [*("-" if value is None else f"{value:.3f}" for value in values), change]
+
+
+def _mean(scores: Scores, tasks: list[str], column: str) -> float | None:
+    values = [scores[task][column] for task in tasks]
+    return None if None in values else float(np.mean(values))

@@ -1,0 +1,299 @@
+"""Built-in mteb tasks over the test splits of the built-in sources.
+
+mteb brings the protocol and the metric of every task type; this file only feeds it rows. Tasks are capped by
+hash of the row's id, so that the same rows are chosen on every machine and whatever the order of the file.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from rayembed.data.store import read_split
+
+
+@dataclass(frozen=True)
+class TaskDefinition:
+    """One row of the task table.
+
+    Attributes:
+        name: mteb task name.
+        source: built-in source whose test split is evaluated.
+        type: mteb task type: Retrieval, Classification, Clustering or STS.
+        instruction: prompt of the task; queries or all texts of a symmetric task get it.
+        description: what is asked of the model.
+        max_queries: most rows that are scored (queries, test texts); None takes all.
+        max_documents: most documents in the corpus of a retrieval task; None takes all.
+    """
+
+    name: str
+    source: str
+    type: str
+    instruction: str
+    description: str
+    max_queries: int | None = None
+    max_documents: int | None = None
+
+
+_SENTIMENT = "Classify the sentiment of the given {} as positive or negative"
+_WORDS = "Retrieve words that have the same meaning as the given word"
+
+TASKS: dict[str, TaskDefinition] = {
+    definition.name: definition
+    for definition in (
+        TaskDefinition(
+            "DocstringRetrieval",
+            "python-docstrings",
+            "Retrieval",
+            "Given a description of what a function does, retrieve the Python function that implements it",
+            "First paragraph of a standard library docstring to the source of its function, modules never seen.",
+        ),
+        TaskDefinition(
+            "WordNetGlossRetrieval",
+            "wordnet-glosses",
+            "Retrieval",
+            "Given a word or an example of its use, retrieve the dictionary definition of the word",
+            "WordNet lemma or usage example to the gloss of its synset.",
+            max_queries=500,
+            max_documents=3000,
+        ),
+        TaskDefinition(
+            "VaderTweets",
+            "vader-tweets",
+            "Classification",
+            _SENTIMENT.format("tweet"),
+            "Sentiment of tweets, rated by people.",
+            max_queries=500,
+        ),
+        TaskDefinition(
+            "VaderAmazon",
+            "vader-amazon",
+            "Classification",
+            _SENTIMENT.format("product review sentence"),
+            "Sentiment of sentences from product reviews, rated by people.",
+            max_queries=500,
+        ),
+        TaskDefinition(
+            "VaderMovies",
+            "vader-movies",
+            "Classification",
+            _SENTIMENT.format("movie review sentence"),
+            "Sentiment of sentences from film reviews, rated by people.",
+            max_queries=500,
+        ),
+        TaskDefinition(
+            "VaderNewYorkTimes",
+            "vader-nytimes",
+            "Classification",
+            _SENTIMENT.format("newspaper opinion sentence"),
+            "Sentiment of sentences from newspaper opinion pieces, rated by people.",
+            max_queries=500,
+        ),
+        TaskDefinition(
+            "WordNetLexnameClustering",
+            "wordnet-lexnames",
+            "Clustering",
+            "Identify the semantic category of the thing or action that the definition describes",
+            "WordNet glosses grouped by lexicographer file, such as noun.animal.",
+            max_queries=1000,
+        ),
+        TaskDefinition(
+            "WordSim353", "wordsim353", "STS", _WORDS, "Relatedness of two words as judged by people."
+        ),
+        TaskDefinition(
+            "SimLex999", "simlex999", "STS", _WORDS, "Similarity of two words as judged by people."
+        ),
+    )
+}
+
+
+class BuiltInTask:
+    """What the four task types share: reading the source and describing it to mteb.
+
+    The revision in the metadata is a digest of the definition and of every row read, so a stored result is reused
+    only while the data and the instruction are the same.
+    """
+
+    main_score: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("test",)
+
+    def __init__(self, definition: TaskDefinition, data_dir: Path):
+        tables = {split: read_split(data_dir, definition.source, split) for split in self.splits}
+        self.definition = definition
+        self.metadata = TaskMetadata(
+            name=definition.name,
+            description=definition.description,
+            type=cast(Any, definition.type),
+            main_score=self.main_score,
+            prompt=definition.instruction,
+            dataset={"path": definition.source, "revision": _revision(definition, tables.values())},
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            category="t2t" if definition.type in ("Retrieval", "STS") else "t2c",
+        )
+        super().__init__()
+        self.dataset: Any = self.build(tables)
+        self.data_loaded = True
+
+    def build(self, tables: dict[str, pa.Table]) -> Any:
+        """Rows in the form that mteb expects of this task type."""
+        raise NotImplementedError
+
+    def texts(self) -> Iterable[str]:
+        """Texts that the task encodes, training samples left out; their length orders the work."""
+        raise NotImplementedError
+
+    @property
+    def workload(self) -> int:
+        """Characters to encode, instructions included: a stand-in for the tokens, which depend on the model."""
+        return sum(len(text) + len(self.definition.instruction) for text in self.texts())
+
+
+class BuiltInRetrieval(BuiltInTask, AbsTaskRetrieval):
+    """Pairs: every positive of the split is in the corpus; queries of equal text share their positives."""
+
+    main_score = "ndcg_at_10"
+
+    def build(self, tables: dict[str, pa.Table]) -> Any:
+        """Corpus, queries and judgements."""
+        documents: dict[str, str] = {}
+        judgements: dict[str, dict[str, int]] = {}
+        for row in tables["test"].to_pylist():
+            positives = dict(zip(row["document_ids"], row["positives"], strict=False))
+            documents |= positives
+            judgements.setdefault(row["query"], {}).update(dict.fromkeys(positives, 1))
+        queries = _sample(judgements, self.definition.max_queries)
+        relevant = {document for query in queries for document in judgements[query]}
+        others = [document for document in documents if document not in relevant]
+        if self.definition.max_documents is not None:
+            others = _sample(others, max(0, self.definition.max_documents - len(relevant)))
+        corpus = sorted(relevant) + sorted(others)
+        identifiers = {query: f"q{position}" for position, query in enumerate(queries)}
+        split = RetrievalSplitData(
+            corpus=Dataset.from_dict(
+                {"id": corpus, "title": [""] * len(corpus), "text": [documents[d] for d in corpus]}
+            ),
+            queries=Dataset.from_dict({"id": list(identifiers.values()), "text": queries}),
+            relevant_docs={identifiers[query]: judgements[query] for query in queries},
+            top_ranked=None,
+        )
+        return {"default": {"test": split}}
+
+    def texts(self) -> Iterable[str]:
+        """Queries and corpus."""
+        split = self.dataset["default"]["test"]
+        return [*split["queries"]["text"], *split["corpus"]["text"]]
+
+
+class BuiltInClassification(BuiltInTask, AbsTaskClassification):
+    """Labels: logistic regression on 16 training texts per label, ten draws."""
+
+    main_score = "accuracy"
+    splits = ("train", "test")
+    samples_per_label = 16
+    n_experiments = 10
+
+    def build(self, tables: dict[str, pa.Table]) -> Any:
+        """Train and test texts with integer labels in the order of the sorted names."""
+        labels = sorted(set(tables["train"]["label"].to_pylist()))
+        rows = {
+            "train": tables["train"].to_pylist(),
+            "test": _sample_rows(tables["test"].to_pylist(), self.definition.max_queries),
+        }
+        return DatasetDict(
+            {
+                split: Dataset.from_dict(
+                    {
+                        "text": [row["text"] for row in members],
+                        "label": [labels.index(row["label"]) for row in members],
+                    }
+                )
+                for split, members in rows.items()
+            }
+        )
+
+    def texts(self) -> Iterable[str]:
+        """Test texts."""
+        return self.dataset["test"]["text"]
+
+
+class BuiltInClustering(BuiltInTask, AbsTaskClustering):
+    """Labels: k-means on bootstrap samples of the embedded texts, ten draws."""
+
+    main_score = "v_measure"
+    max_fraction_of_documents_to_embed = None
+    max_documents_per_cluster = 1000
+
+    def build(self, tables: dict[str, pa.Table]) -> Any:
+        """Test texts with their labels."""
+        rows = _sample_rows(tables["test"].to_pylist(), self.definition.max_queries)
+        columns = {"sentences": [row["text"] for row in rows], "labels": [row["label"] for row in rows]}
+        return DatasetDict(test=Dataset.from_dict(columns))
+
+    def texts(self) -> Iterable[str]:
+        """Test texts."""
+        return self.dataset["test"]["sentences"]
+
+
+class BuiltInSTS(BuiltInTask, AbsTaskSTS):
+    """Scores: rank correlation of the cosine with human judgement, 0 to 10."""
+
+    main_score = "cosine_spearman"
+    min_score = 0
+    max_score = 10
+
+    def build(self, tables: dict[str, pa.Table]) -> Any:
+        """Pairs with their score."""
+        columns = tables["test"].select(["sentence1", "sentence2", "score"]).to_pydict()
+        return DatasetDict(test=Dataset.from_dict(columns))
+
+    def texts(self) -> Iterable[str]:
+        """Both sides of every pair."""
+        return [*self.dataset["test"]["sentence1"], *self.dataset["test"]["sentence2"]]
+
+
+_CLASSES: dict[str, type[BuiltInTask]] = {
+    "Retrieval": BuiltInRetrieval,
+    "Classification": BuiltInClassification,
+    "Clustering": BuiltInClustering,
+    "STS": BuiltInSTS,
+}
+
+
+def main_score_of(name: str) -> str:
+    """mteb's key of the main score of a built-in task."""
+    return _CLASSES[TASKS[name].type].main_score
+
+
+def load_task(name: str, data_dir: Path) -> Any:
+    """Built-in task `name` with its rows, as an mteb task.
+
+    Raises:
+        DataError: its source has not been built in `data_dir` or has another form.
+    """
+    definition = TASKS[name]
+    return _CLASSES[definition.type](definition, data_dir)
+
+
+def _sample(keys: Iterable[str], limit: int | None) -> list[str]:
+    """At most `limit` of the keys: those with the smallest hash, in the order of the hash."""
+    return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())[:limit]
+
+
+def _sample_rows(rows: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    by_identifier = {row["text_id"]: row for row in rows}
+    return [by_identifier[identifier] for identifier in _sample(by_identifier, limit)]
+
+
+def _revision(definition: TaskDefinition, tables: Iterable[pa.Table]) -> str:
+    digest = hashlib.sha256(repr(definition).encode())
+    for table in tables:
+        digest.update(repr(table.to_pydict()).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,92 @@
+"""Tiny built sources and an engine that needs no model."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayembed.contract import Contract
+from rayembed.data.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA, document_id
+from rayembed.inference.engine import Encoded
+
+DIMENSIONS = 32
+
+
+class WordEngine:
+    """Bag-of-words vectors from hashed words: deterministic, and equal words make texts similar."""
+
+    dimensions = DIMENSIONS
+
+    def __init__(self, digest: str = "0" * 64, instructions: dict[str, str] | None = None):
+        self.digest = digest
+        self.contract = Contract(instructions=instructions or {})
+        self.calls: list[tuple[str | None, list[str]]] = []
+
+    def encode(self, texts, *, instruction=None, dimensions=None, show_progress=False):
+        self.calls.append((instruction, list(texts)))
+        vectors = np.stack([self._vector(text) for text in texts]).astype(np.float32)
+        return Encoded(vectors, [len(text) for text in texts], [False] * len(texts))
+
+    def _vector(self, text: str) -> np.ndarray:
+        total = np.full(DIMENSIONS, 1e-3)
+        for word in text.lower().split():
+            seed = int.from_bytes(hashlib.sha256(f"{self.digest}{word}".encode()).digest()[:4])
+            total += np.random.default_rng(seed).standard_normal(DIMENSIONS)
+        return total / np.linalg.norm(total)
+
+
+def write_split(data_dir: Path, source: str, split: str, rows: list[dict], schema: pa.Schema) -> None:
+    folder = data_dir / source
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"{split}.parquet")
+
+
+def pair(query: str, positive: str, source: str = "python-docstrings") -> dict:
+    return {
+        "query": query,
+        "positives": [positive],
+        "negatives": [],
+        "dataset": source,
+        "task_type": "retrieval",
+        "query_id": document_id(query + positive),
+        "document_ids": [document_id(positive)],
+    }
+
+
+def labelled(text: str, label: str, source: str = "vader-tweets") -> dict:
+    return {
+        "text": text,
+        "label": label,
+        "dataset": source,
+        "task_type": "classification",
+        "text_id": document_id(text),
+        "group": document_id(text),
+    }
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair, a label and a score source with a handful of rows each."""
+    folder = tmp_path_factory.mktemp("data")
+    pairs = [pair(f"sort the list number {n}", f"def sort_{n}(): sort list number {n}") for n in range(20)]
+    write_split(folder, "python-docstrings", "test", pairs, PAIR_SCHEMA)
+    for split in ("train", "test"):
+        rows = [labelled(f"{split} good fine {n}", "positive") for n in range(20)]
+        rows += [labelled(f"{split} bad awful {n}", "negative") for n in range(20)]
+        write_split(folder, "vader-tweets", split, rows, LABEL_SCHEMA)
+    words = ["cat", "dog", "cat dog", "car", "cat car", "dog car house"]
+    scores = [
+        {
+            "sentence1": "cat",
+            "sentence2": word,
+            "score": 10.0 - n,
+            "dataset": "wordsim353",
+            "task_type": "sts",
+        }
+        for n, word in enumerate(words)
+    ]
+    write_split(folder, "wordsim353", "test", scores, SCORE_SCHEMA)
+    return folder

@@ -1,0 +1,93 @@
+import math
+
+import pytest
+
+from rayembed.data.schema import PAIR_SCHEMA
+from rayembed.errors import UserError
+from rayembed.evaluation.benchmarks import task_names
+from rayembed.evaluation.bm25 import BM25, terms
+from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
+from rayembed.evaluation.tasks import TASKS, load_task
+from tests.evaluation.conftest import WordEngine, pair, write_split
+
+
+class RankedEngine(WordEngine):
+    """Vectors on a half circle: a text `N ...` lies at N degrees, so ranks are known by construction."""
+
+    dimensions = 2
+
+    def _vector(self, text):
+        import numpy as np
+
+        angle = math.radians(float(text.split()[0]))
+        return np.array([math.cos(angle), math.sin(angle)])
+
+
+def test_ndcg_equals_the_hand_computed_value(tmp_path):
+    # Query "0" finds its documents at ranks 1 and 3, query "90" finds its only one at rank 2.
+    rows = [pair("0 a", "1 first"), pair("0 a", "40 third"), pair("90 b", "70 second")]
+    rows += [pair("2 unused", "20 between"), pair("3 unused", "89 nearest")]
+    write_split(tmp_path, "python-docstrings", "test", rows, PAIR_SCHEMA)
+    task = load_task("DocstringRetrieval", tmp_path)
+    split = task.dataset["default"]["test"]
+    kept = [row for row in split["queries"] if "unused" not in row["text"]]
+    split["queries"] = split["queries"].filter(lambda row: "unused" not in row["text"])
+    split["relevant_docs"] = {row["id"]: split["relevant_docs"][row["id"]] for row in kept}
+
+    score = evaluate_task(EngineEncoder(RankedEngine(), "ranked"), task).get_score()
+
+    first = (1 + 1 / math.log2(4)) / (1 + 1 / math.log2(3))
+    second = 1 / math.log2(3)
+    assert score == pytest.approx((first + second) / 2, abs=1e-5)
+
+
+def test_queries_of_equal_text_share_their_positives(tmp_path):
+    rows = [pair("bank", "side of a river"), pair("bank", "house of money"), pair("oak", "tree")]
+    write_split(tmp_path, "wordnet-glosses", "test", rows, PAIR_SCHEMA)
+    split = load_task("WordNetGlossRetrieval", tmp_path).dataset["default"]["test"]
+    assert sorted(split["queries"]["text"]) == ["bank", "oak"]
+    assert sorted(len(relevant) for relevant in split["relevant_docs"].values()) == [1, 2]
+
+
+def test_caps_choose_the_same_rows_whatever_their_order(tmp_path):
+    rows = [pair(f"word {n}", f"gloss {n}") for n in range(4000)]
+    for folder, ordered in (("a", rows), ("b", rows[::-1])):
+        write_split(tmp_path / folder, "wordnet-glosses", "test", ordered, PAIR_SCHEMA)
+    one, other = (load_task("WordNetGlossRetrieval", tmp_path / folder) for folder in "ab")
+    split, same = one.dataset["default"]["test"], other.dataset["default"]["test"]
+    assert (len(split["queries"]), len(split["corpus"])) == (500, 3000)
+    assert split["queries"]["text"] == same["queries"]["text"]
+    assert split["corpus"]["id"] == same["corpus"]["id"]
+    assert all(set(relevant) <= set(split["corpus"]["id"]) for relevant in split["relevant_docs"].values())
+
+
+def test_the_revision_follows_the_rows(tmp_path):
+    revisions = set()
+    for text in ("def a(): 1", "def a(): 2"):
+        write_split(tmp_path, "python-docstrings", "test", [pair("find a", text)], PAIR_SCHEMA)
+        revisions.add(load_task("DocstringRetrieval", tmp_path).metadata.revision)
+    assert len(revisions) == 2
+
+
+def test_a_good_encoder_separates_the_toy_labels(data_dir):
+    encoder = EngineEncoder(WordEngine(), "fake")
+    assert evaluate_task(encoder, load_task("VaderTweets", data_dir)).get_score() > 0.9
+
+
+def test_bm25_is_scored_on_the_same_task(data_dir):
+    result = evaluate_task(BM25(), load_task("DocstringRetrieval", data_dir))
+    assert result.get_score() > 0.9
+
+
+def test_terms_split_compound_identifiers():
+    assert terms("readLines_from(HTTPServer, utf8)") == ["read", "lines", "from", "http", "server", "utf8"]
+
+
+def test_unknown_names_offer_the_nearest():
+    with pytest.raises(UserError, match="did you mean DocstringRetrieval"):
+        task_names(tasks=["docstringretreival"])
+    with pytest.raises(UserError, match="unknown benchmark 'quickstart'; did you mean rayembed-quickstart"):
+        task_names("quickstart")
+    with pytest.raises(UserError, match="known: DocstringRetrieval"):
+        task_names(tasks=["zzz"])
+    assert task_names() == list(TASKS)
