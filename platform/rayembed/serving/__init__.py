@@ -1,0 +1,1 @@
+"""The endpoint: an OpenAI-compatible embedding service on Ray Serve."""

@@ -1,0 +1,90 @@
+"""`rayembed serve`."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from rayembed.errors import ConfigError, ResourceError
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.deploy import deploy, example_request
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+
+
+def serve(
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint folder")],
+    host: Annotated[str | None, typer.Option(help="address to listen on [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port [default: 8000]")] = None,
+    model_name: Annotated[str | None, typer.Option(help="name of the model [default: the folder's]")] = None,
+    config: Annotated[Path | None, typer.Option(help="Serve config file that gives the defaults")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any other serving setting")
+    ] = None,
+    blocking: Annotated[
+        bool, typer.Option(help="stay until Ctrl-C; --no-blocking leaves it on the cluster of RAY_ADDRESS")
+    ] = True,
+) -> None:
+    """Serve a checkpoint over HTTP with an OpenAI-compatible interface."""
+    if not blocking and "RAY_ADDRESS" not in os.environ:
+        raise ResourceError(
+            "--no-blocking needs a Ray cluster that outlives this command; "
+            "run `ray start --head` and set RAY_ADDRESS=127.0.0.1:6379"
+        )
+    arguments, http_options = read_config_file(config) if config else ({}, {})
+    arguments |= dict(_split_setting(setting) for setting in settings or [])
+    arguments["checkpoint"] = checkpoint
+    if model_name is not None:
+        arguments["model_name"] = model_name
+    url = deploy(
+        arguments,
+        host=host or http_options.get("host", DEFAULT_HOST),
+        port=port or http_options.get("port", DEFAULT_PORT),
+    )
+    typer.echo(f"ready: {url}\ntry it:\n  {example_request(url, ServeConfig.parse(arguments).served_name)}")
+    if blocking:
+        _stay_until_interrupted()
+
+
+app = typer.Typer()
+app.command()(serve)
+
+
+def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The application's `args` and the `http_options` of a Serve config file with one application.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or has not exactly one application.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        [application] = content["applications"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not a Serve config file with one application: {error}") from error
+    return dict(application.get("args", {})), dict(content.get("http_options", {}))
+
+
+def _split_setting(setting: str) -> tuple[str, str]:
+    key, separator, value = setting.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
+    return key, value
+
+
+def _stay_until_interrupted() -> None:
+    from ray import serve as ray_serve
+
+    logger.info("press Ctrl-C to stop")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        logger.info("stopping")
+        ray_serve.shutdown()

@@ -1,0 +1,135 @@
+"""Put an endpoint on Ray from one call and wait until it answers."""
+
+import errno
+import logging
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.api import RunTarget, run_many
+from ray.serve.schema import ApplicationStatus
+
+from rayembed.cluster import connect
+from rayembed.errors import CheckpointError, ResourceError
+from rayembed.serving.builder import APPLICATION_NAME, build_application
+from rayembed.serving.config import ServeConfig
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+_PROGRESS_EVERY_S = 10
+_PROXY_TIMEOUT_S = 30
+
+
+def deploy(
+    arguments: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000, timeout_s: float = 900
+) -> str:
+    """Serve a checkpoint on the connected Ray cluster, or on one started here, and return the endpoint's URL.
+
+    An endpoint that already runs on the cluster is replaced without a pause. Ray Serve passes the environment
+    of `rayembed.cluster.connect` on to the replicas, so that they find the package uninstalled.
+
+    Args:
+        arguments: fields of `ServeConfig`; without num_cpus and num_gpus a replica gets one GPU where
+            there is any, else its share of the largest node's cores.
+        host: address to listen on; anything but a loopback address needs an authenticating proxy in front.
+        port: TCP port.
+        timeout_s: longest wait for the model to load.
+
+    Raises:
+        ConfigError: an argument is unknown or out of range.
+        CheckpointError: the checkpoint folder does not exist or its model does not load.
+        ResourceError: the port is taken or the cluster has no room.
+    """
+    config = ServeConfig.parse(arguments)
+    if not config.checkpoint_path.is_dir():
+        raise CheckpointError(f"{config.checkpoint_path} is not a folder; give the path of a checkpoint")
+    connect()
+    config = ServeConfig.parse({**_fitting_resources(config.max_replicas), **arguments})
+    if not _serve_is_running():
+        _check_port(host, port)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        logger.warning(
+            "listening on %s: this endpoint has no authentication, put a proxy in front of it", host
+        )
+    serve.start(http_options={"host": host, "port": port})
+    run_many(
+        [RunTarget(build_application(config), name=APPLICATION_NAME, route_prefix="/")],
+        wait_for_applications_running=False,
+    )
+    _wait_until_running(timeout_s)
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    _wait_until_ready(url)
+    return url
+
+
+def example_request(url: str, model: str) -> str:
+    """A curl line that asks the endpoint for a vector."""
+    body = f'{{"model": "{model}", "input": "How do I read a file?"}}'
+    return f"curl -s {url}/v1/embeddings -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _fitting_resources(max_replicas: int) -> dict[str, float]:
+    """Processor cores and GPUs of a replica when the user names none."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(resources.get("GPU") for resources in nodes):
+        return {"num_gpus": 1}
+    return {"num_cpus": max(1, max(int(resources.get("CPU", 0)) for resources in nodes) // max_replicas)}
+
+
+def _serve_is_running() -> bool:
+    return bool(serve.status().proxies)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
+            raise ResourceError(f"port {port} on {host} {reason}; choose another one with --port") from error
+
+
+def _wait_until_running(timeout_s: float) -> None:
+    started = reported = time.monotonic()
+    logger.info("starting the replicas and loading the model")
+    while True:
+        application = serve.status().applications[APPLICATION_NAME]
+        if application.status == ApplicationStatus.RUNNING:
+            return
+        details = "; ".join(
+            f"{name}: {status.message}" for name, status in application.deployments.items() if status.message
+        )
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise CheckpointError(f"the endpoint did not start: {details or application.message}")
+        now = time.monotonic()
+        if now - started > timeout_s:
+            raise ResourceError(
+                f"the endpoint is not ready after {timeout_s:.0f} s ({details or application.status}); "
+                "free processors or GPUs on the cluster, or lower num_cpus and num_gpus"
+            )
+        if now - reported > _PROGRESS_EVERY_S:
+            reported = now
+            logger.info("waiting for %.0f s: %s", now - started, details or application.status.value)
+        time.sleep(_POLL_S)
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + _PROXY_TIMEOUT_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=_PROXY_TIMEOUT_S):
+                return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    f"the endpoint runs but {url} does not answer ({error}); Ray Serve of this cluster may "
+                    "listen on another port: use that one, or run `serve shutdown` first"
+                ) from error
+        time.sleep(_POLL_S)

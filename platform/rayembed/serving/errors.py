@@ -1,0 +1,122 @@
+"""Every failure of the endpoint in the one shape that OpenAI clients expect, `{"error": {...}}`.
+
+Messages name the rule and the cure. They never repeat what the client sent: inputs may be private or large.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 500: "internal_error"}
+_MESSAGES = {
+    404: "no such path; there are POST /v1/embeddings, GET /v1/models, GET /health/live and /health/ready",
+    405: "this path does not take that method; /v1/embeddings takes POST, all others take GET",
+    413: "the request body is too large; send fewer or shorter inputs in one request",
+}
+_INPUT_RULE = (
+    "input must be a non-empty string, or a non-empty list of non-empty strings, of token ids, "
+    "or of non-empty lists of token ids"
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a request was not answered; travels from the model replica to the ingress as a value.
+
+    Attributes:
+        status: HTTP status.
+        message: what is wrong and what to do.
+        param: request field that is at fault.
+        code: stable name of the failure for programs.
+        retry_after_s: whole seconds after which the same request may succeed.
+    """
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: int | None = None
+
+    def response(self) -> JSONResponse:
+        """The HTTP response."""
+        error = {
+            "message": self.message,
+            "type": _TYPES.get(self.status, "invalid_request_error"),
+            "param": self.param,
+            "code": self.code or _CODES.get(self.status, "invalid_request"),
+        }
+        headers = {"Retry-After": str(self.retry_after_s)} if self.retry_after_s is not None else None
+        return JSONResponse({"error": error}, status_code=self.status, headers=headers)
+
+
+class ApiError(Exception):
+    """Ends a request with a problem."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def overloaded(retry_after_s: int) -> Problem:
+    """The answer to a request that the queue has no room for."""
+    return Problem(
+        429,
+        f"the endpoint is at its limit of queued tokens; send the request again in {retry_after_s} s",
+        code="rate_limit_exceeded",
+        retry_after_s=retry_after_s,
+    )
+
+
+def unavailable(reason: str) -> Problem:
+    """The answer while no model replica can be reached."""
+    return Problem(503, f"{reason}; send the request again", code="unavailable", retry_after_s=1)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Make `app` answer every failure in the one shape."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> JSONResponse:
+        return error.problem.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _validation_problem(error.errors()).response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return Problem(error.status_code, _MESSAGES.get(error.status_code, str(error.detail))).response()
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        logger.error("request failed: %s", type(error).__name__)
+        return Problem(500, "the endpoint failed on this request; its log has the reason").response()
+
+
+def _validation_problem(errors: Sequence[Any]) -> Problem:
+    """One sentence for what pydantic found wrong with a body."""
+    first = errors[0]
+    location = [part for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return Problem(400, f"the body is not valid JSON (character {location[0]})", code="invalid_json")
+    if not location:
+        return Problem(
+            400, "send a JSON object with the header Content-Type: application/json", code="invalid_json"
+        )
+    field = str(location[0])
+    if first["type"] == "extra_forbidden":
+        return Problem(400, "the request has a field that this endpoint does not know", code="unknown_field")
+    if first["type"] == "missing":
+        return Problem(400, f"{field} is missing", param=field, code="missing_field")
+    if field == "input":
+        return Problem(400, _INPUT_RULE, param=field)
+    return Problem(400, f"{field}: {first['msg'].removeprefix('Value error, ')}", param=field)

@@ -1,0 +1,81 @@
+"""An engine without a model: a vector is a function of the token ids, so that tests need no weights."""
+
+import time
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+from rayembed.contract import Contract, TokenizedTexts
+from rayembed.inference.engine import Encoded
+from rayembed.serving.config import ServeConfig
+
+POISON = "poison"
+VOCABULARY = 10_000
+WIDTH = 16
+
+
+class WordTokenizer:
+    """Splits at spaces; a word's id is a checksum. Stands for a Hugging Face tokenizer."""
+
+    bos_token_id = None
+    eos_token_id = 1
+
+    def __call__(self, text, add_special_tokens=True, **_):
+        if isinstance(text, str):
+            return {"input_ids": [self.word_id(word) for word in text.split()]}
+        return {"input_ids": [self(each)["input_ids"] for each in text]}
+
+    def __len__(self):
+        return VOCABULARY
+
+    @staticmethod
+    def word_id(word):
+        return 2 + zlib.crc32(word.encode()) % (VOCABULARY - 2)
+
+
+class FakeEngine:
+    """Deterministic vectors; fails on the word "poison", and records the size of every batch."""
+
+    dimensions = WIDTH
+    name = "fake"
+    digest = "f" * 64
+
+    def __init__(self, seconds_per_batch=0.0, instructions=None):
+        self.contract = Contract(max_length=8, instructions=instructions or {})
+        self.tokenizer = WordTokenizer()
+        self.seconds_per_batch = seconds_per_batch
+        self.batches = []
+
+    def encode_tokens(self, tokenized: TokenizedTexts, *, dimensions=None):
+        self.batches.append(tokenized.lengths)
+        time.sleep(self.seconds_per_batch)
+        if any(WordTokenizer.word_id(POISON) in ids for ids in tokenized.input_ids):
+            raise RuntimeError("this text breaks the model")
+        return np.stack([self._vector(ids) for ids in tokenized.input_ids])
+
+    def encode(self, texts, *, instruction=None, dimensions=None, show_progress=False):
+        tokenized = self.contract.tokenize(self.tokenizer, texts, instruction)
+        return Encoded(self.encode_tokens(tokenized), tokenized.lengths, tokenized.truncated)
+
+    @staticmethod
+    def _vector(ids):
+        vector = np.random.default_rng(ids).standard_normal(WIDTH).astype(np.float32)
+        return vector / np.linalg.norm(vector)
+
+
+def load_fake(config: ServeConfig) -> FakeEngine:
+    return FakeEngine()
+
+
+def load_slow_fake(config: ServeConfig) -> FakeEngine:
+    return FakeEngine(seconds_per_batch=0.2)
+
+
+class LocalHandle:
+    """Calls an object's methods as a Ray Serve deployment handle does, in this process."""
+
+    def __init__(self, target):
+        self._target = target
+
+    def __getattr__(self, method):
+        return SimpleNamespace(remote=getattr(self._target, method))

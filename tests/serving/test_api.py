@@ -1,0 +1,102 @@
+"""Successful requests: shapes, encodings, instructions and what a response reports."""
+
+import base64
+
+import numpy as np
+import pytest
+
+from tests.serving.fakes import WIDTH, FakeEngine, WordTokenizer
+
+
+def embed(client, **body):
+    response = client.post("/v1/embeddings", json={"model": "fake", **body})
+    assert response.status_code == 200, response.text
+    return response
+
+
+def vectors(response):
+    return np.array([item["embedding"] for item in response.json()["data"]], dtype=np.float32)
+
+
+def test_response_has_openai_shape(client):
+    response = embed(client, input=["one", "two words"], user="someone")
+    body = response.json()
+    assert body["object"] == "list"
+    assert body["model"] == "fake"
+    assert [(item["object"], item["index"]) for item in body["data"]] == [("embedding", 0), ("embedding", 1)]
+    assert body["usage"] == {"prompt_tokens": 5, "total_tokens": 5, "truncated": 0}
+    assert response.headers["X-Rayembed-Model-Digest"] == FakeEngine.digest
+
+
+def test_four_input_shapes_agree(client):
+    text = "a small text"
+    ids = [WordTokenizer.word_id(word) for word in text.split()]
+    expected = vectors(embed(client, input=text))
+    for same in ([text], ids, [ids]):
+        np.testing.assert_array_equal(vectors(embed(client, input=same)), expected)
+
+
+def test_order_of_a_batch_is_kept(client):
+    texts = ["one two three four", "one", "one two"]
+    single = np.concatenate([vectors(embed(client, input=text)) for text in texts])
+    np.testing.assert_array_equal(vectors(embed(client, input=texts)), single)
+
+
+def test_base64_carries_the_same_floats(client):
+    expected = vectors(embed(client, input=["one", "two"]))
+    items = embed(client, input=["one", "two"], encoding_format="base64").json()["data"]
+    decoded = np.stack([np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4") for item in items])
+    np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("dimensions", [1, 5, WIDTH])
+def test_dimensions_cut_and_renormalise(client, dimensions):
+    full = vectors(embed(client, input="some text"))[0]
+    cut = vectors(embed(client, input="some text", dimensions=dimensions))[0]
+    np.testing.assert_allclose(cut, full[:dimensions] / np.linalg.norm(full[:dimensions]), rtol=1e-6)
+
+
+def test_truncation_is_reported(client):
+    response = embed(client, input=["short", "w " * 20])
+    assert response.json()["usage"] == {"prompt_tokens": 10, "total_tokens": 10, "truncated": 1}
+    assert response.headers["X-Rayembed-Truncated"] == "1"
+
+
+def test_max_length_setting_shortens_the_contract(make_client):
+    response = embed(make_client(max_length=4), input="w " * 6)
+    assert response.json()["usage"]["prompt_tokens"] == 4
+
+
+def test_instruction_fields(make_client):
+    client = make_client(FakeEngine(instructions={"query": "find", "topics": "sort"}))
+    plain = vectors(embed(client, input="x"))
+    found = vectors(embed(client, input="x", instruction="find"))
+    sorted_by_topic = vectors(embed(client, input="x", instruction="sort"))
+    assert not np.array_equal(plain, found)
+
+    np.testing.assert_array_equal(vectors(embed(client, input="x", input_type="query")), found)
+    np.testing.assert_array_equal(vectors(embed(client, input="x", input_type="passage")), plain)
+    np.testing.assert_array_equal(vectors(embed(client, input="x", input_type="document")), plain)
+    np.testing.assert_array_equal(vectors(embed(client, input="x", prompt_name="topics")), sorted_by_topic)
+    wins = embed(client, input="x", instruction="find", prompt_name="topics", input_type="passage")
+    np.testing.assert_array_equal(vectors(wins), found)
+    np.testing.assert_array_equal(
+        vectors(embed(client, input="x", instruction="", input_type="query")), plain
+    )
+
+
+def test_model_without_instructions_takes_queries_plain(client):
+    np.testing.assert_array_equal(
+        vectors(embed(client, input="x", input_type="query")), vectors(embed(client, input="x"))
+    )
+
+
+def test_models_and_health(make_client):
+    client = make_client(FakeEngine(instructions={"query": "find"}))
+    [card] = client.get("/v1/models").json()["data"]
+    assert card["id"] == "fake"
+    assert card["dimensions"] == WIDTH
+    assert card["instructions"] == {"query": "find"}
+    assert client.get("/v1/models/fake").json() == card
+    assert client.get("/health/live").json() == {"status": "live"}
+    assert client.get("/health/ready").json() == {"status": "ready", "model": "fake", "digest": "f" * 64}

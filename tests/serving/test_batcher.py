@@ -1,0 +1,97 @@
+import asyncio
+
+import numpy as np
+import pytest
+from rayembed.contract import TokenizedTexts
+from rayembed.serving.batcher import TokenBatcher
+
+BAD = 666
+
+
+def texts(*lengths, fill=1):
+    return TokenizedTexts([[fill] * length for length in lengths], [0] * len(lengths), [False] * len(lengths))
+
+
+class Model:
+    """Returns each text's length as its vector; fails on a bad token; can be held back."""
+
+    def __init__(self):
+        self.batches = []
+
+    def encode(self, tokenized):
+        self.batches.append(tokenized.lengths)
+        if any(BAD in ids for ids in tokenized.input_ids):
+            raise ValueError("bad token")
+        return np.array([[float(length)] for length in tokenized.lengths])
+
+
+def test_batches_keep_the_budget_and_the_order():
+    async def scenario():
+        model = Model()
+        batcher = TokenBatcher(model.encode, token_budget=10)
+        vectors = await asyncio.gather(
+            *(batcher.encode(texts(*lengths)) for lengths in ([4, 5, 3], [2], [6, 6]))
+        )
+        return model.batches, vectors
+
+    batches, vectors = asyncio.run(scenario())
+    assert batches == [[4, 5], [3, 2], [6], [6]]
+    assert [vector[:, 0].tolist() for vector in vectors] == [[4, 5, 3], [2], [6, 6]]
+
+
+def test_text_above_the_budget_is_computed_alone():
+    async def scenario():
+        model = Model()
+        await TokenBatcher(model.encode, token_budget=10).encode(texts(3, 25, 4))
+        return model.batches
+
+    assert asyncio.run(scenario()) == [[3], [25], [4]]
+
+
+def test_bad_text_fails_only_its_own_request():
+    async def scenario():
+        batcher = TokenBatcher(Model().encode, token_budget=100)
+        answers = await asyncio.gather(
+            batcher.encode(texts(3, 4)),
+            batcher.encode(texts(5, fill=BAD)),
+            batcher.encode(texts(6)),
+            return_exceptions=True,
+        )
+        later = await batcher.encode(texts(7))
+        return answers, later
+
+    (first, bad, third), later = asyncio.run(scenario())
+    assert first[:, 0].tolist() == [3, 4]
+    assert isinstance(bad, ValueError)
+    assert third[:, 0].tolist() == [6]
+    assert later[:, 0].tolist() == [7]
+
+
+def test_vector_that_is_not_finite_fails_only_its_own_request():
+    def encode(tokenized):
+        return np.array([[np.nan if length == 5 else 1.0] for length in tokenized.lengths])
+
+    async def scenario():
+        batcher = TokenBatcher(encode, token_budget=100)
+        return await asyncio.gather(*(batcher.encode(texts(n)) for n in (4, 5, 6)), return_exceptions=True)
+
+    first, bad, third = asyncio.run(scenario())
+    assert isinstance(bad, FloatingPointError)
+    assert first.shape == third.shape == (1, 1)
+
+
+def test_abandoned_request_is_not_computed():
+    async def scenario():
+        model = Model()
+        batcher = TokenBatcher(model.encode, token_budget=5)
+        kept = asyncio.create_task(batcher.encode(texts(5)))
+        abandoned = asyncio.create_task(batcher.encode(texts(4)))
+        await asyncio.sleep(0)
+        abandoned.cancel()
+        await kept
+        with pytest.raises(asyncio.CancelledError):
+            await abandoned
+        await batcher.encode(texts(3))
+        return model.batches
+
+    assert asyncio.run(scenario()) == [[5], [3]]

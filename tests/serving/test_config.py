@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from rayembed.errors import ConfigError
+from rayembed.serving.commands import read_config_file
+from rayembed.serving.config import ServeConfig
+
+CONFIG_FILE = Path(__file__).resolve().parents[2] / "serve" / "config.yaml"
+
+
+def test_text_values_of_the_command_line_are_converted():
+    config = ServeConfig.parse({"checkpoint": "/models/small", "token_budget": "64", "num_gpus": "0.5"})
+    assert (config.token_budget, config.num_gpus, config.served_name) == (64, 0.5, "small")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "checkpoint is missing"),
+        ({"checkpoint": "c", "tokenbudget": 1}, "unknown key 'tokenbudget'; known keys: checkpoint, "),
+        ({"checkpoint": "c", "token_budget": 0}, "token_budget=0"),
+        ({"checkpoint": "c", "min_replicas": 3}, "min_replicas 3 is above max_replicas 1"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        ServeConfig.parse(arguments)
+
+
+def test_shipped_config_file_is_valid():
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG_FILE.read_text()))
+    assert schema.http_options.host == "127.0.0.1"
+    arguments, http_options = read_config_file(CONFIG_FILE)
+    config = ServeConfig.parse(arguments)
+    assert config.min_replicas <= config.max_replicas
+    assert http_options["port"] == 8000
+
+
+def test_config_file_without_application_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("http_options: {}\n")
+    with pytest.raises(ConfigError, match="not a Serve config file with one application"):
+        read_config_file(path)

@@ -1,0 +1,48 @@
+import asyncio
+
+import pytest
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.errors import Problem
+from rayembed.serving.limits import TokenLimit
+from rayembed.serving.replica import Embeddings, Encoder, EncodeRequest
+
+from tests.serving.fakes import FakeEngine
+
+
+def test_limit_counts_and_releases_also_on_failure():
+    limit = TokenLimit(10)
+
+    def failing_request():
+        with limit.hold(6):
+            assert limit.has_room(4)
+            assert not limit.has_room(5)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing_request()
+    assert limit.queued == 0
+
+
+@pytest.mark.parametrize(("speed", "seconds"), [(0, 1), (1e6, 1), (10, 10), (0.1, 60)])
+def test_retry_after_follows_the_measured_speed(speed, seconds):
+    limit = TokenLimit(100)
+    with limit.hold(100):
+        assert limit.retry_after_s(speed) == seconds
+
+
+@pytest.mark.parametrize("texts_per_request", [1, 4])
+def test_overload_is_refused_by_tokens_whatever_the_request_size(texts_per_request):
+    """Each text has 4 tokens; 16 texts are sent at once and 8 fit, in single as in batch requests."""
+
+    async def scenario():
+        config = ServeConfig(checkpoint="unused", model_name="fake", max_queued_tokens=32)
+        encoder = Encoder(config, lambda _: FakeEngine(seconds_per_batch=0.05))
+        request = EncodeRequest(texts=["one two three"] * texts_per_request)
+        return await asyncio.gather(*(encoder.encode(request) for _ in range(16 // texts_per_request)))
+
+    answers = asyncio.run(scenario())
+    served = [answer for answer in answers if isinstance(answer, Embeddings)]
+    refused = [answer for answer in answers if isinstance(answer, Problem)]
+    assert sum(len(answer.vectors) for answer in served) == 8
+    assert {problem.status for problem in refused} == {429}
+    assert all(problem.retry_after_s >= 1 for problem in refused)
