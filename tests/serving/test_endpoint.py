@@ -98,15 +98,8 @@ def test_raw_http(url):
     assert requests.get(f"{url}/health/live").status_code == 200
     assert requests.get(f"{url}/health/ready").json()["status"] == "ready"
     assert requests.get(f"{url}/nowhere").json()["error"]["code"] == "not_found"
-    assert (
-        requests.post(f"{url}/v1/embeddings", data=b"{", headers={"Content-Type": "application/json"}).json()[
-            "error"
-        ]["code"]
-    broken = requests.post(
-        f"{url}/v1/embeddings", data=b"{", headers={"Content-Type": "application/json"}
-    )
+    broken = requests.post(f"{url}/v1/embeddings", data=b"{", headers={"Content-Type": "application/json"})
     assert broken.json()["error"]["code"] == "invalid_json"
-    )
 
 
 def test_shown_curl_line_works(url):

@@ -16,6 +16,7 @@ from ray.serve.schema import ApplicationStatus
 
 from rayembed.cluster import connect
 from rayembed.errors import CheckpointError, ResourceError
+from rayembed.model.checkpoint import read_manifest
 from rayembed.serving.builder import APPLICATION_NAME, build_application
 from rayembed.serving.config import ServeConfig
 
@@ -43,12 +44,11 @@ def deploy(
 
     Raises:
         ConfigError: an argument is unknown or out of range.
-        CheckpointError: the checkpoint folder does not exist or its model does not load.
+        CheckpointError: the checkpoint folder is incomplete or its model does not load.
         ResourceError: the port is taken or the cluster has no room.
     """
     config = ServeConfig.parse(arguments)
-    if not config.checkpoint_path.is_dir():
-        raise CheckpointError(f"{config.checkpoint_path} is not a folder; give the path of a checkpoint")
+    read_manifest(config.checkpoint_path)
     connect()
     config = ServeConfig.parse({**_fitting_resources(config.max_replicas), **arguments})
     if not _serve_is_running():
