@@ -27,6 +27,7 @@ def make_card(
         "task_type": source.task_type,
         "origin": source.origin,
         "licence": source.licence,
+        "terms": source.terms,
         "builder_version": source.version,
         "rows": {split: table.num_rows for split, table in tables.items()},
         "dropped": dict(dropped),

@@ -61,12 +61,16 @@ class ScoreExample:
 Example = PairExample | LabelExample | ScoreExample
 
 
+Reader = Callable[[Path], Iterable[Example]]
+
+
 @dataclass(frozen=True)
 class BuiltInSource:
     """A source that `rayembed data build NAME` makes.
 
-    `read` gets a folder for downloads and yields the examples in a fixed order. `version` is raised whenever the
-    same input would give other rows, so that stored copies are built again.
+    `read` gets a folder for downloads and yields the examples in a fixed order. `version` is raised whenever
+    the same input would give other rows, so that stored copies are built again. `terms` says in a
+    sentence what the licence means for the rows.
     """
 
     name: str
@@ -75,6 +79,7 @@ class BuiltInSource:
     task_type: str
     origin: str
     licence: str
+    terms: str
     requires: str
-    read: Callable[[Path], Iterable[Example]]
+    read: Reader
     version: int = 1

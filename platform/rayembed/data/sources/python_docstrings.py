@@ -1,6 +1,6 @@
 """Docstring -> code: every documented function of the running interpreter's standard library.
 
-The query is the first paragraph of the docstring, the document is the function's source without the docstring.
+The query is the first paragraph of the docstring, the document is the function's source without docstrings.
 Rows differ a little between Python versions, so the card records the version.
 """
 
@@ -35,7 +35,7 @@ def read(downloads: Path, library: Path | None = None) -> Iterator[PairExample]:
 
 
 def documented_functions(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (first docstring paragraph, source without docstring) of the functions and methods of one file."""
+    """Yield (first docstring paragraph, source without docstrings) of one file's functions and methods."""
     try:
         with tokenize.open(path) as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -62,6 +62,7 @@ SOURCE = BuiltInSource(
     task_type="retrieval",
     origin=f"standard library of Python {platform.python_version()}",
     licence="PSF-2.0",
+    terms="The rows quote the interpreter's own library and are made on the spot.",
     requires="nothing",
     read=read,
 )

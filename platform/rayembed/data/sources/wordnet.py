@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rayembed.data.schema import document_id
-from rayembed.data.sources.base import BuiltInSource, LabelExample, PairExample
+from rayembed.data.schema import Kind, document_id
+from rayembed.data.sources.base import BuiltInSource, LabelExample, PairExample, Reader
 
 SYNSETS = Path(__file__).parent / "wordnet_data" / "synsets.parquet"
 
@@ -51,27 +51,33 @@ def _synsets() -> list[dict]:
     return pq.read_table(SYNSETS).to_pylist()
 
 
-_COMMON = {
-    "origin": "WordNet 3.1 database files",
-    "licence": "WordNet 3.0 licence (permissive; notice in wordnet_data/LICENSE.txt)",
-    "requires": "nothing",
-}
+def _source(name: str, title: str, kind: Kind, task_type: str, read: Reader) -> BuiltInSource:
+    return BuiltInSource(
+        name=name,
+        title=title,
+        kind=kind,
+        task_type=task_type,
+        origin="WordNet 3.1 database files",
+        licence="WordNet",
+        terms="Permissive; every copy carries Princeton's notice, here wordnet_data/LICENSE.txt.",
+        requires="nothing",
+        read=read,
+    )
+
 
 SOURCES = (
-    BuiltInSource(
-        name="wordnet-glosses",
-        title="WordNet: words or usage example to gloss",
+    _source(
+        "wordnet-glosses",
+        "WordNet: words or usage example to gloss",
         kind="pairs",
         task_type="retrieval",
         read=read_glosses,
-        **_COMMON,
     ),
-    BuiltInSource(
-        name="wordnet-lexnames",
-        title="WordNet: noun gloss to topic, 25 classes",
+    _source(
+        "wordnet-lexnames",
+        "WordNet: noun gloss to topic, 25 classes",
         kind="labels",
         task_type="clustering",
         read=read_lexnames,
-        **_COMMON,
     ),
 )

@@ -1,0 +1,134 @@
+"""Hard negatives by BM25: documents of the same source that share words with the query."""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
+
+import bm25s
+import numpy as np
+import pyarrow as pa
+
+from rayembed.data.schema import document_id, to_table
+from rayembed.errors import DataError
+from rayembed.mining.filters import below_positive_share
+from rayembed.mining.report import MiningReport
+
+logger = logging.getLogger(__name__)
+
+# Letters and digits only, so that the parts of an identifier such as `read_file` are words.
+TOKEN_PATTERN = r"[^\W_]+"
+
+
+def mine_bm25(
+    table: pa.Table,
+    *,
+    negatives_per_query: int,
+    top_k: int = 30,
+    positive_share: float = 0.95,
+    seed: int,
+) -> tuple[pa.Table, MiningReport]:
+    """Complete every row of a pair table to `negatives_per_query` negatives and report what was found.
+
+    The corpus is the positives of all rows. The `top_k` best documents for a query, its own positives not
+    counted, are its candidates. Those that score `positive_share` of its best positive or more are rejected; the
+    best of the others become negatives. Rows that are still short get random documents that were no
+    candidates. Negatives a row already has are kept.
+
+    Raises DataError when the corpus is too small to complete a row.
+    """
+    rows = table.to_pylist()
+    corpus = {document_id(text): text for row in rows for text in row["positives"]}
+    position_of = {identifier: position for position, identifier in enumerate(corpus)}
+    texts = list(corpus.values())
+    positives_of = _positives_by_query(rows, position_of)
+    search = BM25Search(texts)
+    generator = np.random.default_rng(seed)
+
+    mined: list[dict] = []
+    ranks: list[int] = []
+    candidate_count = rejected_count = rows_short = fill_count = 0
+    for row, scores in zip(rows, search.scores([row["query"] for row in rows]), strict=True):
+        positives = positives_of[row["query_id"]]
+        given = row["negatives"][:negatives_per_query]
+        # A document that equals the query, word for word, is no negative of it.
+        others = {document_id(text) for text in [row["query"], *given]}
+        excluded = positives | {position_of[identifier] for identifier in others & corpus.keys()}
+        candidates = best_documents(scores, top_k, excluded)
+        keep = below_positive_share(scores[candidates], scores[list(positives)].max(), positive_share)
+        wanted = negatives_per_query - len(given)
+        hard = candidates[keep][:wanted]
+        searched = excluded.union(candidates.tolist())
+        fills = random_documents(len(texts), wanted - len(hard), searched, generator)
+        negatives = [*given, *(texts[position] for position in [*hard, *fills])]
+        document_ids = [document_id(text) for text in [*row["positives"], *negatives]]
+        mined.append(row | {"negatives": negatives, "document_ids": document_ids})
+        ranks.extend((np.flatnonzero(keep)[: len(hard)] + 1).tolist())
+        candidate_count += len(candidates)
+        rejected_count += int((~keep).sum())
+        rows_short += bool(fills)
+        fill_count += len(fills)
+    report = MiningReport(
+        rows=len(rows),
+        documents=len(texts),
+        candidates=candidate_count,
+        rejected=rejected_count,
+        mined=len(ranks),
+        rows_short=rows_short,
+        random_fills=fill_count,
+        mean_rank=float(np.mean(ranks)) if ranks else math.nan,
+    )
+    logger.info("mined %s: %s", rows[0]["dataset"], report)
+    return to_table(mined, "pairs"), report
+
+
+class BM25Search:
+    """A BM25 index over texts."""
+
+    def __init__(self, texts: Sequence[str]):
+        self._size = len(texts)
+        self._index = bm25s.BM25()
+        self._index.index(_tokens(texts), show_progress=False)
+
+    def scores(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
+        """Yield for each query its scores [documents]; zero where no word is shared."""
+        for words in _tokens(queries):
+            yield self._index.get_scores(words) if words else np.zeros(self._size, dtype=np.float32)
+
+
+def best_documents(scores: np.ndarray, count: int, excluded: Set[int]) -> np.ndarray:
+    """Positions of the `count` best documents that score above zero and are not excluded, best first."""
+    window = min(count + len(excluded), len(scores))
+    best = np.argpartition(-scores, window - 1)[:window]
+    best = best[np.lexsort((best, -scores[best]))]
+    usable = [position not in excluded for position in best.tolist()]
+    return best[usable & (scores[best] > 0)][:count]
+
+
+def random_documents(size: int, count: int, excluded: Set[int], generator: np.random.Generator) -> list[int]:
+    """Draw `count` different positions below `size` that are not excluded."""
+    if size - len(excluded) < count:
+        raise DataError(
+            f"a row needs {count} more negatives and the source has {size - len(excluded)} other documents; "
+            "lower negatives_per_query or add data"
+        )
+    picks: list[int] = []
+    while len(picks) < count:
+        pick = int(generator.integers(size))
+        if pick not in excluded and pick not in picks:
+            picks.append(pick)
+    return picks
+
+
+def _tokens(texts: Sequence[str]) -> list[list[str]]:
+    return bm25s.tokenize(
+        list(texts), stopwords="en", token_pattern=TOKEN_PATTERN, return_ids=False, show_progress=False
+    )
+
+
+def _positives_by_query(rows: list[dict], position_of: dict[str, int]) -> dict[str, set[int]]:
+    """Positions of all documents that answer a query, also in other rows with the same query."""
+    positives: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        positives[row["query_id"]].update(position_of[document_id(text)] for text in row["positives"])
+    return positives
