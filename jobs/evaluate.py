@@ -1,15 +1,15 @@
-"""Score a checkpoint on the cluster; the entry point of `ray job submit --working-dir . -- python jobs/evaluate.py`."""
+"""Score a checkpoint on the cluster: `ray job submit --working-dir . -- python jobs/evaluate.py --help`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-import typer  # noqa: E402
+import typer
 
-from rayembed import logs  # noqa: E402
-from rayembed.errors import UserError  # noqa: E402
-from rayembed.evaluation.commands import evaluate  # noqa: E402
+from rayembed import logs
+from rayembed.errors import UserError
+from rayembed.evaluation.commands import evaluate
 
 if __name__ == "__main__":
     logs.configure()

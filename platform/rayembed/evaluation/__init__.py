@@ -4,7 +4,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Import `run` on first use: mteb takes seconds to import, which the command line must not pay for its help."""
+    """Import `run` on first use: mteb takes seconds to import, too long for a command's help."""
     if name == "run":
         from rayembed.evaluation.runner import run
 

@@ -33,7 +33,6 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     by_folded_name = {candidate.lower(): candidate for candidate in known}
     nearest = difflib.get_close_matches(name.lower(), by_folded_name, n=3, cutoff=0.5)
     offered = [by_folded_name[match] for match in nearest]
-    hint = (
-        f"did you mean {' or '.join(offered)}?" if offered else f"known: {', '.join(by_folded_name.values())}"
-    )
-    return f"unknown {what} {name!r}; {hint}"
+    if offered:
+        return f"unknown {what} {name!r}; did you mean {' or '.join(offered)}?"
+    return f"unknown {what} {name!r}; known: {', '.join(by_folded_name.values())}"

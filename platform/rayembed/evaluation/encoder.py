@@ -1,12 +1,12 @@
 """The inference engine as an mteb encoder, with an explicit instruction policy.
 
-The policy has one rule per side. Queries, and every text of a symmetric task (STS, classification, clustering), get
-the instruction that the checkpoint was trained with for this task or its source, else the prompt of the task.
-Documents get none.
+The policy has one rule per side. Queries, and every text of a symmetric task (STS, classification,
+clustering), get the instruction that the checkpoint was trained with for this task or its source, else the
+prompt of the task. Documents get none.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import mteb
 import numpy as np
@@ -14,17 +14,23 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.results import TaskResult
-from mteb.types import PromptType
+from mteb.types import EncodeKwargs, PromptType
 
 from rayembed.inference.engine import Engine
 
 # Rows that mteb hands over at a time; the engine makes its own batches from all of them.
-_ENCODE_OPTIONS: Any = {"batch_size": 1024, "show_progress_bar": False}
+_ENCODE_OPTIONS: EncodeKwargs = {"batch_size": 1024, "show_progress_bar": False}
 
 
 @dataclass(frozen=True)
 class InstructionPolicy:
-    """Instructions of one task: on queries (or on every text when there are no sides), on documents, and whence."""
+    """Instructions of one task.
+
+    Attributes:
+        query: on queries, or on every text of a task without sides.
+        document: on documents.
+        origin: the checkpoint's contract or the prompt of the task.
+    """
 
     query: str | None
     document: str | None
@@ -85,11 +91,11 @@ def evaluate_task(model: Any, task: mteb.AbsTask) -> TaskResult:
         cache=None,
         co2_tracker=False,
         show_progress_bar=False,
-        encode_kwargs=dict(_ENCODE_OPTIONS),
+        encode_kwargs=_ENCODE_OPTIONS.copy(),
     )
     result = evaluation.task_results[0]
     if isinstance(model, EngineEncoder):
         for entries in result.scores.values():
-            for entry in entries:
+            for entry in cast(list[dict[str, Any]], entries):
                 entry["instructions"] = asdict(model.policy(task.metadata))
     return result

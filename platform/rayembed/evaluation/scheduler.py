@@ -73,18 +73,14 @@ class Scheduler:
             for slot in self._slots:
                 ray.kill(slot.actor)
         if self._failures:
-            reasons = "; ".join(
-                f"{unit}: {str(error).splitlines()[-1]}" for unit, error in self._failures.items()
-            )
-            raise RuntimeError(f"{len(self._failures)} tasks failed, all others are stored: {reasons}")
+            reasons = [f"{unit}: {str(error).splitlines()[-1]}" for unit, error in self._failures.items()]
+            raise RuntimeError(f"{len(reasons)} tasks failed, all others are stored: {'; '.join(reasons)}")
 
     def _next_done(self) -> Iterator[tuple[Unit, TaskResult]]:
         done, _ = ray.wait(list(self._waiting), num_returns=1, timeout=_HEARTBEAT_SECONDS)
         if not done:
             busy = [str(unit) for _, unit in self._waiting.values() if unit]
-            logger.info(
-                "running: %s", ", ".join(busy) or "nothing, waiting for the cluster to place an actor"
-            )
+            logger.info("running: %s", ", ".join(busy) or "nothing yet, no actor could be placed")
             return
         slot, unit = self._waiting.pop(done[0])
         try:
@@ -114,7 +110,7 @@ class Scheduler:
         self._waiting[slot.actor.evaluate.remote(unit.candidate, unit.task)] = slot, unit
 
     def _replace(self, slot: _Slot, unit: Unit | None, error: RayActorError) -> None:
-        """Start another actor in the place of a dead one; its unit goes back unless it has used its attempts."""
+        """Put another actor in a dead one's place; its unit goes back unless its attempts are used up."""
         self._attempts[unit] += 1
         exhausted = self._attempts[unit] >= MAX_ATTEMPTS
         if unit is None and exhausted:

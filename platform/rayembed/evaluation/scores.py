@@ -17,7 +17,7 @@ Scores = dict[str, dict[str, Any]]
 
 
 def score_table(tasks: list[str], columns: Mapping[str, Mapping[str, float]]) -> Scores:
-    """Scores of all tasks: task -> {"metric", "base", "bm25", "trained"}; None where a model was not scored."""
+    """Map task -> {"metric", "base", "bm25", "trained"}; None where a model was not scored."""
     return {
         task: {"metric": main_score_of(task)}
         | {column: columns.get(column, {}).get(task) for column in ("base", "bm25", "trained")}
@@ -40,12 +40,13 @@ def mean_rows(scores: Scores) -> list[tuple[str, dict[str, float | None]]]:
     groups: dict[str, list[str]] = {}
     for task in scores:
         groups.setdefault(TASKS[task].type, []).append(task)
-    named = [
-        (f"mean of {len(members)} {kind}", members) for kind, members in groups.items() if len(members) > 1
+    named = {f"mean of {len(members)} {kind}": members for kind, members in groups.items()}
+    named[f"mean of all {len(scores)}"] = list(scores)
+    return [
+        (name, {column: _mean(scores, members, column) for column in COLUMNS})
+        for name, members in named.items()
+        if len(members) > 1
     ]
-    if len(scores) > 1:
-        named.append((f"mean of all {len(scores)}", list(scores)))
-    return [(name, {column: _mean(scores, members, column) for column in COLUMNS}) for name, members in named]
 
 
 def format_table(scores: Scores) -> str:

@@ -53,7 +53,7 @@ TASKS: dict[str, TaskDefinition] = {
             "python-docstrings",
             "Retrieval",
             "Given a description of what a function does, retrieve the Python function that implements it",
-            "First paragraph of a standard library docstring to the source of its function, modules never seen.",
+            "Docstring of a standard library function to its source, in modules kept out of training.",
         ),
         TaskDefinition(
             "WordNetGlossRetrieval",
@@ -105,11 +105,9 @@ TASKS: dict[str, TaskDefinition] = {
             max_queries=1000,
         ),
         TaskDefinition(
-            "WordSim353", "wordsim353", "STS", _WORDS, "Relatedness of two words as judged by people."
+            "WordSim353", "wordsim353", "STS", _WORDS, "Relatedness of two words, judged by people."
         ),
-        TaskDefinition(
-            "SimLex999", "simlex999", "STS", _WORDS, "Similarity of two words as judged by people."
-        ),
+        TaskDefinition("SimLex999", "simlex999", "STS", _WORDS, "Similarity of two words, judged by people."),
     )
 }
 
@@ -117,8 +115,8 @@ TASKS: dict[str, TaskDefinition] = {
 class BuiltInTask:
     """What the four task types share: reading the source and describing it to mteb.
 
-    The revision in the metadata is a digest of the definition and of every row read, so a stored result is reused
-    only while the data and the instruction are the same.
+    The revision in the metadata is a digest of the definition and of every row read, so a stored result is
+    reused only while the data and the instruction are the same.
     """
 
     main_score: ClassVar[str]
@@ -152,7 +150,7 @@ class BuiltInTask:
 
     @property
     def workload(self) -> int:
-        """Characters to encode, instructions included: a stand-in for the tokens, which depend on the model."""
+        """Characters to encode, instructions included; stands in for tokens, which depend on the model."""
         return sum(len(text) + len(self.definition.instruction) for text in self.texts())
 
 
@@ -176,10 +174,9 @@ class BuiltInRetrieval(BuiltInTask, AbsTaskRetrieval):
             others = _sample(others, max(0, self.definition.max_documents - len(relevant)))
         corpus = sorted(relevant) + sorted(others)
         identifiers = {query: f"q{position}" for position, query in enumerate(queries)}
+        texts = [documents[document] for document in corpus]
         split = RetrievalSplitData(
-            corpus=Dataset.from_dict(
-                {"id": corpus, "title": [""] * len(corpus), "text": [documents[d] for d in corpus]}
-            ),
+            corpus=Dataset.from_dict({"id": corpus, "title": [""] * len(corpus), "text": texts}),
             queries=Dataset.from_dict({"id": list(identifiers.values()), "text": queries}),
             relevant_docs={identifiers[query]: judgements[query] for query in queries},
             top_ranked=None,
@@ -207,17 +204,14 @@ class BuiltInClassification(BuiltInTask, AbsTaskClassification):
             "train": tables["train"].to_pylist(),
             "test": _sample_rows(tables["test"].to_pylist(), self.definition.max_queries),
         }
-        return DatasetDict(
-            {
-                split: Dataset.from_dict(
-                    {
-                        "text": [row["text"] for row in members],
-                        "label": [labels.index(row["label"]) for row in members],
-                    }
-                )
-                for split, members in rows.items()
+        columns = {
+            split: {
+                "text": [row["text"] for row in members],
+                "label": [labels.index(row["label"]) for row in members],
             }
-        )
+            for split, members in rows.items()
+        }
+        return DatasetDict({split: Dataset.from_dict(content) for split, content in columns.items()})
 
     def texts(self) -> Iterable[str]:
         """Test texts."""
