@@ -5,7 +5,7 @@ vector will stand among the gathered ones, follows from the plan alone, so no co
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class TrainingBatch:
         num_queries: Q.
         target_Q: position of each query's positive among the K documents.
         allowed_QK: which documents compete for each query.
-        competing_QB: which queries compete for the positive of each query; see `document_to_query`.
+        competing_QB: which other queries compete for the positive of each query; see `document_to_query`.
         document_counts: E of each worker, in rank order; they add up to K.
         query_counts: Q of each worker, in rank order; they add up to B.
         source_Q: position of each row's source in the blend.
@@ -64,6 +64,17 @@ class TrainingBatch:
     query_counts: list[int]
     source_Q: torch.Tensor
     rows: list[int]
+
+    def to(self, device: torch.device | str) -> "TrainingBatch":
+        """Copy with all tensors on `device`."""
+        return replace(
+            self,
+            packed=self.packed.to(device),
+            target_Q=self.target_Q.to(device, non_blocking=True),
+            allowed_QK=self.allowed_QK.to(device, non_blocking=True),
+            competing_QB=self.competing_QB.to(device, non_blocking=True),
+            source_Q=self.source_Q.to(device, non_blocking=True),
+        )
 
 
 class Collator:
@@ -182,7 +193,7 @@ def to_training_batch(record: dict[str, Any], rank: int) -> TrainingBatch:
     in_batch_B = torch.tensor(record["in_batch_all"], dtype=torch.bool)
     own_Q = torch.arange(record["num_queries"]) + sum(record["query_counts"][:rank])
     competing_QB = in_batch_Q.unsqueeze(1) & in_batch_B.unsqueeze(0)
-    competing_QB[torch.arange(len(own_Q)), own_Q] = True
+    competing_QB[torch.arange(len(own_Q)), own_Q] = False
     return TrainingBatch(
         step=record["step"],
         packed=pack_ids(record["input_ids"], record["pool_starts"]),

@@ -1,6 +1,6 @@
 """InfoNCE over a shared pool of documents, with per-row choice of negatives.
 
-Shapes: Q queries of this rank, K documents of the whole batch, D width.
+Shapes: Q queries of this rank, B queries and K documents of the whole batch, D width.
 Source: arXiv 2405.17428, section 3.2; temperature as in E5-Mistral (arXiv 2401.00368).
 """
 
@@ -65,24 +65,26 @@ def infonce(
 def document_to_query(
     query_QD: torch.Tensor,
     document_KD: torch.Tensor,
+    all_queries_BD: torch.Tensor,
     target_Q: torch.Tensor,
-    competing_QQ: torch.Tensor,
+    competing_QB: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """The same in the other direction: each query's positive must find that query among the batch's queries.
+    """The other direction: each query's positive must find that query among the queries of the whole batch.
 
     Args:
-        query_QD: unit vectors of all queries of the global batch, fp32.
+        query_QD: unit vectors of this rank's queries, fp32.
         document_KD: unit vectors of all documents, fp32.
+        all_queries_BD: unit vectors of the queries of all ranks, fp32.
         target_Q: position of each query's positive among the K documents.
-        competing_QQ: competing_QQ[i, j] is True where query j competes for the positive of query i; the diagonal
-            is True.
+        competing_QB: True where a query of the batch competes for the positive of this rank's query; the query
+            itself must be left out.
         temperature: divisor of the cosine.
 
     Returns:
-        Loss of each positive (Q).
+        Loss of each positive (Q); zero where no query competes.
     """
-    scores_QQ = document_KD[target_Q] @ query_QD.T / temperature
-    scores_QQ = scores_QQ.masked_fill(~competing_QQ, float("-inf"))
-    own_Q = torch.arange(len(target_Q), device=target_Q.device)
-    return F.cross_entropy(scores_QQ, own_Q, reduction="none")
+    positive_QD = document_KD[target_Q]
+    own_Q1 = (positive_QD * query_QD).sum(dim=1, keepdim=True) / temperature
+    others_QB = (positive_QD @ all_queries_BD.T / temperature).masked_fill(~competing_QB, float("-inf"))
+    return torch.logsumexp(torch.cat([own_Q1, others_QB], dim=1), dim=1) - own_Q1.squeeze(1)

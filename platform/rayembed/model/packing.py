@@ -4,7 +4,7 @@ Shapes: T tokens of all texts, N texts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,13 +39,13 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """Copy with all tensors on `device`."""
-        return PackedBatch(
-            self.input_ids_T.to(device, non_blocking=True),
-            self.position_ids_T.to(device, non_blocking=True),
-            self.text_index_T.to(device, non_blocking=True),
-            self.pooled_T.to(device, non_blocking=True),
-            self.lengths,
-            self.order_N.to(device, non_blocking=True),
+        return replace(
+            self,
+            input_ids_T=self.input_ids_T.to(device, non_blocking=True),
+            position_ids_T=self.position_ids_T.to(device, non_blocking=True),
+            text_index_T=self.text_index_T.to(device, non_blocking=True),
+            pooled_T=self.pooled_T.to(device, non_blocking=True),
+            order_N=self.order_N.to(device, non_blocking=True),
         )
 
 

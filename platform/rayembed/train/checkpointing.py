@@ -1,0 +1,78 @@
+"""What is stored to continue a stage: trainable weights, Adam moments, and the cursor into the plan.
+
+Files of a checkpoint folder, all written by rank 0:
+    trainable.safetensors    fp32 master weights of the adapters and the pooling head
+    moments.safetensors      Adam moments, named "moment.parameter"
+    state.json               stage, next step, and the SHA-256 of the two files above
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rayembed.errors import CheckpointError
+from rayembed.paths import atomic_write, file_digest
+from rayembed.train.engine import read_state
+
+WEIGHTS_FILE = "trainable.safetensors"
+MOMENTS_FILE = "moments.safetensors"
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A stage between two steps.
+
+    Attributes:
+        stage: name of the stage.
+        next_step: first step that has not been taken; also the number of optimizer steps taken.
+        weights: fp32 trainable weights by parameter name.
+        moments: Adam moments by "moment.parameter name".
+    """
+
+    stage: str
+    next_step: int
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+
+def save_training_state(folder: Path, engine: Any, *, stage: str, next_step: int, rank: int) -> None:
+    """Gather the state on all ranks and write it on rank 0; called by all ranks."""
+    weights, moments = read_state(engine)
+    if rank != 0:
+        return
+    save_file(weights, folder / WEIGHTS_FILE)
+    save_file(moments, folder / MOMENTS_FILE)
+    digests = {name: file_digest(folder / name) for name in (WEIGHTS_FILE, MOMENTS_FILE)}
+    state = {"stage": stage, "next_step": next_step, "sha256": digests}
+    atomic_write(folder / STATE_FILE, json.dumps(state, indent=2) + "\n")
+
+
+def load_training_state(folder: Path) -> TrainingState:
+    """Read a checkpoint folder and compare its digests.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"training checkpoint {folder} has no {STATE_FILE}; it was not written to its end")
+    state = json.loads(path.read_text())
+    for name, digest in state["sha256"].items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise CheckpointError(f"training checkpoint file {folder / name} is damaged; remove this checkpoint")
+    return TrainingState(
+        stage=state["stage"],
+        next_step=state["next_step"],
+        weights=load_file(folder / WEIGHTS_FILE),
+        moments=load_file(folder / MOMENTS_FILE),
+    )
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Trainable weights alone, to start the next stage or to export."""
+    return load_training_state(folder).weights

@@ -1,0 +1,52 @@
+"""The command `rayembed train`, which is also the training job."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayembed.config import RunConfig, load_config
+from rayembed.entry import run_command
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. stages.0.steps=20")
+]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="recipe, a YAML file")],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved recipe, the estimate and first batches, then stop")
+    ] = False,
+) -> None:
+    """Train a recipe: prepare data, run its stages on Ray Train, export the model. Continues what was interrupted."""
+    resolved = load_config(config, overrides or ())
+    if dry_run:
+        show_plan(resolved)
+        return
+    from rayembed.train.run import train as run_training  # importing DeepSpeed takes seconds; --help does without
+
+    typer.echo(f"model: {run_training(resolved)}")
+
+
+def job(
+    config: Annotated[Path, typer.Option(help="recipe, a YAML file")],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="resolve and print, train nothing")] = False,
+) -> None:
+    """Train a recipe as a cluster job."""
+    train(config, overrides, dry_run)
+
+
+def show_plan(config: RunConfig) -> None:
+    """Print the resolved recipe, the estimate and the first batch of every stage."""
+    from rayembed.train.dry_run import describe
+
+    for line in describe(config):
+        typer.echo(line)
+
+
+def main() -> None:
+    """Entry point of jobs/train.py."""
+    run_command(job)

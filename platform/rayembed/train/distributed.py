@@ -1,0 +1,55 @@
+"""Gathering vectors across workers with their gradients.
+
+Exact cross-rank InfoNCE: every rank scores its own queries against the documents of all ranks. The backward of the
+gather sums what all ranks want from a document at the rank that encoded it, and DeepSpeed then averages parameter
+gradients over ranks, so that the result is the gradient of the mean loss over the global batch. Nothing is
+multiplied by the world size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.distributed.nn.functional import all_gather
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather_vectors(local_ND: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Vectors of all ranks in rank order; gradients flow back to the rank that owns them.
+
+    Called by all ranks. Ranks may own different numbers of vectors: the shorter ones are padded for the transfer.
+
+    Args:
+        local_ND: this rank's vectors, shape (counts[rank], D).
+        counts: number of vectors of each rank, known to all.
+
+    Returns:
+        Tensor of shape (sum of counts, D).
+    """
+    if world_size() == 1:
+        return local_ND
+    longest = max(counts)
+    padded = F.pad(local_ND, (0, 0, 0, longest - len(local_ND)))
+    gathered = all_gather(padded)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+
+def all_finite(value: torch.Tensor) -> bool:
+    """Whether `value` is finite on every rank; called by all ranks."""
+    finite = torch.isfinite(value).all().to(torch.int32)
+    if world_size() > 1:
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return bool(finite)
+
+
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all ranks, without gradient; called by all ranks."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total

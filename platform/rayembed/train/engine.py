@@ -1,0 +1,167 @@
+"""The DeepSpeed engine: configuration, creation, and its state as plain named tensors.
+
+DeepSpeed's own checkpoints are pickled and tied to the number of ranks. The functions here read and write master
+weights and Adam moments parameter by parameter through its public accessors, which works at every ZeRO stage and
+lets another number of ranks continue.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import nn
+
+from rayembed.config import StageConfig, TrainingConfig
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def deepspeed_config(stage: StageConfig, training: TrainingConfig, rows_per_rank: int, dtype: torch.dtype) -> dict:
+    """DeepSpeed settings; gradient clipping is spelled out because the library's own default is not off."""
+    return {
+        "train_micro_batch_size_per_gpu": rows_per_rank,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": stage.gradient_clipping,
+        "zero_optimization": {"stage": training.zero_stage},
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any]]:
+    """Trainable parameters, the pooling head with its own learning rate.
+
+    `base_rate` of a group is the rate that the schedule multiplies.
+    """
+    head, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (head if name.startswith("pooling.") else rest).append(parameter)
+    groups = [
+        {"params": rest, "base_rate": stage.learning_rate},
+        {"params": head, "base_rate": stage.pooling_learning_rate or stage.learning_rate},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def create_engine(
+    model: nn.Module, stage: StageConfig, training: TrainingConfig, *, rows_per_rank: int, dtype: torch.dtype
+) -> Any:
+    """Wrap a model in a DeepSpeed engine with AdamW over its trainable parameters; called by all ranks."""
+    if not torch.cuda.is_available():
+        # Without this, DeepSpeed compiles a shared-memory transport with g++ on first use, for tens of seconds;
+        # gloo carries the same calls.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(stage, training, rows_per_rank, dtype)
+    )
+    return engine
+
+
+def set_learning_rate(engine: Any, factor: float) -> None:
+    """Set every group's rate to `factor` times its base rate."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["base_rate"] * factor
+
+
+def trainable_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named trainable parameters in a fixed order."""
+    return ((name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
+
+
+def read_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """fp32 master weights by name, and Adam moments as "moment.name"; called by all ranks after a first step."""
+    weights, moments = {}, {}
+    for name, parameter in trainable_parameters(engine):
+        weights[name] = _own_or(parameter, safe_get_full_fp32_param(parameter)).cpu().clone()
+        for moment in ADAM_MOMENTS:
+            full = safe_get_full_optimizer_state(parameter, moment)
+            if full is None:
+                full = _adam(engine).state[parameter][moment]
+            moments[f"{moment}.{name}"] = full.detach().cpu().clone()
+    return weights, moments
+
+
+@torch.no_grad()
+def write_weights(engine: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Set the fp32 master weights; called by all ranks.
+
+    The same weights must have been loaded into the model before the engine was made: the engine rounds its master
+    weights to the model's number format, and this undoes that.
+    """
+    for name, parameter in trainable_parameters(engine):
+        if safe_get_full_fp32_param(parameter) is not None:
+            _set_partitioned(parameter, weights[name], None)
+
+
+@torch.no_grad()
+def write_moments(engine: Any, moments: dict[str, torch.Tensor], optimizer_steps: int) -> None:
+    """Set Adam's moments and step count; called by all ranks after `prime_optimizer`, which makes them exist."""
+    for name, parameter in trainable_parameters(engine):
+        partitioned = safe_get_full_fp32_param(parameter) is not None
+        for moment in ADAM_MOMENTS:
+            value = moments[f"{moment}.{name}"]
+            if partitioned:
+                _set_partitioned(parameter, value, moment)
+            else:
+                _adam(engine).state[parameter][moment].copy_(value)
+    for state in _adam(engine).state.values():
+        state["step"].fill_(float(optimizer_steps))
+
+
+def prime_optimizer(engine: Any, vectors: torch.Tensor) -> None:
+    """Take one step at rate zero with zero gradient, so that Adam allocates its moments; called by all ranks.
+
+    Args:
+        engine: a fresh engine.
+        vectors: output of a forward pass through it.
+    """
+    set_learning_rate(engine, 0.0)
+    engine.backward(vectors.sum() * 0.0)
+    engine.step()
+
+
+def _set_partitioned(parameter: nn.Parameter, value: torch.Tensor, moment: str | None) -> None:
+    """Set a master weight (moment None) or an Adam moment from its full value.
+
+    At ZeRO stage 3 the accessor for full values fails when a tensor does not divide by the number of ranks, so this
+    rank's padded part is cut here and set through the accessor for local values.
+    """
+    value = value.to(parameter.device)
+    if hasattr(parameter, "ds_id"):
+        local = safe_get_local_fp32_param(parameter)
+        flat = F.pad(value.flatten(), (0, local.numel() * dist.get_world_size() - value.numel()))
+        value = flat[dist.get_rank() * local.numel() :][: local.numel()].view_as(local)
+        if moment is None:
+            safe_set_local_fp32_param(parameter, value)
+        else:
+            safe_set_local_optimizer_state(parameter, value, moment)
+    elif moment is None:
+        safe_set_full_fp32_param(parameter, value)
+    else:
+        safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _own_or(parameter: nn.Parameter, full: torch.Tensor | None) -> torch.Tensor:
+    return parameter.detach() if full is None else full.detach()
+
+
+def _adam(engine: Any) -> torch.optim.AdamW:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)

@@ -1,0 +1,50 @@
+"""From a finished stage to the model folder that is evaluated and served."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from rayembed.config import RunConfig
+from rayembed.model.checkpoint import load_tokenizer, save_model
+from rayembed.model.lora import merge_lora
+from rayembed.train.checkpointing import load_weights
+from rayembed.train.model import build_trainable, load_trainable_weights
+
+logger = logging.getLogger(__name__)
+
+
+def export_model(config: RunConfig, base: Path | str, trained: Path, folder: Path) -> str:
+    """Merge the trained adapters into the base model and write the model folder; returns its digest.
+
+    Merging happens in fp32, so that the folder holds the base weights plus the exact update.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or belongs to another configuration.
+    """
+    embedder = build_trainable(config, base, torch.float32)
+    load_trainable_weights(embedder, load_weights(trained), str(trained))
+    merge_lora(embedder.backbone)
+    contract = config.contract.model_copy(update={"instructions": instructions(config)})
+    provenance = {
+        "base_model": config.base_model,
+        "base_layers": config.base_layers,
+        "stages": [{"name": stage.name, "steps": stage.steps} for stage in config.stages],
+        "sources": sorted({entry.source for stage in config.stages for entry in stage.blend}),
+    }
+    digest = save_model(
+        folder, embedder, load_tokenizer(base), contract, provenance=provenance, recipe=config.to_yaml()
+    )
+    logger.info("model %s is in %s", digest[:12], folder)
+    return digest
+
+
+def instructions(config: RunConfig) -> dict[str, str]:
+    """Source name -> instruction it was trained with; "query" is the one of the first retrieval source."""
+    known = dict(config.contract.instructions)
+    for stage in config.stages:
+        for entry in stage.blend:
+            if entry.instruction:
+                known.setdefault(entry.source, entry.instruction)
+                known.setdefault("query", entry.instruction)
+    return known

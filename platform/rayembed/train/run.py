@@ -1,0 +1,128 @@
+"""A whole training run: prepare, train stage after stage on Ray Train, export.
+
+Everything is resumable: a finished stage is not trained again, an unfinished one continues from its last committed
+checkpoint, and a run folder that was started with another recipe is refused.
+"""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import ray
+import ray.train
+import yaml
+from ray.train.torch import TorchTrainer
+
+from rayembed.cluster import connect
+from rayembed.config import RunConfig
+from rayembed.data.prepare import check_sources, prepare_stage
+from rayembed.errors import ConfigError
+from rayembed.model.base_model import prepare_base_model, save_untrained
+from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
+from rayembed.paths import atomic_directory, atomic_write, resolve
+from rayembed.train.checkpointing import STATE_FILE
+from rayembed.train.export import export_model
+from rayembed.train.loop import StageRun, train_stage
+from rayembed.train.preflight import check_resources
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.yaml"
+_MAY_CHANGE = ("training", "evaluation", "output", "models_directory")
+
+
+def train(config: RunConfig) -> Path:
+    """Train a run to its end and return the model folder.
+
+    Raises:
+        UserError: anything in the recipe, the data or the machine that stands in the way.
+    """
+    started = time.monotonic()
+    check_sources(config)
+    folder = claim_run_folder(config)
+    model_folder = folder / "model"
+    if (model_folder / MANIFEST_FILE).is_file():
+        logger.info("run %s is finished: %s", config.name, read_manifest(model_folder)["digest"][:12])
+        return model_folder
+    base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
+    check_resources(config, base, folder)
+    connect()
+    if not (folder / "untrained" / MANIFEST_FILE).is_file():
+        save_untrained(base, folder / "untrained", config.contract, layers=config.base_layers)
+    previous = None
+    for index, stage in enumerate(config.stages):
+        stage_folder = folder / "stages" / f"{index}-{stage.name}"
+        trained = stage_folder / "trained"
+        if not (trained / STATE_FILE).is_file():
+            stream = prepare_stage(config, index, stage_folder, str(base))
+            run = StageRun(config, index, base, stream, previous, folder)
+            _fit(run, stage_folder, trained)
+        previous = trained
+    assert previous is not None
+    export_model(config, base, previous, model_folder)
+    logger.info("run %s finished in %.0f s", config.name, time.monotonic() - started)
+    return model_folder
+
+
+def claim_run_folder(config: RunConfig) -> Path:
+    """Folder of the run, with the resolved recipe in it.
+
+    Raises:
+        ConfigError: the folder belongs to a run with another recipe.
+    """
+    folder = resolve(config.output) / config.name
+    path = folder / RECIPE_FILE
+    if path.is_file():
+        difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
+        if difference:
+            raise ConfigError(
+                f"{folder} was started with another recipe ({difference}); set name to start another run, or remove "
+                "the folder"
+            )
+    atomic_write(path, config.to_yaml())
+    return folder
+
+
+def _first_difference(before: object, now: object, where: str = "") -> str | None:
+    """First setting that differs, leaving out those that do not change what is learned."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if not where and key in _MAY_CHANGE:
+                continue
+            found = _first_difference(before.get(key), now.get(key), f"{where}{key}.")
+            if found:
+                return found
+        return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            found = _first_difference(old, new, f"{where}{index}.")
+            if found:
+                return found
+        return None
+    return None if before == now else f"{where.rstrip('.')} was {before!r} and is {now!r}"
+
+
+def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
+    """Run one stage on Ray Train and keep its last checkpoint as the stage's result."""
+    training = run.config.training
+    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    trainer = TorchTrainer(
+        train_stage,
+        train_loop_config=run,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=training.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray-train",
+            storage_path=str(stage_folder),
+            failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
+        ),
+    )
+    result = trainer.fit()
+    assert result.checkpoint is not None, "a stage ends with a checkpoint of its last step"
+    with result.checkpoint.as_directory() as checkpoint, atomic_directory(trained) as temporary:
+        shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
