@@ -92,6 +92,7 @@ def _classes(table: pa.Table) -> tuple[dict[str, list[str]], str, str]:
         logger.warning("source %s: %d texts have two classes and are left out", dataset, ambiguous)
     if len(texts_of) < 2:
         raise DataError(
-            f"source {dataset} has {len(texts_of)} class(es) ({', '.join(texts_of)}); contrast needs two or more"
+            f"source {dataset} has {len(texts_of)} class(es) ({', '.join(texts_of)}); "
+            "contrastive rows need two or more"
         )
     return dict(texts_of), dataset, task_type

@@ -1,7 +1,6 @@
 """Hard negatives by BM25: documents of the same source that share words with the query."""
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 from rayembed.data.schema import document_id, to_table
 from rayembed.errors import DataError
 from rayembed.mining.filters import below_positive_share
-from rayembed.mining.report import MiningReport
+from rayembed.mining.report import MiningReport, RowOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +30,11 @@ def mine_bm25(
     """Complete every row of a pair table to `negatives_per_query` negatives and report what was found.
 
     The corpus is the positives of all rows. The `top_k` best documents for a query, its own positives not
-    counted, are its candidates. Those that score `positive_share` of its best positive or more are rejected; the
-    best of the others become negatives. Rows that are still short get random documents that were no
+    counted, are its candidates. Those that score `positive_share` of its best positive or more are rejected;
+    the best of the others become negatives. Rows that are still short get random documents that were no
     candidates. Negatives a row already has are kept.
 
-    Raises DataError when the corpus is too small to complete a row.
+    Raises DataError when the corpus has no words or is too small to complete a row.
     """
     rows = table.to_pylist()
     corpus = {document_id(text): text for row in rows for text in row["positives"]}
@@ -46,38 +45,29 @@ def mine_bm25(
     generator = np.random.default_rng(seed)
 
     mined: list[dict] = []
-    ranks: list[int] = []
-    candidate_count = rejected_count = rows_short = fill_count = 0
+    outcomes: list[RowOutcome] = []
     for row, scores in zip(rows, search.scores([row["query"] for row in rows]), strict=True):
         positives = positives_of[row["query_id"]]
         given = row["negatives"][:negatives_per_query]
         # A document that equals the query, word for word, is no negative of it.
         others = {document_id(text) for text in [row["query"], *given]}
         excluded = positives | {position_of[identifier] for identifier in others & corpus.keys()}
+
         candidates = best_documents(scores, top_k, excluded)
         keep = below_positive_share(scores[candidates], scores[list(positives)].max(), positive_share)
-        wanted = negatives_per_query - len(given)
-        hard = candidates[keep][:wanted]
-        searched = excluded.union(candidates.tolist())
-        fills = random_documents(len(texts), wanted - len(hard), searched, generator)
-        negatives = [*given, *(texts[position] for position in [*hard, *fills])]
+        ranks = np.flatnonzero(keep)[: negatives_per_query - len(given)]
+        fills = random_documents(
+            len(texts),
+            negatives_per_query - len(given) - len(ranks),
+            excluded.union(candidates.tolist()),
+            generator,
+        )
+        outcomes.append(RowOutcome(len(candidates), int((~keep).sum()), (ranks + 1).tolist(), len(fills)))
+
+        negatives = [*given, *(texts[position] for position in [*candidates[ranks], *fills])]
         document_ids = [document_id(text) for text in [*row["positives"], *negatives]]
         mined.append(row | {"negatives": negatives, "document_ids": document_ids})
-        ranks.extend((np.flatnonzero(keep)[: len(hard)] + 1).tolist())
-        candidate_count += len(candidates)
-        rejected_count += int((~keep).sum())
-        rows_short += bool(fills)
-        fill_count += len(fills)
-    report = MiningReport(
-        rows=len(rows),
-        documents=len(texts),
-        candidates=candidate_count,
-        rejected=rejected_count,
-        mined=len(ranks),
-        rows_short=rows_short,
-        random_fills=fill_count,
-        mean_rank=float(np.mean(ranks)) if ranks else math.nan,
-    )
+    report = MiningReport.of(outcomes, documents=len(texts))
     logger.info("mined %s: %s", rows[0]["dataset"], report)
     return to_table(mined, "pairs"), report
 
@@ -88,7 +78,10 @@ class BM25Search:
     def __init__(self, texts: Sequence[str]):
         self._size = len(texts)
         self._index = bm25s.BM25()
-        self._index.index(_tokens(texts), show_progress=False)
+        words = _tokens(texts)
+        if not any(words):
+            raise DataError(f"none of the {len(texts)} documents has a word that BM25 could search by")
+        self._index.index(words, show_progress=False)
 
     def scores(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
         """Yield for each query its scores [documents]; zero where no word is shared."""

@@ -64,7 +64,7 @@ def _source(domain: str, title: str, file_stem: str) -> BuiltInSource:
         task_type="classification",
         origin=f"{PACKAGE} {VERSION}, source distribution",
         licence="MIT",
-        terms="The licence is the package's; the texts are by their authors, so they are fetched and not shipped.",
+        terms="The package's licence; the texts are by their authors and are fetched, not shipped.",
         requires="package index",
         read=functools.partial(read_domain, file_stem=file_stem),
     )

@@ -56,7 +56,7 @@ def _source(name: str, title: str, file_name: str) -> BuiltInSource:
         task_type="sts",
         origin=f"{PACKAGE} {VERSION} wheel, {FOLDER}/{file_name}",
         licence="LGPL-2.1",
-        terms="The licence is the package's; the set keeps its authors' terms, so it is fetched and not shipped.",
+        terms="The package's licence; the set keeps its authors' terms and is fetched, not shipped.",
         requires="package index",
         read=functools.partial(read_file, file_name=file_name),
     )
