@@ -61,6 +61,7 @@ def test_labels_and_scores(tmp_path):
         ({"query": " ", "positive": "p"}, "empty query"),
         ({"query": None, "positive": "p"}, "empty query"),
         ({"query": ["q"], "positive": "p"}, "query is not a text"),
+        ({"query": "\ud83d", "positive": "p"}, "query has half a Unicode character"),
         ({"query": "q", "positive": []}, "no positive"),
         ({"query": "q", "positive": [3]}, "positive is not a text"),
         ({"query": "q", "positive": 3}, "positives are neither a text nor a list"),
@@ -84,6 +85,7 @@ def test_bad_rows_are_counted_with_reason_and_place(tmp_path, caplog, record, re
     [
         ([{"text": "", "label": "a"}], "labels", "empty text"),
         ([{"text": "t", "label": None}], "labels", "empty label"),
+        ([{"text": "t", "label": "a", "group": [1]}], "labels", "group is not a text"),
         ([{"sentence1": "a", "sentence2": "b", "score": "high"}], "scores", "score is not a number"),
         ([{"sentence1": "a", "sentence2": "b", "score": float("nan")}], "scores", "score is not a number"),
     ],

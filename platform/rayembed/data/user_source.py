@@ -73,9 +73,7 @@ def _records(path: Path, kind: Kind) -> Iterator[tuple[str, Any]]:
     """Yield the rows of all files with the place they come from; a line that is not JSON comes as None."""
     for file in _files(path):
         if file.suffix == ".parquet":
-            table = read_parquet(file)
-            _check_columns(table.column_names, kind, file)
-            records: Iterable[Any] = table.to_pylist()
+            records: Iterable[Any] = read_parquet(file).to_pylist()
         else:
             records = _json_lines(file)
         for number, record in enumerate(records, start=1):
@@ -129,7 +127,8 @@ def _row(record: Any, kind: Kind, name: str, task_type: str) -> dict:
         )
     if kind == "labels":
         text, label = _text(record.get("text"), "text"), _text(_key(record.get("label")), "label")
-        return label_row(text, label, dataset=name, task_type=task_type, group=_key(record.get("group")))
+        group = None if record.get("group") is None else _text(_key(record["group"]), "group")
+        return label_row(text, label, dataset=name, task_type=task_type, group=group)
     score = record.get("score")
     if not isinstance(score, int | float) or not math.isfinite(score):
         raise _BadRow("score is not a number")
@@ -149,6 +148,10 @@ def _text(value: Any, what: str) -> str:
         raise _BadRow(f"empty {what}")
     if not isinstance(value, str):
         raise _BadRow(f"{what} is not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _BadRow(f"{what} has half a Unicode character") from None
     return value
 
 
