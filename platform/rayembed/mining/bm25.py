@@ -1,6 +1,5 @@
 """Hard negatives by BM25: documents of the same source that share words with the query."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 
@@ -12,8 +11,6 @@ from rayembed.data.schema import document_id, to_table
 from rayembed.errors import DataError
 from rayembed.mining.filters import below_positive_share
 from rayembed.mining.report import MiningReport, RowOutcome
-
-logger = logging.getLogger(__name__)
 
 # Letters and digits only, so that the parts of an identifier such as `read_file` are words.
 TOKEN_PATTERN = r"[^\W_]+"
@@ -67,9 +64,7 @@ def mine_bm25(
         negatives = [*given, *(texts[position] for position in [*candidates[ranks], *fills])]
         document_ids = [document_id(text) for text in [*row["positives"], *negatives]]
         mined.append(row | {"negatives": negatives, "document_ids": document_ids})
-    report = MiningReport.of(outcomes, documents=len(texts))
-    logger.info("mined %s: %s", rows[0]["dataset"], report)
-    return to_table(mined, "pairs"), report
+    return to_table(mined, "pairs"), MiningReport.of(outcomes, documents=len(texts))
 
 
 class BM25Search:
