@@ -124,13 +124,13 @@ def test_two_actors_score_as_one_process_and_a_killed_actor_is_replaced(data_dir
             return EngineEncoder(WordEngine(candidate.digest), candidate.label)
 
         def evaluate(self, candidate, task):
-            if task == "DocstringRetrieval" and not marker.exists():
+            if task == longest and not marker.exists():
                 marker.touch()
                 os._exit(1)
             return super().evaluate(candidate, task)
 
     units = [Unit(candidate, name, load_task(name, data_dir).workload) for name in TASKS]
-    assert max(units, key=lambda unit: unit.cost).task == "DocstringRetrieval"
+    longest = max(units, key=lambda unit: unit.cost).task
     ray.cloudpickle.register_pickle_by_value(conftest)  # workers do not see the tests
     connect(num_cpus=2)
     try:

@@ -1,8 +1,9 @@
 """The lexical baseline: mteb's own BM25 search model with textbook parameters.
 
-Terms are lower-cased words with compound identifiers split: `readLines_from` gives read, lines, from. Splitting
-is usual in code search and makes BM25 stronger there. Nothing is stemmed and there is no stop list; terms found
-in at least half of the documents are dropped. It meets the same corpus, queries and scorer as the models.
+Terms are lower-cased words with compound identifiers split: `readLines_from` gives read, lines, from.
+Splitting is usual in code search and makes BM25 stronger there. Nothing is stemmed and there is no stop list;
+terms found in at least half of the documents are dropped. It meets the same corpus, queries and scorer as the
+models.
 """
 
 import re

@@ -24,6 +24,8 @@ from rayembed.paths import resolve
 logger = logging.getLogger(__name__)
 
 TRAINED_LABEL = "trained"
+# The rows are local, so no library may wait for a hub; bars of many actors would garble the log.
+_ACTOR_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
 def run(
@@ -136,7 +138,6 @@ def _computed(units: list[Unit], data_dir: Path, actors: int | None) -> Iterator
     remote = ray.remote(Worker).options(
         num_cpus=threads,
         num_gpus=1 if gpus else 0,
-        # The rows are local: no library may wait for a hub that cannot be reached.
-        runtime_env={"env_vars": {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}},
+        runtime_env={"env_vars": _ACTOR_ENVIRONMENT},
     )
     yield from Scheduler(units, lambda: remote.remote(data_dir, threads), pool).run()

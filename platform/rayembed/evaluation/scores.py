@@ -39,8 +39,9 @@ def mean_rows(scores: Scores) -> list[tuple[str, dict[str, float | None]]]:
     """
     groups: dict[str, list[str]] = {}
     for task in scores:
-        groups.setdefault(TASKS[task].type, []).append(task)
-    named = {f"mean of {len(members)} {kind}": members for kind, members in groups.items()}
+        kind = TASKS[task].type
+        groups.setdefault(kind if kind.isupper() else kind.lower(), []).append(task)
+    named = {f"mean of {len(members)} {kind} tasks": members for kind, members in groups.items()}
     named[f"mean of all {len(scores)}"] = list(scores)
     return [
         (name, {column: _mean(scores, members, column) for column in COLUMNS})

@@ -144,14 +144,19 @@ class BuiltInTask:
         """Rows in the form that mteb expects of this task type."""
         raise NotImplementedError
 
-    def texts(self) -> Iterable[str]:
-        """Texts that the task encodes, training samples left out; their length orders the work."""
+    def queries(self) -> list[str]:
+        """Texts that carry the instruction; the training samples of a classifier are left out."""
         raise NotImplementedError
+
+    def documents(self) -> list[str]:
+        """Texts that carry none."""
+        return []
 
     @property
     def workload(self) -> int:
         """Characters to encode, instructions included; stands in for tokens, which depend on the model."""
-        return sum(len(text) + len(self.definition.instruction) for text in self.texts())
+        queries = self.queries()
+        return sum(map(len, queries + self.documents())) + len(queries) * len(self.definition.instruction)
 
 
 class BuiltInRetrieval(BuiltInTask, AbsTaskRetrieval):
@@ -183,10 +188,13 @@ class BuiltInRetrieval(BuiltInTask, AbsTaskRetrieval):
         )
         return {"default": {"test": split}}
 
-    def texts(self) -> Iterable[str]:
-        """Queries and corpus."""
-        split = self.dataset["default"]["test"]
-        return [*split["queries"]["text"], *split["corpus"]["text"]]
+    def queries(self) -> list[str]:
+        """Queries."""
+        return list(self.dataset["default"]["test"]["queries"]["text"])
+
+    def documents(self) -> list[str]:
+        """Corpus."""
+        return list(self.dataset["default"]["test"]["corpus"]["text"])
 
 
 class BuiltInClassification(BuiltInTask, AbsTaskClassification):
@@ -213,9 +221,9 @@ class BuiltInClassification(BuiltInTask, AbsTaskClassification):
         }
         return DatasetDict({split: Dataset.from_dict(content) for split, content in columns.items()})
 
-    def texts(self) -> Iterable[str]:
+    def queries(self) -> list[str]:
         """Test texts."""
-        return self.dataset["test"]["text"]
+        return list(self.dataset["test"]["text"])
 
 
 class BuiltInClustering(BuiltInTask, AbsTaskClustering):
@@ -231,9 +239,9 @@ class BuiltInClustering(BuiltInTask, AbsTaskClustering):
         columns = {"sentences": [row["text"] for row in rows], "labels": [row["label"] for row in rows]}
         return DatasetDict(test=Dataset.from_dict(columns))
 
-    def texts(self) -> Iterable[str]:
+    def queries(self) -> list[str]:
         """Test texts."""
-        return self.dataset["test"]["sentences"]
+        return list(self.dataset["test"]["sentences"])
 
 
 class BuiltInSTS(BuiltInTask, AbsTaskSTS):
@@ -248,7 +256,7 @@ class BuiltInSTS(BuiltInTask, AbsTaskSTS):
         columns = tables["test"].select(["sentence1", "sentence2", "score"]).to_pydict()
         return DatasetDict(test=Dataset.from_dict(columns))
 
-    def texts(self) -> Iterable[str]:
+    def queries(self) -> list[str]:
         """Both sides of every pair."""
         return [*self.dataset["test"]["sentence1"], *self.dataset["test"]["sentence2"]]
 

@@ -1,0 +1,18 @@
+"""Vectors in two dimensions."""
+
+import numpy as np
+
+
+def principal_components(vectors: np.ndarray) -> np.ndarray:
+    """First two principal components, scaled together into [-1, 1]; (N, D) -> (N, 2).
+
+    The sign of each axis is chosen so that its largest coordinate is positive: the picture is repeatable.
+    """
+    centred = np.asarray(vectors, dtype=np.float64) - np.mean(vectors, axis=0, dtype=np.float64)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    coordinates = np.zeros((len(centred), 2))
+    width = min(2, len(singular))
+    coordinates[:, :width] = left[:, :width] * singular[:width]
+    largest = coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]]
+    coordinates *= np.where(largest < 0, -1.0, 1.0)
+    return coordinates / max(float(np.abs(coordinates).max()), 1e-12)
