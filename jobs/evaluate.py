@@ -1,20 +1,15 @@
-"""Score a checkpoint on the cluster: `ray job submit --working-dir . -- python jobs/evaluate.py --help`."""
+"""Cluster job: score a checkpoint beside its baselines.
+
+ray job submit --working-dir . -- python jobs/evaluate.py --checkpoint FOLDER --output FOLDER --bm25
+"""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-import typer
-
-from rayembed import logs
-from rayembed.errors import UserError
+from rayembed.entry import run_command
 from rayembed.evaluation.commands import evaluate
 
 if __name__ == "__main__":
-    logs.configure()
-    try:
-        typer.run(evaluate)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_command(evaluate)

@@ -24,8 +24,8 @@ from rayembed.paths import resolve
 logger = logging.getLogger(__name__)
 
 TRAINED_LABEL = "trained"
-# The rows are local, so no library may wait for a hub; bars of many actors would garble the log.
-_ACTOR_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+# The rows are local, so no library may wait for a hub; the bars of bm25s would garble the log.
+_ACTOR_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_TQDM": "1"}
 
 
 def run(
@@ -131,13 +131,18 @@ def _computed(units: list[Unit], data_dir: Path, actors: int | None) -> Iterator
             yield unit, worker.evaluate(unit.candidate, unit.task)
         return
     connect()
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
-    pool = actors or gpus or cpus
-    threads = max(1, cpus // pool)
-    remote = ray.remote(Worker).options(
-        num_cpus=threads,
-        num_gpus=1 if gpus else 0,
-        runtime_env={"env_vars": _ACTOR_ENVIRONMENT},
-    )
-    yield from Scheduler(units, lambda: remote.remote(data_dir, threads), pool).run()
+    pool, options = _pool(len(units), actors)
+    remote = ray.remote(Worker).options(runtime_env={"env_vars": _ACTOR_ENVIRONMENT}, **options)
+    yield from Scheduler(units, lambda: remote.remote(data_dir, options["num_cpus"]), pool).run()
+
+
+def _pool(units: int, actors: int | None) -> tuple[int, dict[str, int]]:
+    """Number of actors, and the CPUs and GPUs of each: the cluster is shared out, but no actor outgrows a node."""
+    nodes = [
+        node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    ]
+    cpus = [int(node["CPU"]) for node in nodes]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    pool = min(units, actors or gpus or sum(cpus) or 1)
+    share = min([sum(cpus) // pool, *cpus]) if cpus else 1
+    return pool, {"num_cpus": max(1, share), "num_gpus": 1 if gpus else 0}

@@ -42,7 +42,7 @@ class TaskDefinition:
     max_documents: int | None = None
 
 
-_SENTIMENT = "Classify the sentiment of the given {} as positive or negative"
+_SENTIMENT = "Classify the sentiment of the text as positive or negative"
 _WORDS = "Retrieve words that have the same meaning as the given word"
 
 TASKS: dict[str, TaskDefinition] = {
@@ -52,14 +52,14 @@ TASKS: dict[str, TaskDefinition] = {
             "DocstringRetrieval",
             "python-docstrings",
             "Retrieval",
-            "Given a description of what a function does, retrieve the Python function that implements it",
+            "Given a docstring, retrieve the Python function that it describes",
             "Docstring of a standard library function to its source, in modules kept out of training.",
         ),
         TaskDefinition(
             "WordNetGlossRetrieval",
             "wordnet-glosses",
             "Retrieval",
-            "Given a word or an example of its use, retrieve the dictionary definition of the word",
+            "Given a word or a sentence that uses it, retrieve the definition of the word",
             "WordNet lemma or usage example to the gloss of its synset.",
             max_queries=500,
             max_documents=3000,
@@ -68,7 +68,7 @@ TASKS: dict[str, TaskDefinition] = {
             "VaderTweets",
             "vader-tweets",
             "Classification",
-            _SENTIMENT.format("tweet"),
+            _SENTIMENT,
             "Sentiment of tweets, rated by people.",
             max_queries=500,
         ),
@@ -76,7 +76,7 @@ TASKS: dict[str, TaskDefinition] = {
             "VaderAmazon",
             "vader-amazon",
             "Classification",
-            _SENTIMENT.format("product review sentence"),
+            _SENTIMENT,
             "Sentiment of sentences from product reviews, rated by people.",
             max_queries=500,
         ),
@@ -84,7 +84,7 @@ TASKS: dict[str, TaskDefinition] = {
             "VaderMovies",
             "vader-movies",
             "Classification",
-            _SENTIMENT.format("movie review sentence"),
+            _SENTIMENT,
             "Sentiment of sentences from film reviews, rated by people.",
             max_queries=500,
         ),
@@ -92,7 +92,7 @@ TASKS: dict[str, TaskDefinition] = {
             "VaderNewYorkTimes",
             "vader-nytimes",
             "Classification",
-            _SENTIMENT.format("newspaper opinion sentence"),
+            _SENTIMENT,
             "Sentiment of sentences from newspaper opinion pieces, rated by people.",
             max_queries=500,
         ),
@@ -100,8 +100,8 @@ TASKS: dict[str, TaskDefinition] = {
             "WordNetLexnameClustering",
             "wordnet-lexnames",
             "Clustering",
-            "Identify the semantic category of the thing or action that the definition describes",
-            "WordNet glosses grouped by lexicographer file, such as noun.animal.",
+            "Identify the semantic field of the definition",
+            "WordNet glosses of nouns grouped by topic, such as noun.animal.",
             max_queries=1000,
         ),
         TaskDefinition(
