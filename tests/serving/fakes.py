@@ -5,6 +5,7 @@ import zlib
 from types import SimpleNamespace
 
 import numpy as np
+
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.inference.engine import Encoded
 from rayembed.serving.config import ServeConfig

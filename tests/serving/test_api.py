@@ -4,7 +4,6 @@ import base64
 
 import numpy as np
 import pytest
-
 from tests.serving.fakes import WIDTH, FakeEngine, WordTokenizer
 
 

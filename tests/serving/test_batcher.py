@@ -2,6 +2,7 @@ import asyncio
 
 import numpy as np
 import pytest
+
 from rayembed.contract import TokenizedTexts
 from rayembed.serving.batcher import TokenBatcher
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from rayembed.errors import ConfigError
 from rayembed.serving.commands import read_config_file
 from rayembed.serving.config import ServeConfig
