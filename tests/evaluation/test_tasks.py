@@ -8,7 +8,7 @@ from rayembed.errors import UserError
 from rayembed.evaluation.benchmarks import task_names
 from rayembed.evaluation.bm25 import BM25, terms
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.tasks import TASKS, load_task
+from rayembed.evaluation.tasks import TASKS, BuiltInClassification, load_task
 from tests.evaluation.conftest import WordEngine, pair, write_split
 
 
@@ -67,6 +67,13 @@ def test_the_revision_follows_the_rows(tmp_path):
         write_split(tmp_path, "python-docstrings", "test", [pair("find a", text)], PAIR_SCHEMA)
         revisions.add(load_task("DocstringRetrieval", tmp_path).metadata.revision)
     assert len(revisions) == 2
+
+
+def test_the_revision_follows_the_settings(data_dir, monkeypatch):
+    before = load_task("VaderTweets", data_dir).metadata.revision
+    assert load_task("VaderTweets", data_dir).metadata.revision == before
+    monkeypatch.setattr(BuiltInClassification, "samples_per_label", 8)
+    assert load_task("VaderTweets", data_dir).metadata.revision != before
 
 
 def test_a_good_encoder_separates_the_toy_labels(data_dir):

@@ -24,8 +24,14 @@ from rayembed.paths import resolve
 logger = logging.getLogger(__name__)
 
 TRAINED_LABEL = "trained"
-# The rows are local, so no library may wait for a hub; the bars of bm25s would garble the log.
-_ACTOR_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_TQDM": "1"}
+# The rows are local, so no library may wait for a hub; the bars of many actors would garble the log.
+_ACTOR_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "DISABLE_TQDM": "1",  # bm25s
+}
 
 
 def run(
@@ -137,7 +143,7 @@ def _computed(units: list[Unit], data_dir: Path, actors: int | None) -> Iterator
 
 
 def _pool(units: int, actors: int | None) -> tuple[int, dict[str, int]]:
-    """Number of actors, and the CPUs and GPUs of each: the cluster is shared out, but no actor outgrows a node."""
+    """Number of actors, and the CPUs and GPUs of each: all CPUs are used, but no actor outgrows a node."""
     nodes = [
         node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
     ]

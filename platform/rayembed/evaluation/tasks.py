@@ -115,8 +115,8 @@ TASKS: dict[str, TaskDefinition] = {
 class BuiltInTask:
     """What the four task types share: reading the source and describing it to mteb.
 
-    The revision in the metadata is a digest of the definition and of every row read, so a stored result is
-    reused only while the data and the instruction are the same.
+    The revision in the metadata is a digest of the definition, of the settings of the class and of every row
+    read, so a stored result is reused only while all of them are the same.
     """
 
     main_score: ClassVar[str]
@@ -131,7 +131,7 @@ class BuiltInTask:
             type=cast(Any, definition.type),
             main_score=self.main_score,
             prompt=definition.instruction,
-            dataset={"path": definition.source, "revision": _revision(definition, tables.values())},
+            dataset={"path": definition.source, "revision": _revision(self, tables.values())},
             eval_splits=["test"],
             eval_langs=["eng-Latn"],
             category="t2t" if definition.type in ("Retrieval", "STS") else "t2c",
@@ -198,18 +198,22 @@ class BuiltInRetrieval(BuiltInTask, AbsTaskRetrieval):
 
 
 class BuiltInClassification(BuiltInTask, AbsTaskClassification):
-    """Labels: logistic regression on 16 training texts per label, ten draws."""
+    """Labels: logistic regression on 16 training texts per label, ten draws.
+
+    mteb looks at every training row in every draw, so the rows that it draws from are capped too.
+    """
 
     main_score = "accuracy"
     splits = ("train", "test")
     samples_per_label = 16
     n_experiments = 10
+    max_training = 500
 
     def build(self, tables: dict[str, pa.Table]) -> Any:
         """Train and test texts with integer labels in the order of the sorted names."""
         labels = sorted(set(tables["train"]["label"].to_pylist()))
         rows = {
-            "train": tables["train"].to_pylist(),
+            "train": _sample_rows(tables["train"].to_pylist(), self.max_training),
             "test": _sample_rows(tables["test"].to_pylist(), self.definition.max_queries),
         }
         columns = {
@@ -294,8 +298,11 @@ def _sample_rows(rows: list[dict[str, Any]], limit: int | None) -> list[dict[str
     return [by_identifier[identifier] for identifier in _sample(by_identifier, limit)]
 
 
-def _revision(definition: TaskDefinition, tables: Iterable[pa.Table]) -> str:
-    digest = hashlib.sha256(repr(definition).encode())
+def _revision(task: BuiltInTask, tables: Iterable[pa.Table]) -> str:
+    settings = [
+        (name, value) for name, value in sorted(vars(type(task)).items()) if isinstance(value, int | float)
+    ]
+    digest = hashlib.sha256(repr((task.definition, settings)).encode())
     for table in tables:
         digest.update(repr(table.to_pydict()).encode())
     return digest.hexdigest()[:16]
