@@ -32,8 +32,8 @@ def deploy(
 ) -> str:
     """Serve a checkpoint on the connected Ray cluster, or on one started here, and return the endpoint's URL.
 
-    An endpoint that already runs on the cluster is replaced without a pause. Ray Serve passes the environment
-    of `rayembed.cluster.connect` on to the replicas, so that they find the package uninstalled.
+    An endpoint that already runs on the cluster is replaced. Ray Serve passes the environment of
+    `rayembed.cluster.connect` on to the replicas, so that they find the package uninstalled.
 
     Args:
         arguments: fields of `ServeConfig`; without num_cpus and num_gpus a replica gets one GPU where
@@ -52,7 +52,7 @@ def deploy(
     connect()
     config = ServeConfig.parse({**_fitting_resources(config.max_replicas), **arguments})
     if not _serve_is_running():
-        _check_port(host, port)
+        check_port(host, port)
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning(
             "listening on %s: this endpoint has no authentication, put a proxy in front of it", host
