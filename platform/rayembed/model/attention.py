@@ -42,20 +42,18 @@ def packed_attention(
         Attended values, shape (T, H, W).
     """
     grouped_heads = query_HTW.shape[0] != key_GTW.shape[0]
+    groups = [(length, len(list(texts))) for length, texts in groupby(lengths)]
+    # One split a tensor: its backward is one concatenation, where slicing would add up a tensor of T tokens a group.
+    spans = [length * count for length, count in groups]
     pieces = []
-    start = 0
-    for length, texts in groupby(lengths):
-        count = len(list(texts))
-        stop = start + count * length
-        query, key, value = (
-            tensor[:, start:stop].unflatten(1, (count, length)).transpose(0, 1)
-            for tensor in (query_HTW, key_GTW, value_GTW)
-        )
+    for (length, count), *parts in zip(
+        groups, *(tensor.split(spans, dim=1) for tensor in (query_HTW, key_GTW, value_GTW)), strict=True
+    ):
+        query, key, value = (part.unflatten(1, (count, length)).transpose(0, 1) for part in parts)
         attended = F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=grouped_heads
         )
         pieces.append(attended.transpose(1, 2).flatten(0, 1))
-        start = stop
     return torch.cat(pieces)
 
 

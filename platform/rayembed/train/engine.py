@@ -72,7 +72,24 @@ def create_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(stage, training, rows_per_rank, dtype)
     )
+    _allocate_moments(engine)
     return engine
+
+
+def _allocate_moments(engine: Any) -> None:
+    """Make Adam's moments exist before the first step.
+
+    DeepSpeed 0.19 links moments to parameters after the first group of the first step, when later groups would have
+    none yet, and would then never find theirs.
+    """
+    adam = _adam(engine)
+    for group in adam.param_groups:
+        for parameter in group["params"]:
+            adam.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def set_learning_rate(engine: Any, factor: float) -> None:
