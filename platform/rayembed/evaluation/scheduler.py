@@ -80,7 +80,7 @@ class Scheduler:
         done, _ = ray.wait(list(self._waiting), num_returns=1, timeout=_HEARTBEAT_SECONDS)
         if not done:
             busy = [str(unit) for _, unit in self._waiting.values() if unit]
-            logger.info("running: %s", ", ".join(busy) or "nothing yet, no actor could be placed")
+            logger.info("running: %s", ", ".join(busy) or "nothing yet, actors start or wait for free CPUs")
             return
         slot, unit = self._waiting.pop(done[0])
         try:

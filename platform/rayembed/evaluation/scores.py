@@ -70,7 +70,7 @@ def format_table(scores: Scores) -> str:
 def _cells(row: Mapping[str, Any]) -> list[str]:
     values = [row[column] for column in COLUMNS]
     base, trained = row["base"], row["trained"]
-    change = "-" if base is None or trained is None else f"{trained - base:+.3f}"
+    change = "-" if base is None or trained is None else f"{round(trained - base, 3) + 0:+.3f}"
     return [*("-" if value is None else f"{value:.3f}" for value in values), change]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def principal_components(vectors: np.ndarray) -> np.ndarray:
-    """First two principal components, scaled together into [-1, 1]; (N, D) -> (N, 2).
+    """First two principal components, each axis stretched to [-1, 1]; (N, D) -> (N, 2).
 
     The sign of each axis is chosen so that its largest coordinate is positive: the picture is repeatable.
     """
@@ -15,4 +15,5 @@ def principal_components(vectors: np.ndarray) -> np.ndarray:
     coordinates[:, :width] = left[:, :width] * singular[:width]
     largest = coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]]
     coordinates *= np.where(largest < 0, -1.0, 1.0)
-    return coordinates / max(float(np.abs(coordinates).max()), 1e-12)
+    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
+    return (coordinates - (low + high) / 2) / np.maximum((high - low) / 2, 1e-12)
