@@ -54,7 +54,7 @@ def test_ray_worker_with_a_working_dir(tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(
         "import ray\n"
-        "ray.init(num_cpus=1, include_dashboard=False, logging_level='ERROR', log_to_driver=False,\n"
+        "ray.init('local', num_cpus=1, include_dashboard=False, logging_level='ERROR', log_to_driver=False,\n"
         f"         runtime_env={{'working_dir': {str(copy)!r}, 'env_vars': {{'PYTHONPATH': 'platform'}}}})\n"
         "@ray.remote\n"
         "def check():\n"

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.serve import Application
 
 from rayembed.errors import ConfigError
 from rayembed.serving.commands import read_config_file
@@ -45,3 +46,11 @@ def test_config_file_without_application_is_refused(tmp_path):
     path.write_text("http_options: {}\n")
     with pytest.raises(ConfigError, match="not a Serve config file with one application"):
         read_config_file(path)
+
+
+def test_import_path_builds_the_application():
+    from serve.app import build
+
+    assert isinstance(build({"checkpoint": "models/small", "max_replicas": "2"}), Application)
+    with pytest.raises(ConfigError, match="unknown key 'replicas'"):
+        build({"checkpoint": "models/small", "replicas": "2"})

@@ -36,6 +36,7 @@ def url():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         runtime_env={"env_vars": {"PYTHONPATH": f"{ROOT}/platform:{ROOT}"}},

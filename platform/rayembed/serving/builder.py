@@ -17,6 +17,7 @@ APPLICATION_NAME = "rayembed"
 _MODEL_REQUESTS_IN_PROGRESS = 4096
 _INGRESS_REQUESTS_IN_PROGRESS = 16_384
 _REQUESTS_WAITING_FOR_A_REPLICA = 1024
+_LOGGING = {"enable_access_log": False}  # a line a request, in both deployments, costs more than a short text
 
 
 def build(arguments: Mapping[str, Any]) -> Application:
@@ -37,10 +38,11 @@ def build_application(
     """Bind the ingress to the model replicas.
 
     Args:
-        config: settings.
+        config: settings; a relative checkpoint path is taken from this process's workspace.
         load: makes the engine inside a replica.
         runtime_env: Ray runtime environment of all replicas, needed where the package is not installed.
     """
+    config = config.model_copy(update={"checkpoint": str(config.checkpoint_path)})
     environment = {"runtime_env": dict(runtime_env)} if runtime_env else {}
     encoder = serve.deployment(
         name="Encoder",
@@ -55,6 +57,7 @@ def build_application(
         max_ongoing_requests=_MODEL_REQUESTS_IN_PROGRESS,
         max_queued_requests=_REQUESTS_WAITING_FOR_A_REPLICA,
         max_constructor_retry_count=2,
+        logging_config=_LOGGING,
     )(Encoder).bind(config, load)
     return serve.deployment(
         name="Ingress",
@@ -64,4 +67,5 @@ def build_application(
         max_ongoing_requests=_INGRESS_REQUESTS_IN_PROGRESS,
         max_queued_requests=_REQUESTS_WAITING_FOR_A_REPLICA,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
+        logging_config=_LOGGING,
     )(Ingress).bind(config, encoder)

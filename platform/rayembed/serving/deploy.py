@@ -86,7 +86,8 @@ def _serve_is_running() -> bool:
     return bool(serve.status().proxies)
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
+    """Raise ResourceError when nothing can listen on `port`."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
