@@ -16,4 +16,6 @@ def principal_components(vectors: np.ndarray) -> np.ndarray:
     largest = coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]]
     coordinates *= np.where(largest < 0, -1.0, 1.0)
     low, high = coordinates.min(axis=0), coordinates.max(axis=0)
-    return (coordinates - (low + high) / 2) / np.maximum((high - low) / 2, 1e-12)
+    half_width = (high - low) / 2
+    # An axis without any spread is rounding noise and stays a line.
+    return (coordinates - (low + high) / 2) / np.maximum(half_width, max(half_width.max() * 1e-6, 1e-12))
