@@ -1,8 +1,8 @@
 import pytest
-from tests.tiny import make_tokenizer
 
 from rayembed.contract import Contract
 from rayembed.errors import CheckpointError, RequestError
+from tests.tiny import make_tokenizer
 
 INSTRUCTION = "find it"
 PREFIX = f"Instruct: {INSTRUCTION}\nQuery: "
@@ -25,8 +25,8 @@ def test_instruction_tokens_come_first_and_are_not_pooled():
     tokenized = Contract().tokenize(tokenizer, ["abc"], INSTRUCTION)
     [ids], [start] = tokenized.input_ids, tokenized.pool_starts
     assert decode(tokenizer, ids) == PREFIX + "abc<end>"
-    # One token a byte: the space behind the colon stays a token of its own and is pooled, as the published rule
-    # leaves a lone space piece in front of a digit.
+    # One token a byte: the space behind the colon stays a token of its own and is pooled, as the published
+    # rule leaves a lone space piece in front of a digit.
     assert decode(tokenizer, ids[start:]) == " abc<end>"
 
 

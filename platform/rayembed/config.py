@@ -31,7 +31,9 @@ class SourceConfig(Frozen):
     weight: float = Field(gt=0, description="share of the rows of a batch, relative to the other sources")
     instruction: str | None = Field(None, description="task instruction in front of the query")
     symmetric: bool = Field(False, description="put the instruction in front of the documents as well")
-    in_batch_negatives: bool = Field(description="whether other rows' documents are negatives for this source's rows")
+    in_batch_negatives: bool = Field(
+        description="whether other rows' documents are negatives for this source's rows"
+    )
     negatives_per_query: int = Field(1, ge=0, description="hard negatives a row brings")
     labels: Literal["example", "label"] = Field(
         "example", description="for labelled sources: documents are examples of a class, or the label texts"
@@ -46,13 +48,19 @@ class StageConfig(Frozen):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="rows of a global batch, all workers together")
     learning_rate: float = Field(gt=0)
-    pooling_learning_rate: float | None = Field(None, gt=0, description="of the pooling head; None: learning_rate")
-    warmup_steps: int = Field(0, ge=0, description="linear warm-up, then linear decay to zero at the last step")
+    pooling_learning_rate: float | None = Field(
+        None, gt=0, description="of the pooling head; None: learning_rate"
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="linear warm-up, then linear decay to zero at the last step"
+    )
     weight_decay: float = Field(0.0, ge=0)
     gradient_clipping: float = Field(1.0, gt=0, description="largest norm of the gradient of all parameters")
     temperature: float = Field(0.02, gt=0)
     document_to_query_weight: float = Field(
-        0.0, ge=0, description="weight of the loss in the direction document to query, for rows with in-batch negatives"
+        0.0,
+        ge=0,
+        description="weight of the loss in the direction document to query, for rows with in-batch negatives",
     )
     batching: Literal["blended", "homogeneous"] = Field(
         "blended", description="blended: each batch mixes the sources; homogeneous: one source a batch"
@@ -63,9 +71,13 @@ class StageConfig(Frozen):
     def _check(self) -> "StageConfig":
         names = [entry.source for entry in self.blend]
         if len(set(names)) != len(names):
-            raise ValueError(f"stage {self.name}: a source appears twice in the blend {names}; merge the entries")
+            raise ValueError(
+                f"stage {self.name}: a source appears twice in the blend {names}; merge the entries"
+            )
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"stage {self.name}: warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+            raise ValueError(
+                f"stage {self.name}: warmup_steps {self.warmup_steps} must be below steps {self.steps}"
+            )
         for entry in self.blend:
             if not entry.in_batch_negatives and entry.negatives_per_query == 0:
                 raise ValueError(
@@ -87,7 +99,9 @@ class DataConfig(Frozen):
     """Where the data is."""
 
     directory: str = Field("data", description="built sources, relative to the workspace")
-    sources: dict[str, UserSourceConfig] = Field(default_factory=dict, description="name -> source of the user's own")
+    sources: dict[str, UserSourceConfig] = Field(
+        default_factory=dict, description="name -> source of the user's own"
+    )
 
 
 class TrainingConfig(Frozen):
@@ -95,13 +109,17 @@ class TrainingConfig(Frozen):
 
     workers: int = Field(1, ge=1, description="training processes; each takes a GPU where there are any")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker")
-    threads_per_worker: int | None = Field(None, ge=1, description="None: the machine's cores divided by its workers")
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="None: the machine's cores divided by its workers"
+    )
     precision: Precision = "auto"
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl and the progress line")
-    max_failures: int = Field(3, ge=-1, description="worker failures survived in one submission; -1: any number")
+    max_failures: int = Field(
+        3, ge=-1, description="worker failures survived in one submission; -1: any number"
+    )
 
 
 class EvaluationConfig(Frozen):
@@ -191,7 +209,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         else:
             node[last] = yaml.safe_load(text)
     except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ConfigError(f"override {override!r} does not fit the recipe: {name!r} cannot be set there") from error
+        raise ConfigError(
+            f"override {override!r} does not fit the recipe: {name!r} cannot be set there"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
 
@@ -204,8 +224,10 @@ def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"missing key {where!r}; add it to the recipe"
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], dict | list) or problem["type"] == "value_error" else (
-        f" (value {problem['input']!r})"
+    shown = (
+        ""
+        if isinstance(problem["input"], dict | list) or problem["type"] == "value_error"
+        else (f" (value {problem['input']!r})")
     )
     return f"{where}: {message}{shown}" if where else message
 

@@ -1,7 +1,7 @@
 """The embedding contract: how a text becomes tokens and which of them are pooled.
 
-Training, mining, evaluation and serving all tokenise through one `Contract`, which is saved beside the weights.
-Two vectors are comparable only when they were made under the same contract.
+Training, mining, evaluation and serving all tokenise through one `Contract`, which is saved beside the
+weights. Two vectors are comparable only when they were made under the same contract.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ class TokenizedTexts:
     """Token ids of N texts.
 
     Attributes:
-        input_ids: for each text its token ids: beginning token if the tokenizer has one, instruction, text, end token.
+        input_ids: for each text its token ids: beginning token if the tokenizer has one, instruction, text,
+            end token.
         pool_starts: for each text the number of leading positions that attend but are not pooled.
         truncated: for each text whether it lost tokens to the maximum length.
     """
@@ -49,11 +50,16 @@ class Contract(BaseModel):
     instruction_template: str = Field(
         "Instruct: {instruction}\nQuery: ", description="prefix of a text that carries an instruction"
     )
-    append_eos: bool = Field(True, description="end every text with the tokenizer's end token, which is pooled")
-    max_length: int = Field(512, ge=4, description="most tokens of one text, instruction and end token included")
+    append_eos: bool = Field(
+        True, description="end every text with the tokenizer's end token, which is pooled"
+    )
+    max_length: int = Field(
+        512, ge=4, description="most tokens of one text, instruction and end token included"
+    )
     truncation: Literal["keep_eos", "published"] = Field(
         "keep_eos",
-        description="keep_eos cuts the text and keeps the end token; published cuts after appending, as NV-Embed does",
+        description="keep_eos cuts the text and keeps the end token; published cuts after appending, "
+        "as NV-Embed does",
     )
     similarity: Literal["cosine"] = "cosine"
     instructions: dict[str, str] = Field(
@@ -79,7 +85,8 @@ class Contract(BaseModel):
         if not texts:
             return TokenizedTexts([], [], [])
         prefix = self.prefix(instruction)
-        encoded = tokenizer([prefix + text for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
+        prefixed = [prefix + text for text in texts]
+        encoded = tokenizer(prefixed, add_special_tokens=False, verbose=False)["input_ids"]
         return self._assemble(tokenizer, encoded, self._pool_start(tokenizer, prefix), max_length)
 
     def tokenize_ids(
@@ -103,8 +110,8 @@ class Contract(BaseModel):
         end = [tokenizer.eos_token_id] if self.append_eos else []
         if pool_start + len(end) >= limit:
             raise RequestError(
-                f"the instruction takes {pool_start} tokens of a maximum length of {limit}, which leaves no room "
-                "for text; shorten the instruction or raise max_length"
+                f"the instruction takes {pool_start} tokens of a maximum length of {limit}, which leaves no "
+                "room for text; shorten the instruction or raise max_length"
             )
         room = limit - len(beginning) - (len(end) if self.truncation == "keep_eos" else 0)
         input_ids = [[*beginning, *ids[:room], *end][:limit] for ids in encoded]
@@ -116,10 +123,11 @@ class Contract(BaseModel):
     def _pool_start(self, tokenizer: Any, prefix: str) -> int:
         """Number of leading positions that are not pooled.
 
-        NV-Embed counts the tokens of the instruction string tokenised alone, without special tokens, and masks that
-        many positions of a sequence that starts with the beginning token. The count includes the lone piece of the
-        trailing space, which in the sequence usually merges into the first word, so it covers the beginning token
-        and the instruction exactly. A tokenizer without a beginning token needs the count without that space.
+        NV-Embed counts the tokens of the instruction string tokenised alone, without special tokens, and
+        masks that many positions of a sequence that starts with the beginning token. The count includes the
+        lone piece of the trailing space, which in the sequence usually merges into the first word, so it
+        covers the beginning token and the instruction exactly. A tokenizer without a beginning token needs
+        the count without that space.
         Source: forward helpers of the published NV-Embed-v2 model file.
         """
         if not prefix:

@@ -1,7 +1,7 @@
 """Errors a user can act on.
 
-Every message names what is wrong, which value it was, and what to do. Entry points print the message alone and
-exit with `exit_code`; anything else that escapes is a bug and keeps its traceback.
+Every message names what is wrong, which value it was, and what to do. Entry points print the message alone
+and exit with `exit_code`; anything else that escapes is a bug and keeps its traceback.
 """
 
 

@@ -7,7 +7,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def configure(level: str = "INFO") -> None:
-    """Send the package's log records to standard error in one format; calling it again only changes the level."""
+    """Send the package's log records to standard error; calling it again only changes the level."""
     logger = logging.getLogger("rayembed")
     logger.setLevel(level)
     if not logger.handlers:

@@ -17,8 +17,9 @@ _RAY_PACKAGE_MARKER = "runtime_resources"
 def workspace() -> Path:
     """Folder that relative paths of a recipe refer to.
 
-    It is the environment variable RAYEMBED_HOME where that is set, else the current folder. A job that Ray started
-    from an uploaded `--working-dir` runs in a throw-away copy, so there the fallback is `~/.rayembed`.
+    It is the environment variable RAYEMBED_HOME where that is set, else the current folder. A job that Ray
+    started from an uploaded `--working-dir` runs in a throw-away copy, so there the fallback is
+    `~/.rayembed`.
     """
     declared = os.environ.get("RAYEMBED_HOME")
     if declared:

@@ -1,10 +1,10 @@
 import mteb
 import numpy as np
 from mteb.models.models_protocols import EncoderProtocol
-from tests.evaluation.conftest import WordEngine
 
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.tasks import TASKS, load_task
+from tests.evaluation.conftest import WordEngine
 
 
 def test_the_adapter_passes_mteb_conformance():

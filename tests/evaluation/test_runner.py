@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from tests.evaluation import conftest
-from tests.evaluation.conftest import WordEngine
 
 from rayembed.cluster import connect
 from rayembed.errors import UserError
@@ -17,6 +15,8 @@ from rayembed.evaluation.scores import format_table
 from rayembed.evaluation.store import Candidate, ResultStore
 from rayembed.evaluation.tasks import load_task
 from rayembed.evaluation.worker import Worker
+from tests.evaluation import conftest
+from tests.evaluation.conftest import WordEngine
 
 TASKS = ["DocstringRetrieval", "VaderTweets", "WordSim353"]
 

@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-from tests.evaluation.conftest import WordEngine, pair, write_split
 
 from rayembed.data.schema import PAIR_SCHEMA
 from rayembed.errors import UserError
@@ -10,6 +9,7 @@ from rayembed.evaluation.benchmarks import task_names
 from rayembed.evaluation.bm25 import BM25, terms
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.tasks import TASKS, BuiltInClassification, load_task
+from tests.evaluation.conftest import WordEngine, pair, write_split
 
 
 class RankedEngine(WordEngine):

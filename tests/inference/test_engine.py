@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.tiny import make_backbone, make_tokenizer
 
 from rayembed.contract import Contract
 from rayembed.errors import CheckpointError, RequestError
@@ -12,6 +11,7 @@ from rayembed.model.backbone import prepare_backbone
 from rayembed.model.checkpoint import save_model
 from rayembed.model.configuration import LatentPoolingConfig, ModelConfig
 from rayembed.model.embedder import Embedder
+from tests.tiny import make_backbone, make_tokenizer
 
 TEXTS = ["a", "some longer text here", "b c", "some longer text here", "1 2 3", "x" * 300]
 
@@ -45,7 +45,9 @@ def test_a_vector_is_the_same_alone_in_any_batch_and_in_any_order(engine):
 def test_repeated_texts_are_computed_once_and_counts_are_reported(engine, monkeypatch):
     seen = []
     original = engine.encode_tokens
-    monkeypatch.setattr(engine, "encode_tokens", lambda tokens, **kw: seen.append(len(tokens)) or original(tokens, **kw))
+    monkeypatch.setattr(
+        engine, "encode_tokens", lambda tokens, **kw: seen.append(len(tokens)) or original(tokens, **kw)
+    )
     encoded = engine.encode(TEXTS)
     assert seen == [5]
     np.testing.assert_array_equal(encoded.vectors[1], encoded.vectors[3])
@@ -56,7 +58,9 @@ def test_repeated_texts_are_computed_once_and_counts_are_reported(engine, monkey
 def test_dimensions_cut_and_renormalise(engine):
     full = engine.encode(TEXTS).vectors
     cut = engine.encode(TEXTS, dimensions=8).vectors
-    np.testing.assert_allclose(cut, full[:, :8] / np.linalg.norm(full[:, :8], axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(
+        cut, full[:, :8] / np.linalg.norm(full[:, :8], axis=1, keepdims=True), atol=1e-6
+    )
     for dimensions in (0, 33):
         with pytest.raises(RequestError, match="between 1 and 32"):
             engine.encode(TEXTS, dimensions=dimensions)
@@ -92,7 +96,7 @@ def test_damaged_checkpoints_are_refused(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="instead of"):
         Engine.load(broken)
     head.unlink()
-    with pytest.raises(CheckpointError, match="pooling/model.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"pooling/model\.safetensors is missing"):
         Engine.load(broken)
 
 

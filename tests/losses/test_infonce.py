@@ -43,6 +43,8 @@ def test_other_direction_equals_the_formula_and_is_zero_without_rivals():
     for row in range(3):
         positive = document[target[row]]
         own = math.exp(float(positive @ query[row]) / TEMPERATURE)
-        rivals = sum(math.exp(float(positive @ query[j]) / TEMPERATURE) for j in range(3) if competing[row, j])
+        rivals = sum(
+            math.exp(float(positive @ query[j]) / TEMPERATURE) for j in range(3) if competing[row, j]
+        )
         assert math.isclose(float(losses[row]), -math.log(own / (own + rivals)), rel_tol=1e-4, abs_tol=1e-5)
     assert float(losses[2]) == 0.0

@@ -2,15 +2,14 @@ import json
 
 import pytest
 import torch
-from tests.tiny import make_backbone
 from transformers import LlamaConfig, LlamaModel
 
 from rayembed.errors import CheckpointError, ConfigError
-from rayembed.model.backbone import load_backbone
+from rayembed.model.backbone import llama_to_mistral, load_backbone
 from rayembed.model.base_model import check_same_function, prepare_base_model
-from rayembed.model.backbone import llama_to_mistral
 from rayembed.model.configuration import LoraSettings
 from rayembed.model.lora import attach_lora, merge_lora
+from tests.tiny import make_backbone
 
 
 def make_llama(**changes):
@@ -53,7 +52,7 @@ def test_llama_folder_loads_as_mistral(tmp_path):
 
 def test_other_architectures_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(CheckpointError, match="'bert'.*mistral and llama"):
+    with pytest.raises(CheckpointError, match=r"'bert'.*mistral and llama"):
         load_backbone(tmp_path)
 
 
@@ -91,7 +90,9 @@ def test_lora_is_on_all_seven_linears_and_merges_exactly():
     model = make_backbone()
     plain = make_backbone()
     attach_lora(model, LoraSettings(rank=2, alpha=4, dropout=0.0))
-    trainable = {name.split(".")[-4] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = {
+        name.split(".")[-4] for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     assert trainable == set(LoraSettings().target_modules)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.tiny import make_backbone
 
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.packing import pack_ids
+from tests.tiny import make_backbone
 
 TEXTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14, 15], [16]]
 
@@ -54,7 +54,7 @@ def test_packed_equals_padded_in_value_and_gradient(attention):
 
 def test_last_token_reaches_the_first_only_without_the_causal_mask():
     model = make_backbone()
-    changed = [TEXTS[0][:-1] + [99], *TEXTS[1:]]
+    changed = [[*TEXTS[0][:-1], 99], *TEXTS[1:]]
     with torch.no_grad():
         both_ways = [packed_states(model, texts)[0][0] for texts in (TEXTS, changed)]
         causal = [packed_states(model, texts, "causal")[0][0] for texts in (TEXTS, changed)]

@@ -3,13 +3,13 @@
 import math
 
 import torch
-from tests.tiny import make_backbone
 
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.configuration import LatentPoolingConfig, MeanPoolingConfig, ModelConfig
 from rayembed.model.embedder import Embedder
 from rayembed.model.packing import pack_ids
 from rayembed.model.pooling import build_pooling
+from tests.tiny import make_backbone
 
 WIDTH = 12
 TEXT_INDEX = torch.tensor([0, 0, 0, 1, 1])
@@ -43,8 +43,10 @@ def reference_latent(states, weights, heads):
     hidden = normed @ weights[prefix + "fn.net.0.weight"].T + weights[prefix + "fn.net.0.bias"]
     values, gates = hidden.chunk(2, dim=1)
     gelu = gates * 0.5 * (1 + torch.erf(gates / math.sqrt(2)))
-    states = states + (values * gelu) @ weights[prefix + "fn.net.2.weight"].T + weights[prefix + "fn.net.2.bias"]
-    return torch.stack([states[TEXT_INDEX == text].mean(0) for text in (0, 1)])
+    states = (
+        states + (values * gelu) @ weights[prefix + "fn.net.2.weight"].T + weights[prefix + "fn.net.2.bias"]
+    )
+    return torch.stack([states[text == TEXT_INDEX].mean(0) for text in (0, 1)])
 
 
 def test_latent_pooling_equals_the_published_computation_in_value_and_gradient():
@@ -88,7 +90,7 @@ def test_instruction_changes_the_vector_though_it_is_not_pooled():
     )
     with torch.no_grad():
         one, other, bare = (
-            embedder(pack_ids([instruction + [5, 6, 7]], [len(instruction)]))
+            embedder(pack_ids([[*instruction, 5, 6, 7]], [len(instruction)]))
             for instruction in ([20, 21], [22, 23], [])
         )
     assert (one - other).abs().max() > 1e-3
@@ -96,7 +98,9 @@ def test_instruction_changes_the_vector_though_it_is_not_pooled():
 
 
 def test_vectors_come_back_in_the_order_given_with_unit_length():
-    embedder = Embedder(prepare_backbone(make_backbone(), "bidirectional"), ModelConfig(pooling=MeanPoolingConfig()))
+    embedder = Embedder(
+        prepare_backbone(make_backbone(), "bidirectional"), ModelConfig(pooling=MeanPoolingConfig())
+    )
     texts = [[5], [6, 7, 8], [9, 10]]
     with torch.no_grad():
         together = embedder(pack_ids(texts, [0, 0, 0]))

@@ -1,7 +1,6 @@
-from tests.evaluation.conftest import WordEngine, labelled, pair, write_split
-
 from rayembed.data.schema import LABEL_SCHEMA, PAIR_SCHEMA
 from rayembed.reporting.samples import embedding_map, sample_searches
+from tests.evaluation.conftest import WordEngine, labelled, pair, write_split
 
 
 def test_searches_find_the_function_that_shares_words(tmp_path):

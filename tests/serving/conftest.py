@@ -2,11 +2,11 @@ from collections.abc import Callable
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.serving.fakes import FakeEngine, LocalHandle
 
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.ingress import create_app
 from rayembed.serving.replica import Encoder
+from tests.serving.fakes import FakeEngine, LocalHandle
 
 
 @pytest.fixture

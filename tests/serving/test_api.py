@@ -4,6 +4,7 @@ import base64
 
 import numpy as np
 import pytest
+
 from tests.serving.fakes import WIDTH, FakeEngine, WordTokenizer
 
 

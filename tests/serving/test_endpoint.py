@@ -13,11 +13,11 @@ import pytest
 import ray
 import requests
 from ray import serve
-from tests.serving.fakes import POISON, WIDTH, WordTokenizer, load_fake, load_slow_fake
 
 from rayembed.serving.builder import build_application
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.deploy import example_request
+from tests.serving.fakes import POISON, WIDTH, WordTokenizer, load_fake, load_slow_fake
 
 pytestmark = pytest.mark.ray
 

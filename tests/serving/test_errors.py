@@ -5,10 +5,10 @@ import json
 import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
-from tests.serving.fakes import POISON, VOCABULARY, FakeEngine
 
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.ingress import create_app
+from tests.serving.fakes import POISON, VOCABULARY, FakeEngine
 
 SECRET = "sesame-1234"
 

@@ -1,12 +1,12 @@
 import asyncio
 
 import pytest
-from tests.serving.fakes import FakeEngine
 
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import Problem
 from rayembed.serving.limits import TokenLimit
 from rayembed.serving.replica import Embeddings, Encoder, EncodeRequest
+from tests.serving.fakes import FakeEngine
 
 
 def test_limit_counts_and_releases_also_on_failure():

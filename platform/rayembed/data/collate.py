@@ -18,14 +18,13 @@ from rayembed.data.plan import PlannedBatch
 from rayembed.losses.infonce import candidate_mask
 from rayembed.model.packing import PackedBatch, pack_ids
 
-
 DocumentKey = tuple[str, str]
 """Content hash of a document and the instruction in front of it ("" for none): what makes its vector."""
 
 
 @dataclass(frozen=True)
 class ChosenRow:
-    """A row with its documents picked: the target, all known positives, the hard negatives, and their texts."""
+    """A row with its documents picked: target, all known positives, hard negatives, and the texts."""
 
     source: int
     query: str
@@ -39,7 +38,8 @@ class ChosenRow:
 class TrainingBatch:
     """One worker's part of a global batch.
 
-    Shapes: Q queries and E documents of this worker, K documents and B queries of all workers, worker by worker.
+    Shapes: Q queries and E documents of this worker, K documents and B queries of all workers, worker by
+        worker.
 
     Attributes:
         step: step of the stage.
@@ -130,7 +130,7 @@ class Collator:
         }
 
     def _choose(self, step: int, source: int, row: int) -> ChosenRow:
-        """Pick the positive and the hard negatives of a row; the choice depends on seed, step and row alone."""
+        """Pick the positive and the hard negatives of a row; seed, step and row alone decide."""
         entry = self._blend[source]
         values = {name: column[0].as_py() for name, column in self._row_columns(source, row).items()}
         document_instruction = (entry.symmetric and entry.instruction) or ""
@@ -171,8 +171,10 @@ class Collator:
         others = [key for key in row.positives if key != row.target and key in position]
         return [position[row.target], *(position[key] for key in others)]
 
-    def _tokenize(self, texts_and_instructions: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
-        """Token ids and pool starts in the order given; texts with the same instruction are tokenised together."""
+    def _tokenize(
+        self, texts_and_instructions: Sequence[tuple[str, str]]
+    ) -> tuple[list[list[int]], list[int]]:
+        """Token ids and pool starts in the order given; texts that share an instruction go together."""
         ids: list[list[int]] = [[]] * len(texts_and_instructions)
         starts = [0] * len(texts_and_instructions)
         for instruction in sorted({instruction for _, instruction in texts_and_instructions}):
@@ -180,7 +182,9 @@ class Collator:
             tokenized = self._contract.tokenize(
                 self._tokenizer, [texts_and_instructions[index][0] for index in members], instruction or None
             )
-            for index, text_ids, start in zip(members, tokenized.input_ids, tokenized.pool_starts, strict=True):
+            for index, text_ids, start in zip(
+                members, tokenized.input_ids, tokenized.pool_starts, strict=True
+            ):
                 ids[index], starts[index] = text_ids, start
         return ids, starts
 

@@ -1,8 +1,9 @@
 """The batch plan: which rows every step trains on.
 
-The plan is a pure function of the prepared sources, their weights, the batch size and the seed. It knows nothing
-of workers: a step names the rows of the global batch and each worker takes its share of them, so all workers have
-the same number of steps by construction and another number of workers continues the same batches.
+The plan is a pure function of the prepared sources, their weights, the batch size and the seed. It knows
+nothing of workers: a step names the rows of the global batch and each worker takes its share of them, so all
+workers have the same number of steps by construction and another number of workers continues the same
+batches.
 """
 
 import hashlib
@@ -23,7 +24,9 @@ from rayembed.paths import atomic_directory, atomic_write
 
 logger = logging.getLogger(__name__)
 
-PLAN_SCHEMA = pa.schema([("step", pa.int64()), ("source", pa.list_(pa.int16())), ("row", pa.list_(pa.int64()))])
+PLAN_SCHEMA = pa.schema(
+    [("step", pa.int64()), ("source", pa.list_(pa.int16())), ("row", pa.list_(pa.int64()))]
+)
 STEPS_PER_FILE = 4096
 _FINGERPRINT_FILE = "plan.json"
 
@@ -76,9 +79,9 @@ def plan_batches(
 ) -> Iterator[PlannedBatch]:
     """Lay down `steps` batches of `batch_size` rows.
 
-    Shares follow the weights exactly in the long run: what a source is owed and did not get in one batch is carried
-    to the next. Two rows that are answered by the same document are never in one batch where in-batch negatives are
-    on; the later one is postponed to the next batch.
+    Shares follow the weights exactly in the long run: what a source is owed and did not get in one batch is
+    carried to the next. Two rows that are answered by the same document are never in one batch where in-batch
+    negatives are on; the later one is postponed to the next batch.
 
     Raises:
         DataError: a source has fewer distinct documents than its largest share of one batch.
@@ -119,8 +122,8 @@ def _take(source: PlannedSource, sequence: _RowSequence, count: int, seen: set[i
     while len(taken) < count:
         if len(clashing) > max(len(source.target_ids), 10 * count):
             raise DataError(
-                f"source {source.name} has too few distinct documents for {count} rows in one batch with in-batch "
-                "negatives; lower batch_size or its weight, or turn in_batch_negatives off"
+                f"source {source.name} has too few distinct documents for {count} rows in one batch with "
+                "in-batch negatives; lower batch_size or its weight, or turn in_batch_negatives off"
             )
         row = sequence.next()
         target = int(source.target_ids[row])
@@ -152,7 +155,8 @@ def write_plan(folder: Path, batches: Iterator[PlannedBatch], plan_fingerprint: 
             _write_chunk(temporary, chunk)
             steps += len(chunk)
         atomic_write(
-            temporary / _FINGERPRINT_FILE, json.dumps({"fingerprint": plan_fingerprint, "steps": steps}) + "\n"
+            temporary / _FINGERPRINT_FILE,
+            json.dumps({"fingerprint": plan_fingerprint, "steps": steps}) + "\n",
         )
     return steps
 

@@ -76,14 +76,20 @@ def _kind(config: RunConfig, name: str) -> str:
     if name in SOURCES:
         return SOURCES[name].kind
     known = sorted([*config.data.sources, *SOURCES])
-    raise ConfigError(f"unknown source {name!r}; declare it under data.sources or use one of {', '.join(known)}")
+    raise ConfigError(
+        f"unknown source {name!r}; declare it under data.sources or use one of {', '.join(known)}"
+    )
 
 
 def _prepare_source(config: RunConfig, entry: SourceConfig, folder: Path) -> Path:
     """Pair table of one source with negatives, as a Parquet file beside a note of what it was made from."""
     path, note = folder / f"{entry.source}.parquet", folder / f"{entry.source}.json"
     raw, origin = _read_source(config, entry.source)
-    made_from = {"origin": origin, "entry": entry.model_dump(mode="json", exclude={"weight"}), "seed": config.seed}
+    made_from = {
+        "origin": origin,
+        "entry": entry.model_dump(mode="json", exclude={"weight"}),
+        "seed": config.seed,
+    }
     if path.is_file() and note.is_file() and json.loads(note.read_text()) == made_from:
         return path
     table = _with_negatives(raw, entry, _kind(config, entry.source), config.seed)
@@ -133,8 +139,8 @@ def _check_negatives(table: pa.Table, entry: SourceConfig) -> None:
     without = sum(not negatives for negatives in table["negatives"].to_pylist())
     if without:
         raise DataError(
-            f"source {entry.source}: {without} of {table.num_rows} rows have no negatives and in-batch negatives are "
-            "off; add `mining: {method: bm25}` to its entry or turn in_batch_negatives on"
+            f"source {entry.source}: {without} of {table.num_rows} rows have no negatives and in-batch "
+            "negatives are off; add `mining: {method: bm25}` to its entry or turn in_batch_negatives on"
         )
 
 
@@ -156,8 +162,8 @@ def _ensure_plan(
         return
     if stored is not None:
         raise DataError(
-            f"the data or the blend of stage {stage.name} changed since its plan was laid down in {folder}; continue "
-            "with the old data, or start a run of another name"
+            f"the data or the blend of stage {stage.name} changed since its plan was laid down in {folder}; "
+            "continue with the old data, or start a run of another name"
         )
     sources = [_planned(entry, path) for entry, path in zip(stage.blend, paths, strict=True)]
     batches = plan_batches(

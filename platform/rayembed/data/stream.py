@@ -84,7 +84,7 @@ def stream_batches(
     steps = np.arange(start, stop)
     blocks = np.array_split(steps, -(-len(steps) // STEPS_PER_BLOCK))
     dataset = ray.data.from_numpy(blocks).map(
-        _FetchAndTokenize,
+        _FetchAndTokenize,  # type: ignore[arg-type]  # Ray Data calls an instance of it
         fn_constructor_args=(spec, rank, world_size),
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=0.25,

@@ -17,9 +17,9 @@ def candidate_mask(
     """Which documents compete for each query.
 
     A row with in-batch negatives competes against every document of the batch; a row without, against its own
-    negatives only. The first positive is the target. Further positives of the row are known to be right, so they
-    are never negatives. Documents are identified by position in the batch's list of distinct documents, so a text
-    that is a positive of the row cannot come back as its negative under another row's name.
+    negatives only. The first positive is the target. Further positives of the row are known to be right, so
+    they are never negatives. Documents are identified by position in the batch's list of distinct documents,
+    so a text that is a positive of the row cannot come back as its negative under another row's name.
 
     Args:
         num_documents: K.
@@ -77,8 +77,8 @@ def document_to_query(
         document_KD: unit vectors of all documents, fp32.
         all_queries_BD: unit vectors of the queries of all ranks, fp32.
         target_Q: position of each query's positive among the K documents.
-        competing_QB: True where a query of the batch competes for the positive of this rank's query; the query
-            itself must be left out.
+        competing_QB: True where a query of the batch competes for the positive of this rank's query; the
+            query itself must be left out.
         temperature: divisor of the cosine.
 
     Returns:

@@ -1,7 +1,8 @@
 """Attention over packed texts, registered with transformers as `rayembed_packed`.
 
-A packed batch is one row of T tokens. Attending over the whole row behind a block mask would cost T x T, so texts
-of equal length, which the packing puts side by side, are cut out, attended as one small batch and put back.
+A packed batch is one row of T tokens. Attending over the whole row behind a block mask would cost T x T, so
+texts of equal length, which the packing puts side by side, are cut out, attended as one small batch and put
+back.
 
 Shapes: H query heads, G key and value heads, T tokens, W width of a head, n texts of equal length L.
 """
@@ -43,7 +44,8 @@ def packed_attention(
     """
     grouped_heads = query_HTW.shape[0] != key_GTW.shape[0]
     groups = [(length, len(list(texts))) for length, texts in groupby(lengths)]
-    # One split a tensor: its backward is one concatenation, where slicing would add up a tensor of T tokens a group.
+    # One split a tensor: its backward is one concatenation, where slicing would add up a tensor of T tokens a
+    # group.
     spans = [length * count for length, count in groups]
     pieces = []
     for (length, count), *parts in zip(
@@ -71,8 +73,8 @@ def _packed_attention_interface(
 ) -> tuple[torch.Tensor, None]:
     """Adapter to transformers' attention signature; tensors are (1, heads, T, width).
 
-    No mask is materialised. `sliding_window` is ignored on purpose: the published NV-Embed attends over the full
-    text (its 4-D mask carries no window).
+    No mask is materialised. `sliding_window` is ignored on purpose: the published NV-Embed attends over the
+    full text (its 4-D mask carries no window).
     """
     assert attention_mask is None, "packed attention takes lengths, not a mask"
     attended_THW = packed_attention(

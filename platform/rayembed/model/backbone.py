@@ -55,7 +55,9 @@ def load_backbone(
             f"supported are {' and '.join(SUPPORTED_ARCHITECTURES)}"
         )
     if layers is not None and not 1 <= layers <= config.num_hidden_layers:
-        raise CheckpointError(f"base model {name} has {config.num_hidden_layers} layers, {layers} were asked for")
+        raise CheckpointError(
+            f"base model {name} has {config.num_hidden_layers} layers, {layers} were asked for"
+        )
     config.num_hidden_layers = layers or config.num_hidden_layers
     if config.model_type == "llama":
         model = llama_to_mistral(_load_weights(LlamaModel, name, config, dtype))
@@ -69,8 +71,8 @@ def prepare_backbone(
 ) -> PreTrainedModel:
     """Set the direction of attention and switch to packed attention.
 
-    `config.is_causal` is transformers' supported switch. Setting `is_causal` on the attention modules alone stays
-    silently causal as soon as a batch has padding.
+    `config.is_causal` is transformers' supported switch. Setting `is_causal` on the attention modules alone
+    stays silently causal as soon as a batch has padding.
     """
     model.config.is_causal = attention == "causal"
     model.config.sliding_window = None
@@ -86,7 +88,8 @@ def llama_to_mistral(model: LlamaModel) -> MistralModel:
     """
     if getattr(model.config, "attention_bias", False) or getattr(model.config, "mlp_bias", False):
         raise CheckpointError("this Llama model has bias terms, which the Mistral architecture cannot hold")
-    converted = MistralModel(mistral_config(model.config)).to(model.dtype)
+    converted = MistralModel(mistral_config(model.config))
+    converted.to(model.dtype)  # type: ignore[arg-type]  # transformers wraps `to` without its signature
     converted.load_state_dict(model.state_dict(), strict=True)
     return converted.eval()
 
@@ -101,12 +104,12 @@ def _read_config(name: str | Path) -> Any:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"base model {name} cannot be read; give a local Hugging Face folder with config.json and safetensors "
-            f"weights, or a hub id where a network exists ({str(error).splitlines()[0]})"
+            f"base model {name} cannot be read; give a local Hugging Face folder with config.json and "
+            f"safetensors weights, or a hub id where a network exists ({str(error).splitlines()[0]})"
         ) from error
 
 
-def _load_weights(model_class: type, name: str | Path, config: Any, dtype: torch.dtype) -> Any:
+def _load_weights(model_class: Any, name: str | Path, config: Any, dtype: torch.dtype) -> Any:
     try:
         model, report = model_class.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True

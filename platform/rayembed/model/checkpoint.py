@@ -1,11 +1,11 @@
 """The folder a finished model lives in.
 
-    rayembed.json       format, model configuration, digests of the files, versions, provenance
-    contract.json       tokenisation and pooling contract
-    backbone/           Hugging Face folder, adapters merged
-    tokenizer/          Hugging Face tokenizer files
-    pooling/            model.safetensors of the pooling head (absent for heads without parameters)
-    recipe.yaml         resolved configuration of the run that made it (absent for converted models)
+rayembed.json       format, model configuration, digests of the files, versions, provenance
+contract.json       tokenisation and pooling contract
+backbone/           Hugging Face folder, adapters merged
+tokenizer/          Hugging Face tokenizer files
+pooling/            model.safetensors of the pooling head (absent for heads without parameters)
+recipe.yaml         resolved configuration of the run that made it (absent for converted models)
 """
 
 import hashlib
@@ -83,7 +83,9 @@ def save_model(
         embedder.backbone.save_pretrained(temporary / "backbone")
         tokenizer.save_pretrained(temporary / "tokenizer")
         contract.save(temporary)
-        head = {name: tensor.detach().contiguous().cpu() for name, tensor in embedder.pooling.state_dict().items()}
+        head = {
+            name: tensor.detach().contiguous().cpu() for name, tensor in embedder.pooling.state_dict().items()
+        }
         if head:
             (temporary / "pooling").mkdir()
             save_file(head, temporary / _POOLING_FILE)
@@ -112,7 +114,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Manifest of a checkpoint folder whose files are all there in their recorded sizes.
 
     Raises:
-        CheckpointError: no such folder, no manifest, another format version, or a file is missing or cut short.
+        CheckpointError: no such folder, no manifest, another format version, or a file is missing or cut
+            short.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
@@ -131,7 +134,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"checkpoint {folder} is incomplete: {name} is missing; copy it again")
         if file.stat().st_size != recorded["bytes"]:
             raise CheckpointError(
-                f"checkpoint file {file} has {file.stat().st_size} bytes instead of {recorded['bytes']}; copy it again"
+                f"checkpoint file {file} has {file.stat().st_size} bytes instead of {recorded['bytes']}; "
+                "copy it again"
             )
     return manifest
 
@@ -168,9 +172,13 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"no tokenizer can be read from {name}: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"no tokenizer can be read from {name}: {str(error).splitlines()[0]}"
+        ) from error
     if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"the tokenizer of {name} has no end token, which the contract appends to every text")
+        raise CheckpointError(
+            f"the tokenizer of {name} has no end token, which the contract appends to every text"
+        )
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -198,5 +206,8 @@ def load_matching(module: torch.nn.Module, tensors: dict[str, torch.Tensor], ori
 
 
 def _model_digest(config: ModelConfig, files: dict[str, dict[str, Any]]) -> str:
-    content = {"model": config.model_dump(), "files": {name: entry["sha256"] for name, entry in files.items()}}
+    content = {
+        "model": config.model_dump(),
+        "files": {name: entry["sha256"] for name, entry in files.items()},
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

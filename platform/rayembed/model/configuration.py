@@ -12,7 +12,8 @@ class Frozen(BaseModel):
 
 
 class LatentPoolingConfig(Frozen):
-    """Latent-attention pooling. The defaults are NV-Embed's at width 4096, except that `head_width` follows the
+    """Latent-attention pooling. The defaults are NV-Embed's at width 4096, except that `head_width` follows
+    the
     backbone: None means its hidden size, as published.
     """
 
@@ -20,11 +21,13 @@ class LatentPoolingConfig(Frozen):
     num_latents: int = Field(512, ge=1, description="number of trainable latent vectors")
     num_heads: int = Field(8, ge=1, description="heads of the cross attention")
     head_width: int | None = Field(None, ge=1, description="width of one head; None: the hidden size")
-    feedforward_multiplier: int = Field(4, ge=1, description="inner width of the feed-forward over the hidden size")
+    feedforward_multiplier: int = Field(
+        4, ge=1, description="inner width of the feed-forward over the hidden size"
+    )
     init: Literal["residual", "published"] = Field(
         "residual",
-        description="residual starts both output projections at zero, so that training starts from mean pooling; "
-        "published leaves them at the framework's random values",
+        description="residual starts both output projections at zero, so that training starts from mean "
+        "pooling; published leaves them at the framework's random values",
     )
 
 
@@ -41,7 +44,7 @@ class LoraSettings(Frozen):
     """Low-rank adapters on the backbone's linear layers."""
 
     rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
+    alpha: int = Field(32, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),

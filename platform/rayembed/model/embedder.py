@@ -28,7 +28,7 @@ class Embedder(nn.Module):
         return self.backbone.config.hidden_size
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Embed a packed batch; returns fp32 unit vectors (N, D) in the order in which the texts were given."""
+        """Embed a packed batch; returns fp32 unit vectors (N, D) in the order the texts were given."""
         states_TD = self.backbone(
             input_ids=batch.input_ids_T.unsqueeze(0),
             position_ids=batch.position_ids_T.unsqueeze(0),

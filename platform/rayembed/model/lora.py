@@ -16,10 +16,14 @@ def attach_lora(backbone: PreTrainedModel, settings: LoraSettings) -> PreTrained
     Raises:
         ConfigError: a target module does not exist in the backbone.
     """
-    present = {name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    present = {
+        name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)
+    }
     unknown = sorted(set(settings.target_modules) - present)
     if unknown:
-        raise ConfigError(f"LoRA target modules {unknown} are not linear layers here; there are {sorted(present)}")
+        raise ConfigError(
+            f"LoRA target modules {unknown} are not linear layers here; there are {sorted(present)}"
+        )
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -36,13 +40,15 @@ def attach_lora(backbone: PreTrainedModel, settings: LoraSettings) -> PreTrained
 def merge_lora(module: nn.Module) -> nn.Module:
     """Add every adapter to its layer's weights and put the plain layer back, in place.
 
-    The sum is taken in fp32 whatever the type of the weights, so that a small update is not rounded away twice.
+    The sum is taken in fp32 whatever the type of the weights, so that a small update is not rounded away
+    twice.
     """
     for name, child in list(module.named_children()):
         if isinstance(child, LoraLayer):
             layer = child.get_base_layer()
             for adapter in child.active_adapters:
-                update = child.lora_B[adapter].weight.float() @ child.lora_A[adapter].weight.float()
+                down = child.lora_A[adapter].get_parameter("weight").float()
+                update = child.lora_B[adapter].get_parameter("weight").float() @ down
                 merged = layer.weight.float() + child.scaling[adapter] * update
                 layer.weight = nn.Parameter(merged.to(layer.weight.dtype), requires_grad=False)
             setattr(module, name, layer)

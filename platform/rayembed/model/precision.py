@@ -19,7 +19,9 @@ def resolve_device(device: str = "auto") -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} was asked for but no CUDA device is visible; use device: auto or cpu")
+        raise ConfigError(
+            f"device {device!r} was asked for but no CUDA device is visible; use device: auto or cpu"
+        )
     return torch.device(device)
 
 

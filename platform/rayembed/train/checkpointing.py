@@ -60,11 +60,15 @@ def load_training_state(folder: Path) -> TrainingState:
     """
     path = folder / STATE_FILE
     if not path.is_file():
-        raise CheckpointError(f"training checkpoint {folder} has no {STATE_FILE}; it was not written to its end")
+        raise CheckpointError(
+            f"training checkpoint {folder} has no {STATE_FILE}; it was not written to its end"
+        )
     state = json.loads(path.read_text())
     for name, digest in state["sha256"].items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise CheckpointError(f"training checkpoint file {folder / name} is damaged; remove this checkpoint")
+            raise CheckpointError(
+                f"training checkpoint file {folder / name} is damaged; remove this checkpoint"
+            )
     return TrainingState(
         stage=state["stage"],
         next_step=state["next_step"],

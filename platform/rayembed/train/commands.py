@@ -9,7 +9,8 @@ from rayembed.config import RunConfig, load_config
 from rayembed.entry import run_command
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. stages.0.steps=20")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. stages.0.steps=20"),
 ]
 
 
@@ -17,15 +18,20 @@ def train(
     config: Annotated[Path, typer.Argument(help="recipe, a YAML file")],
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the resolved recipe, the estimate and first batches, then stop")
+        bool,
+        typer.Option(
+            "--dry-run", help="print the resolved recipe, the estimate and first batches, then stop"
+        ),
     ] = False,
 ) -> None:
-    """Train a recipe: prepare data, run its stages on Ray Train, export the model. Continues what was interrupted."""
+    """Train a recipe: prepare data, run its stages, export the model. Continues what was interrupted."""
     resolved = load_config(config, overrides or ())
     if dry_run:
         show_plan(resolved)
         return
-    from rayembed.train.run import train as run_training  # importing DeepSpeed takes seconds; --help does without
+    from rayembed.train.run import (
+        train as run_training,  # importing DeepSpeed takes seconds; --help does without
+    )
 
     typer.echo(f"model: {run_training(resolved)}")
 

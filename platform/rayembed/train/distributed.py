@@ -1,9 +1,9 @@
 """Gathering vectors across workers with their gradients.
 
-Exact cross-rank InfoNCE: every rank scores its own queries against the documents of all ranks. The backward of the
-gather sums what all ranks want from a document at the rank that encoded it, and DeepSpeed then averages parameter
-gradients over ranks, so that the result is the gradient of the mean loss over the global batch. Nothing is
-multiplied by the world size.
+Exact cross-rank InfoNCE: every rank scores its own queries against the documents of all ranks. The backward
+of the gather sums what all ranks want from a document at the rank that encoded it, and DeepSpeed then
+averages parameter gradients over ranks, so that the result is the gradient of the mean loss over the global
+batch. Nothing is multiplied by the world size.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ def world_size() -> int:
 def gather_vectors(local_ND: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """Vectors of all ranks in rank order; gradients flow back to the rank that owns them.
 
-    Called by all ranks. Ranks may own different numbers of vectors: the shorter ones are padded for the transfer.
+    Called by all ranks. Ranks may own different numbers of vectors: the shorter ones are padded for the
+    transfer.
 
     Args:
         local_ND: this rank's vectors, shape (counts[rank], D).

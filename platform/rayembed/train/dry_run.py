@@ -5,11 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from rayembed.config import RunConfig
 from rayembed.data.prepare import check_sources, prepare_stage
 from rayembed.data.stream import local_batches
 from rayembed.model.base_model import prepare_base_model
 from rayembed.model.checkpoint import load_tokenizer
+from rayembed.model.packing import PackedBatch
 from rayembed.paths import resolve
 from rayembed.train.preflight import GIBIBYTE, estimate
 
@@ -17,7 +20,7 @@ _SHOWN_ROWS = 4
 
 
 def describe(config: RunConfig) -> Iterator[str]:
-    """Lines to print. Built-in data and the base model are built if they are missing; no run folder is made."""
+    """Lines to print. Missing built-in data and base models are built; no run folder is made."""
     check_sources(config)
     yield config.to_yaml()
     base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
@@ -45,9 +48,10 @@ def _describe_stage(config: RunConfig, index: int, folder: Path, base: str) -> I
         yield f"  against  {int(batch.allowed_QK[row].sum()) - 1} negatives"
 
 
-def _decoded(packed, tokenizer, width: int = 100) -> list[str]:  # type: ignore[no-untyped-def]
+def _decoded(packed: PackedBatch, tokenizer: PreTrainedTokenizerBase, width: int = 100) -> list[str]:
     lengths = list(packed.lengths)
     pieces = packed.input_ids_T.split(lengths)
     return [
-        " ".join(tokenizer.decode(pieces[position]).split())[:width] for position in packed.order_N.tolist()
+        " ".join(str(tokenizer.decode(pieces[position])).split())[:width]
+        for position in packed.order_N.tolist()
     ]

@@ -1,8 +1,8 @@
 """The DeepSpeed engine: configuration, creation, and its state as plain named tensors.
 
-DeepSpeed's own checkpoints are pickled and tied to the number of ranks. The functions here read and write master
-weights and Adam moments parameter by parameter through its public accessors, which works at every ZeRO stage and
-lets another number of ranks continue.
+DeepSpeed's own checkpoints are pickled and tied to the number of ranks. The functions here read and write
+master weights and Adam moments parameter by parameter through its public accessors, which works at every ZeRO
+stage and lets another number of ranks continue.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,9 @@ from rayembed.config import StageConfig, TrainingConfig
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def deepspeed_config(stage: StageConfig, training: TrainingConfig, rows_per_rank: int, dtype: torch.dtype) -> dict:
+def deepspeed_config(
+    stage: StageConfig, training: TrainingConfig, rows_per_rank: int, dtype: torch.dtype
+) -> dict:
     """DeepSpeed settings; gradient clipping is spelled out because the library's own default is not off."""
     return {
         "train_micro_batch_size_per_gpu": rows_per_rank,
@@ -47,7 +49,8 @@ def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any
 
     `base_rate` of a group is the rate that the schedule multiplies.
     """
-    head, rest = [], []
+    head: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (head if name.startswith("pooling.") else rest).append(parameter)
@@ -63,8 +66,8 @@ def create_engine(
 ) -> Any:
     """Wrap a model in a DeepSpeed engine with AdamW over its trainable parameters; called by all ranks."""
     if not torch.cuda.is_available():
-        # Without this, DeepSpeed compiles a shared-memory transport with g++ on first use, for tens of seconds;
-        # gloo carries the same calls.
+        # Without this, DeepSpeed compiles a shared-memory transport with g++ on first use, for tens of
+        # seconds; gloo carries the same calls.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = torch.optim.AdamW(
         parameter_groups(model, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay
@@ -79,8 +82,8 @@ def create_engine(
 def _allocate_moments(engine: Any) -> None:
     """Make Adam's moments exist before the first step.
 
-    DeepSpeed 0.19 links moments to parameters after the first group of the first step, when later groups would have
-    none yet, and would then never find theirs.
+    DeepSpeed 0.19 links moments to parameters after the first group of the first step, when later groups
+    would have none yet, and would then never find theirs.
     """
     adam = _adam(engine)
     for group in adam.param_groups:
@@ -100,11 +103,13 @@ def set_learning_rate(engine: Any, factor: float) -> None:
 
 def trainable_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
     """Named trainable parameters in a fixed order."""
-    return ((name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad)
+    return (
+        (name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad
+    )
 
 
 def read_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """fp32 master weights by name, and Adam moments as "moment.name"; called by all ranks after a first step."""
+    """fp32 master weights by name, Adam moments as "moment.name"; called by all ranks after a first step."""
     weights, moments = {}, {}
     for name, parameter in trainable_parameters(engine):
         weights[name] = _own_or(parameter, safe_get_full_fp32_param(parameter)).cpu().clone()
@@ -120,8 +125,8 @@ def read_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
 def write_weights(engine: Any, weights: dict[str, torch.Tensor]) -> None:
     """Set the fp32 master weights; called by all ranks.
 
-    The same weights must have been loaded into the model before the engine was made: the engine rounds its master
-    weights to the model's number format, and this undoes that.
+    The same weights must have been loaded into the model before the engine was made: the engine rounds its
+    master weights to the model's number format, and this undoes that.
     """
     for name, parameter in trainable_parameters(engine):
         if safe_get_full_fp32_param(parameter) is not None:
@@ -130,7 +135,7 @@ def write_weights(engine: Any, weights: dict[str, torch.Tensor]) -> None:
 
 @torch.no_grad()
 def write_moments(engine: Any, moments: dict[str, torch.Tensor], optimizer_steps: int) -> None:
-    """Set Adam's moments and step count; called by all ranks after `prime_optimizer`, which makes them exist."""
+    """Set Adam's moments and step count; called by all ranks after `prime_optimizer` made them."""
     for name, parameter in trainable_parameters(engine):
         partitioned = safe_get_full_fp32_param(parameter) is not None
         for moment in ADAM_MOMENTS:
@@ -158,8 +163,8 @@ def prime_optimizer(engine: Any, vectors: torch.Tensor) -> None:
 def _set_partitioned(parameter: nn.Parameter, value: torch.Tensor, moment: str | None) -> None:
     """Set a master weight (moment None) or an Adam moment from its full value.
 
-    At ZeRO stage 3 the accessor for full values fails when a tensor does not divide by the number of ranks, so this
-    rank's padded part is cut here and set through the accessor for local values.
+    At ZeRO stage 3 the accessor for full values fails when a tensor does not divide by the number of ranks,
+    so this rank's padded part is cut here and set through the accessor for local values.
     """
     value = value.to(parameter.device)
     if hasattr(parameter, "ds_id"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 
 from rayembed import logs
@@ -133,7 +134,9 @@ def _build_engine(
     training = run.config.training
     dtype = resolve_precision(training.precision, device)
     if training.zero_stage == 0 and dtype is torch.bfloat16:
-        raise ConfigError("training.zero_stage 0 works in fp32 only; set it to 1, or training.precision to fp32")
+        raise ConfigError(
+            "training.zero_stage 0 works in fp32 only; set it to 1, or training.precision to fp32"
+        )
     model = build_trainable(run.config, run.base, dtype)
     if resumed:
         load_trainable_weights(model, resumed.weights, "the checkpoint")
@@ -181,8 +184,8 @@ def _check_finite(what: str, value: torch.Tensor, stage: StageConfig, batch: Tra
     names = [stage.blend[source].source for source in batch.source_Q.tolist()]
     rows = ", ".join(f"{name}:{row}" for name, row in zip(names, batch.rows, strict=True))
     raise FloatingPointError(
-        f"{what} is not finite in stage {stage.name}, step {batch.step}; this worker's rows were {rows}. Lower the "
-        "learning rate or remove the rows"
+        f"{what} is not finite in stage {stage.name}, step {batch.step}; this worker's rows were {rows}. "
+        "Lower the learning rate or remove the rows"
     )
 
 
@@ -214,7 +217,9 @@ def _step_metrics(
         seconds=seconds,
         data_seconds=data_seconds,
         sources={
-            entry.source: SourceMetrics(losses[index] / rows[index], correct[index] / rows[index], int(rows[index]))
+            entry.source: SourceMetrics(
+                losses[index] / rows[index], correct[index] / rows[index], int(rows[index])
+            )
             for index, entry in enumerate(stage.blend)
             if rows[index]
         },

@@ -42,8 +42,8 @@ class StepMetrics:
 class MetricsRecorder:
     """Writes one stage's metrics; made on rank 0 only.
 
-    Lines of steps that will be taken again after a resume are dropped first, so that the file always holds one
-    unbroken trace.
+    Lines of steps that will be taken again after a resume are dropped first, so that the file always holds
+    one unbroken trace.
     """
 
     def __init__(self, run_folder: Path, stage: str, *, first_step: int, total_steps: int, steps_before: int):
@@ -52,7 +52,9 @@ class MetricsRecorder:
         self._total_steps = total_steps
         self._steps_before = steps_before
         _drop_later_lines(self._path, steps_before + first_step)
-        self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=steps_before + first_step)
+        self._tensorboard = SummaryWriter(
+            str(run_folder / "tensorboard"), purge_step=steps_before + first_step
+        )
         self._last_progress = 0.0
 
     def record(self, metrics: StepMetrics) -> None:

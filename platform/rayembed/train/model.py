@@ -15,9 +15,7 @@ from rayembed.model.lora import attach_lora
 def build_trainable(config: RunConfig, base: Path | str, dtype: torch.dtype) -> Embedder:
     """Embedder of a run with its trainable parameters marked; the same on every rank for the same seed."""
     torch.manual_seed(config.seed)
-    backbone = load_backbone(
-        base, dtype=dtype, attention=config.model.attention, layers=config.base_layers
-    )
+    backbone = load_backbone(base, dtype=dtype, attention=config.model.attention, layers=config.base_layers)
     if config.lora is not None:
         attach_lora(backbone, config.lora)
     return Embedder(backbone, config.model)

@@ -1,7 +1,7 @@
 """Does the run fit this machine? Asked before anything is written.
 
-The memory estimate counts weights, trainable state and the activations of one worker's largest step. It is a rule
-of thumb for a clear early refusal, not a promise.
+The memory estimate counts weights, trainable state and the activations of one worker's largest step. It is a
+rule of thumb for a clear early refusal, not a promise.
 """
 
 import shutil
@@ -46,9 +46,7 @@ def estimate(config: RunConfig, base: Path | str) -> Estimate:
     trainable = head_size + (adapter_size if config.lora else backbone_size)
     dtype = resolve_precision(config.training.precision, resolve_device())
     weight_bytes = 2 if dtype is torch.bfloat16 else 4
-    texts_per_row = max(
-        2 + entry.negatives_per_query for stage in config.stages for entry in stage.blend
-    )
+    texts_per_row = max(2 + entry.negatives_per_query for stage in config.stages for entry in stage.blend)
     rows = max(-(-stage.batch_size // config.training.workers) for stage in config.stages)
     tokens = rows * texts_per_row * config.contract.max_length
     activations = tokens * hidden * layers * _ACTIVATIONS_PER_LAYER * weight_bytes
@@ -76,8 +74,8 @@ def check_resources(config: RunConfig, base: Path | str, folder: Path) -> Estima
     available = psutil.virtual_memory().available
     if not torch.cuda.is_available() and memory > available:
         raise ResourceError(
-            f"training needs about {memory / GIBIBYTE:.1f} GiB of memory and {available / GIBIBYTE:.1f} GiB are free; "
-            "lower stages.batch_size, contract.max_length or training.workers"
+            f"training needs about {memory / GIBIBYTE:.1f} GiB of memory and {available / GIBIBYTE:.1f} GiB "
+            "are free; lower stages.batch_size, contract.max_length or training.workers"
         )
     return needed
 

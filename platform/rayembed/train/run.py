@@ -1,7 +1,7 @@
 """A whole training run: prepare, train stage after stage on Ray Train, export.
 
-Everything is resumable: a finished stage is not trained again, an unfinished one continues from its last committed
-checkpoint, and a run folder that was started with another recipe is refused.
+Everything is resumable: a finished stage is not trained again, an unfinished one continues from its last
+committed checkpoint, and a run folder that was started with another recipe is refused.
 """
 
 import logging
@@ -77,8 +77,8 @@ def claim_run_folder(config: RunConfig) -> Path:
         difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
         if difference:
             raise ConfigError(
-                f"{folder} was started with another recipe ({difference}); set name to start another run, or remove "
-                "the folder"
+                f"{folder} was started with another recipe ({difference}); set name to start another run, or "
+                "remove the folder"
             )
     atomic_write(path, config.to_yaml())
     return folder
@@ -108,8 +108,8 @@ def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
     training = run.config.training
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0
     trainer = TorchTrainer(
-        train_stage,
-        train_loop_config=run,
+        train_stage,  # type: ignore[arg-type]  # Ray hands on any object, its annotation says a dictionary
+        train_loop_config=run,  # type: ignore[arg-type]
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers,
             use_gpu=use_gpu,

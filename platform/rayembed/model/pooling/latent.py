@@ -53,7 +53,9 @@ class FeedForward(nn.Module):
     def __init__(self, hidden_size: int, multiplier: int):
         super().__init__()
         inner = hidden_size * multiplier
-        self.net = nn.Sequential(nn.Linear(hidden_size, 2 * inner), GatedGelu(), nn.Linear(inner, hidden_size))
+        self.net = nn.Sequential(
+            nn.Linear(hidden_size, 2 * inner), GatedGelu(), nn.Linear(inner, hidden_size)
+        )
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Token-wise transformation of the same shape."""
@@ -93,8 +95,8 @@ class LatentAttentionPooling(nn.Module):
         )
         if config.init == "residual":
             nn.init.zeros_(attention.to_out.weight)
-            nn.init.zeros_(feedforward.net[2].weight)
-            nn.init.zeros_(feedforward.net[2].bias)
+            for parameter in feedforward.net[2].parameters():
+                nn.init.zeros_(parameter)
 
     def token_states(self, states_PD: torch.Tensor) -> torch.Tensor:
         """States after both residual blocks, before pooling; same shape."""
