@@ -10,8 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from rayembed.contract import Contract
 from rayembed.errors import ConfigError
-from rayembed.model.configuration import Frozen, LoraSettings, ModelConfig
-from rayembed.model.precision import Precision
+from rayembed.model.configuration import Frozen, LoraSettings, ModelConfig, Precision
 
 
 class MiningConfig(Frozen):

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.errors import RequestError
 from rayembed.model.checkpoint import LoadedModel, load_model
+from rayembed.model.configuration import Precision
 from rayembed.model.packing import pack_ids
-from rayembed.model.precision import Precision, resolve_device, resolve_precision
+from rayembed.model.precision import resolve_device, resolve_precision
 from rayembed.paths import resolve
 
 logger = logging.getLogger(__name__)

@@ -4,6 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Precision = Literal["auto", "bf16", "fp32"]
+"""Number format of the weights; auto takes bf16 where the processor multiplies it natively."""
+
 
 class Frozen(BaseModel):
     """Immutable settings that refuse unknown keys."""

@@ -1,13 +1,11 @@
 """Choice of number format and device for a process."""
 
 import platform
-from typing import Literal
 
 import torch
 
 from rayembed.errors import ConfigError
-
-Precision = Literal["auto", "bf16", "fp32"]
+from rayembed.model.configuration import Precision
 
 
 def resolve_device(device: str = "auto") -> torch.device:

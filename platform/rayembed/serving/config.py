@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rayembed.errors import ConfigError
-from rayembed.model.precision import Precision
+from rayembed.model.configuration import Precision
 from rayembed.paths import resolve
 
 

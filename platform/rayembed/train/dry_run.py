@@ -8,13 +8,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import RunConfig
-from rayembed.data.prepare import check_sources, prepare_stage
 from rayembed.data.stream import local_batches
 from rayembed.model.base_model import prepare_base_model
 from rayembed.model.checkpoint import load_tokenizer
 from rayembed.model.packing import PackedBatch
 from rayembed.paths import resolve
 from rayembed.train.preflight import GIBIBYTE, estimate
+from rayembed.train.prepare import check_sources, prepare_stage
 
 _SHOWN_ROWS = 4
 

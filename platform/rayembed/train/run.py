@@ -16,7 +16,6 @@ from ray.train.torch import TorchTrainer
 
 from rayembed.cluster import connect
 from rayembed.config import RunConfig
-from rayembed.data.prepare import check_sources, prepare_stage
 from rayembed.errors import ConfigError
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
@@ -25,6 +24,7 @@ from rayembed.train.checkpointing import STATE_FILE
 from rayembed.train.export import export_model
 from rayembed.train.loop import StageRun, train_stage
 from rayembed.train.preflight import check_resources
+from rayembed.train.prepare import check_sources, prepare_stage
 
 logger = logging.getLogger(__name__)
 
