@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rayembed.model.attention import _attend_fused, _attend_plainly
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.packing import pack_ids
 from tests.tiny import make_backbone
@@ -69,3 +70,20 @@ def test_texts_do_not_see_each_other():
         alone = [packed_states(model, [text])[0] for text in TEXTS]
     for packed, single in zip(together, alone, strict=True):
         torch.testing.assert_close(packed, single, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_plain_and_fused_attention_agree_in_value_and_gradient(causal, groups):
+    torch.manual_seed(0)
+    tensors = [torch.randn(3, heads, 5, 8, requires_grad=True) for heads in (4, groups, groups)]
+    settings = {"scaling": 0.3, "causal": causal, "dropout": 0.0}
+    plain, fused = _attend_plainly(*tensors, **settings), _attend_fused(*tensors, **settings)
+    torch.testing.assert_close(plain, fused, atol=1e-6, rtol=1e-5)
+    weight = torch.randn_like(plain)
+    for ours, reference in zip(
+        torch.autograd.grad((plain * weight).sum(), tensors),
+        torch.autograd.grad((fused * weight).sum(), tensors),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)

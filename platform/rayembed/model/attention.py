@@ -42,21 +42,68 @@ def packed_attention(
     Returns:
         Attended values, shape (T, H, W).
     """
-    grouped_heads = query_HTW.shape[0] != key_GTW.shape[0]
     groups = [(length, len(list(texts))) for length, texts in groupby(lengths)]
-    # One split a tensor: its backward is one concatenation, where slicing would add up a tensor of T tokens a
-    # group.
+    # One split a tensor: its backward is one concatenation, where slicing would add up a tensor of T tokens a group.
     spans = [length * count for length, count in groups]
+    attend = _attend_plainly if _plain_is_faster(query_HTW) else _attend_fused
     pieces = []
     for (length, count), *parts in zip(
         groups, *(tensor.split(spans, dim=1) for tensor in (query_HTW, key_GTW, value_GTW)), strict=True
     ):
         query, key, value = (part.unflatten(1, (count, length)).transpose(0, 1) for part in parts)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=grouped_heads
-        )
-        pieces.append(attended.transpose(1, 2).flatten(0, 1))
+        attended_nHLW = attend(query, key, value, scaling=scaling, causal=causal, dropout=dropout)
+        pieces.append(attended_nHLW.transpose(1, 2).flatten(0, 1))
     return torch.cat(pieces)
+
+
+def _plain_is_faster(query: torch.Tensor) -> bool:
+    """Whether attention will be differentiated in bf16 on a CPU.
+
+    There the backward of the fused kernel takes four to five times as long as plain matrix products
+    (benchmarks/results, attention on CPU); texts are short enough to hold their scores.
+    """
+    return query.device.type == "cpu" and query.dtype is torch.bfloat16 and query.requires_grad
+
+
+def _attend_fused(
+    query_nHLW: torch.Tensor,
+    key_nGLW: torch.Tensor,
+    value_nGLW: torch.Tensor,
+    *,
+    scaling: float,
+    causal: bool,
+    dropout: float,
+) -> torch.Tensor:
+    """Attention of n texts of one length by the fused kernel."""
+    return F.scaled_dot_product_attention(
+        query_nHLW,
+        key_nGLW,
+        value_nGLW,
+        dropout_p=dropout,
+        is_causal=causal,
+        scale=scaling,
+        enable_gqa=query_nHLW.shape[1] != key_nGLW.shape[1],
+    )
+
+
+def _attend_plainly(
+    query_nHLW: torch.Tensor,
+    key_nGLW: torch.Tensor,
+    value_nGLW: torch.Tensor,
+    *,
+    scaling: float,
+    causal: bool,
+    dropout: float,
+) -> torch.Tensor:
+    """The same by matrix products; query heads that share a key head are stacked instead of copying the key."""
+    heads, groups, length = query_nHLW.shape[1], key_nGLW.shape[1], query_nHLW.shape[2]
+    stacked = (query_nHLW * scaling).unflatten(1, (groups, heads // groups)).flatten(2, 3)
+    scores = stacked @ key_nGLW.transpose(-1, -2)
+    if causal:
+        future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future.repeat(heads // groups, 1), float("-inf"))
+    weights = F.dropout(torch.softmax(scores, dim=-1), p=dropout)
+    return (weights @ value_nGLW).unflatten(2, (heads // groups, length)).flatten(1, 2)
 
 
 def _packed_attention_interface(
