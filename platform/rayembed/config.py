@@ -16,7 +16,7 @@ from rayembed.model.configuration import Frozen, LoraSettings, ModelConfig, Prec
 class MiningConfig(Frozen):
     """How hard negatives are found for a source that brings none."""
 
-    method: Literal["bm25"] = "bm25"
+    method: Literal["bm25"] = Field("bm25", description="how candidates are searched")
     top_k: int = Field(30, ge=1, description="candidates looked at for each query")
     positive_share: float = Field(
         0.95, gt=0, le=1, description="a candidate must score below this share of the positive's score"
@@ -43,19 +43,19 @@ class SourceConfig(Frozen):
 class StageConfig(Frozen):
     """One contrastive training stage."""
 
-    name: str = Field(pattern=r"^[a-z0-9-]+$")
-    steps: int = Field(ge=1)
+    name: str = Field(pattern=r"^[a-z0-9-]+$", description="lower-case letters, digits and hyphens")
+    steps: int = Field(ge=1, description="optimizer steps")
     batch_size: int = Field(ge=1, description="rows of a global batch, all workers together")
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, description="highest rate, reached after warm-up")
     pooling_learning_rate: float | None = Field(
         None, gt=0, description="of the pooling head; None: learning_rate"
     )
     warmup_steps: int = Field(
         0, ge=0, description="linear warm-up, then linear decay to zero at the last step"
     )
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     gradient_clipping: float = Field(1.0, gt=0, description="largest norm of the gradient of all parameters")
-    temperature: float = Field(0.02, gt=0)
+    temperature: float = Field(0.02, gt=0, description="divisor of the cosine in the loss")
     document_to_query_weight: float = Field(
         0.0,
         ge=0,
@@ -64,7 +64,7 @@ class StageConfig(Frozen):
     batching: Literal["blended", "homogeneous"] = Field(
         "blended", description="blended: each batch mixes the sources; homogeneous: one source a batch"
     )
-    blend: tuple[SourceConfig, ...] = Field(min_length=1)
+    blend: tuple[SourceConfig, ...] = Field(min_length=1, description="sources, each at most once")
 
     @model_validator(mode="after")
     def _check(self) -> "StageConfig":
@@ -90,8 +90,10 @@ class UserSourceConfig(Frozen):
     """A source of the user's own."""
 
     path: str = Field(description="Parquet or JSON-lines file, or a folder of them")
-    kind: Literal["pairs", "labels"] = "pairs"
-    task_type: Literal["retrieval", "classification", "clustering", "sts"] = "retrieval"
+    kind: Literal["pairs", "labels"] = Field("pairs", description="layout of the rows, see data.md")
+    task_type: Literal["retrieval", "classification", "clustering", "sts"] = Field(
+        "retrieval", description="recorded with every row"
+    )
 
 
 class DataConfig(Frozen):
@@ -111,10 +113,12 @@ class TrainingConfig(Frozen):
     threads_per_worker: int | None = Field(
         None, ge=1, description="None: the machine's cores divided by its workers"
     )
-    precision: Precision = "auto"
+    precision: Precision = Field(
+        "auto", description="of the weights; auto: bf16 where the processor multiplies it natively, else fp32"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints of a stage that are kept")
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl and the progress line")
     max_failures: int = Field(
         3, ge=-1, description="worker failures survived in one submission; -1: any number"
@@ -124,26 +128,26 @@ class TrainingConfig(Frozen):
 class EvaluationConfig(Frozen):
     """What is evaluated after training."""
 
-    benchmark: str = "rayembed-quickstart"
-    actors: int = Field(2, ge=1)
+    benchmark: str = Field("rayembed-quickstart", description="name of a list of tasks")
+    actors: int = Field(2, ge=1, description="Ray actors that share the tasks")
 
 
 class RunConfig(Frozen):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    seed: int = 17
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the run and of its folder")
+    seed: int = Field(17, description="decides batches, negatives, new weights and dropout")
     output: str = Field("runs", description="folder that holds the run's folder, relative to the workspace")
     base_model: str = Field(description="packaged model name, local Hugging Face folder, or hub id")
     base_layers: int | None = Field(None, ge=1, description="keep only the first layers of the base model")
     models_directory: str = Field("models", description="where packaged base models are built")
-    contract: Contract = Contract()
-    model: ModelConfig = ModelConfig()
+    contract: Contract = Field(Contract(), description="how a text becomes tokens")
+    model: ModelConfig = Field(ModelConfig(), description="attention and pooling")
     lora: LoraSettings | None = Field(LoraSettings(), description="None: train all weights")
-    data: DataConfig = DataConfig()
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    data: DataConfig = Field(DataConfig(), description="where the data is")
+    stages: tuple[StageConfig, ...] = Field(min_length=1, description="trained one after the other")
+    training: TrainingConfig = Field(TrainingConfig(), description="how training runs")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is evaluated after training")
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

@@ -46,7 +46,7 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = 1
+    version: int = Field(1, description="of this format")
     instruction_template: str = Field(
         "Instruct: {instruction}\nQuery: ", description="prefix of a text that carries an instruction"
     )
@@ -61,7 +61,7 @@ class Contract(BaseModel):
         description="keep_eos cuts the text and keeps the end token; published cuts after appending, "
         "as NV-Embed does",
     )
-    similarity: Literal["cosine"] = "cosine"
+    similarity: Literal["cosine"] = Field("cosine", description="how two vectors are compared")
     instructions: dict[str, str] = Field(
         default_factory=dict, description="task name -> instruction that the model was trained with"
     )
