@@ -1,109 +1,141 @@
-"""Pooling heads against straight tensor algebra from the fact sheet of NV-Embed."""
+"""Every pooling head against straight tensor algebra, in value and gradient."""
 
-import math
-
+import pytest
 import torch
 
 from rayembed.model.backbone import prepare_backbone
-from rayembed.model.configuration import LatentPoolingConfig, MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import (
+    EosPoolingConfig,
+    LatentPoolingConfig,
+    MeanPoolingConfig,
+    ModelConfig,
+    MultiLayerPoolingConfig,
+    SelfAttentionPoolingConfig,
+    WeightedMeanPoolingConfig,
+)
 from rayembed.model.embedder import Embedder
 from rayembed.model.packing import pack_ids
 from rayembed.model.pooling import build_pooling
+from tests.model import reference
 from tests.tiny import make_backbone
 
 WIDTH = 12
-TEXT_INDEX = torch.tensor([0, 0, 0, 1, 1])
+LAYERS = 3
+LENGTHS = (3, 2, 1)
+TEXT_INDEX = torch.repeat_interleave(torch.arange(3), torch.tensor(LENGTHS))
+SMALL_BLOCK = {"num_heads": 2, "head_width": 5, "feedforward_multiplier": 2}
 
 
-def layer_norm(values, weight, bias):
-    centred = values - values.mean(-1, keepdim=True)
-    return centred / (values.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * weight + bias
+def weighted_mean(states):
+    weights = [position / sum(range(1, len(states) + 1)) for position in range(1, len(states) + 1)]
+    return sum(weight * state for weight, state in zip(weights, states, strict=True))
 
 
-def reference_latent(states, weights, heads):
-    """Steps 1 to 5 of the published computation, one head at a time."""
-    prefix = "cross_attend_blocks.0."
-    tokens = layer_norm(states, weights[prefix + "norm.weight"], weights[prefix + "norm.bias"])
-    latents = layer_norm(
-        weights["latents"], weights[prefix + "norm_context.weight"], weights[prefix + "norm_context.bias"]
-    )
-    query = tokens @ weights[prefix + "fn.to_q.weight"].T
-    key_value = latents @ weights[prefix + "fn.to_kv.weight"].T
-    inner = query.shape[1]
-    key, value = key_value[:, :inner], key_value[:, inner:]
-    width = inner // heads
-    attended = []
-    for head in range(heads):
-        part = slice(head * width, (head + 1) * width)
-        scores = torch.softmax(query[:, part] @ key[:, part].T / math.sqrt(width), dim=-1)
-        attended.append(scores @ value[:, part])
-    states = states + torch.cat(attended, dim=1) @ weights[prefix + "fn.to_out.weight"].T
-    prefix = "cross_attend_blocks.1."
-    normed = layer_norm(states, weights[prefix + "norm.weight"], weights[prefix + "norm.bias"])
-    hidden = normed @ weights[prefix + "fn.net.0.weight"].T + weights[prefix + "fn.net.0.bias"]
-    values, gates = hidden.chunk(2, dim=1)
-    gelu = gates * 0.5 * (1 + torch.erf(gates / math.sqrt(2)))
-    states = (
-        states + (values * gelu) @ weights[prefix + "fn.net.2.weight"].T + weights[prefix + "fn.net.2.bias"]
-    )
-    return torch.stack([states[text == TEXT_INDEX].mean(0) for text in (0, 1)])
+CASES = [
+    (MeanPoolingConfig(), lambda states, _: states.mean(0)),
+    (WeightedMeanPoolingConfig(), lambda states, _: weighted_mean(states)),
+    (EosPoolingConfig(), lambda states, _: states[-1]),
+    (
+        LatentPoolingConfig(num_latents=6, init="published", **SMALL_BLOCK),
+        lambda states, weights: reference.latent_block(states, weights, heads=2).mean(0),
+    ),
+    (
+        SelfAttentionPoolingConfig(init="published", **SMALL_BLOCK),
+        lambda states, weights: reference.self_attention_block(states, weights, heads=2).mean(0),
+    ),
+]
 
 
-def test_latent_pooling_equals_the_published_computation_in_value_and_gradient():
+def check_gradients(ours, wanted, inputs):
+    weight = torch.randn_like(ours)
+    gradients = (torch.autograd.grad((vectors * weight).sum(), inputs) for vectors in (ours, wanted))
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def randomised(config):
     torch.manual_seed(0)
-    head = build_pooling(
-        LatentPoolingConfig(num_latents=6, num_heads=2, head_width=5, init="published"), hidden_size=WIDTH
-    )
+    head = build_pooling(config, WIDTH, LAYERS)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+    return head, dict(head.named_parameters())
+
+
+@pytest.mark.parametrize(("config", "compute"), CASES, ids=lambda value: getattr(value, "type", ""))
+def test_head_equals_its_definition(config, compute):
+    head, weights = randomised(config)
     states = torch.randn(len(TEXT_INDEX), WIDTH, requires_grad=True)
-    ours = head(states, TEXT_INDEX, 2)
-    reference = reference_latent(states, dict(head.named_parameters()), heads=2)
-    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-5)
-    inputs = [states, *head.parameters()]
-    weight = torch.randn_like(ours)
-    for got, wanted in zip(
-        torch.autograd.grad((ours * weight).sum(), inputs),
-        torch.autograd.grad((reference * weight).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    ours = head(states, TEXT_INDEX, LENGTHS)
+    wanted = torch.stack([compute(text, weights) for text in states.split(LENGTHS)])
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
+    check_gradients(ours, wanted, [states, *weights.values()])
 
 
-def test_published_width_needs_no_settings():
+def test_multi_layer_head_equals_its_definition():
+    head, weights = randomised(MultiLayerPoolingConfig(num_latents=6, **SMALL_BLOCK))
+    layers = [torch.randn(len(TEXT_INDEX), WIDTH, requires_grad=True) for _ in range(LAYERS)]
+    ours = head(layers, TEXT_INDEX, LENGTHS)
+    texts = zip(*(states.split(LENGTHS) for states in layers), strict=True)
+    wanted = torch.stack([reference.multi_layer_vector(text, weights, heads=2) for text in texts])
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
+    check_gradients(ours, wanted, [*layers, *weights.values()])
+
+
+def test_multi_layer_head_gets_the_output_of_every_layer_and_the_final_norm():
+    backbone = prepare_backbone(make_backbone(), "bidirectional")
+    embedder = Embedder(backbone, ModelConfig(pooling=MultiLayerPoolingConfig(num_latents=4, **SMALL_BLOCK)))
+    seen, layers = [], []
+    embedder.pooling.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
+    for module in (backbone.layers[0], backbone.norm):
+        module.register_forward_hook(lambda _, __, output: layers.append(output))
+    with torch.no_grad():
+        embedder(pack_ids([[5, 6, 7]], [1]))
+    assert len(seen) == len(layers) == 2
+    for got, wanted in zip(seen, layers, strict=True):
+        torch.testing.assert_close(got, wanted[0, 1:])
+
+
+@pytest.mark.parametrize("config", [case[0] for case in CASES] + [MultiLayerPoolingConfig(num_latents=4)])
+def test_vectors_come_back_in_the_order_given_with_unit_length(config):
+    torch.manual_seed(0)
+    embedder = Embedder(prepare_backbone(make_backbone(), "bidirectional"), ModelConfig(pooling=config))
+    texts, starts = [[5, 6], [6, 7, 8], [9, 10, 11]], [1, 0, 2]
+    with torch.no_grad():
+        together = embedder(pack_ids(texts, starts))
+        alone = [embedder(pack_ids([text], [start])) for text, start in zip(texts, starts, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("config", [LatentPoolingConfig(num_latents=4), SelfAttentionPoolingConfig()])
+def test_residual_start_is_mean_pooling(config):
+    states = torch.randn(len(TEXT_INDEX), WIDTH)
+    mean = build_pooling(MeanPoolingConfig(), WIDTH, LAYERS)(states, TEXT_INDEX, LENGTHS)
+    torch.testing.assert_close(build_pooling(config, WIDTH, LAYERS)(states, TEXT_INDEX, LENGTHS), mean)
+
+
+@pytest.mark.parametrize("config", [LatentPoolingConfig(), LatentPoolingConfig.scaled(4096, 32)])
+def test_published_sizes(config):
     with torch.device("meta"):
-        head = build_pooling(LatentPoolingConfig(), hidden_size=4096)
+        head = build_pooling(config, hidden_size=4096, num_layers=32)
     assert sum(parameter.numel() for parameter in head.parameters()) == 740_356_096
     assert len(head.state_dict()) == 14
 
 
-def test_residual_start_is_mean_pooling():
-    states = torch.randn(len(TEXT_INDEX), WIDTH)
-    latent = build_pooling(LatentPoolingConfig(num_latents=4, num_heads=2, head_width=3), WIDTH)
-    mean = build_pooling(MeanPoolingConfig(), WIDTH)
-    torch.testing.assert_close(latent(states, TEXT_INDEX, 2), mean(states, TEXT_INDEX, 2))
+# Width, depth and parameters of the backbone without its head.
+BACKBONES = {
+    "Mistral-7B": (4096, 32, 7_110_660_096),
+    "Llama-3.2-1B": (2048, 16, 1_235_814_400),
+    "SmolLM2-360M": (960, 32, 361_821_120),
+    "SmolLM2-135M": (576, 30, 134_515_008),
+    "four layers of SmolLM2-135M": (576, 4, 42_471_360),
+}
 
 
-def test_instruction_changes_the_vector_though_it_is_not_pooled():
-    embedder = Embedder(
-        prepare_backbone(make_backbone(), "bidirectional"), ModelConfig(pooling=MeanPoolingConfig())
-    )
-    with torch.no_grad():
-        one, other, bare = (
-            embedder(pack_ids([[*instruction, 5, 6, 7]], [len(instruction)]))
-            for instruction in ([20, 21], [22, 23], [])
-        )
-    assert (one - other).abs().max() > 1e-3
-    assert (one - bare).abs().max() > 1e-3
-
-
-def test_vectors_come_back_in_the_order_given_with_unit_length():
-    embedder = Embedder(
-        prepare_backbone(make_backbone(), "bidirectional"), ModelConfig(pooling=MeanPoolingConfig())
-    )
-    texts = [[5], [6, 7, 8], [9, 10]]
-    with torch.no_grad():
-        together = embedder(pack_ids(texts, [0, 0, 0]))
-        alone = torch.cat([embedder(pack_ids([text], [0])) for text in texts])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+@pytest.mark.parametrize("name", BACKBONES)
+def test_scaling_rule_keeps_the_share_of_the_head(name):
+    width, depth, backbone_size = BACKBONES[name]
+    with torch.device("meta"):
+        head = build_pooling(LatentPoolingConfig.scaled(width, depth), width, depth)
+    size = sum(parameter.numel() for parameter in head.parameters())
+    assert 0.05 < size / (size + backbone_size) < 0.105

@@ -20,7 +20,9 @@ class Embedder(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.pooling = build_pooling(config.pooling, backbone.config.hidden_size)
+        self.pooling = build_pooling(
+            config.pooling, backbone.config.hidden_size, backbone.config.num_hidden_layers
+        )
 
     @property
     def dimensions(self) -> int:
@@ -29,13 +31,18 @@ class Embedder(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Embed a packed batch; returns fp32 unit vectors (N, D) in the order the texts were given."""
-        states_TD = self.backbone(
+        output = self.backbone(
             input_ids=batch.input_ids_T.unsqueeze(0),
             position_ids=batch.position_ids_T.unsqueeze(0),
             use_cache=False,
             packed_lengths=batch.lengths,
-        ).last_hidden_state[0]
-        vectors_ND = self.pooling(
-            states_TD[batch.pooled_T], batch.text_index_T[batch.pooled_T], len(batch.lengths)
+            output_hidden_states=self.pooling.all_layers,
         )
+        pooled_T = batch.pooled_T
+        if self.pooling.all_layers:
+            # The first entry is the token embeddings; the last is the output of the final norm.
+            states = [states_1TD[0, pooled_T] for states_1TD in output.hidden_states[1:]]
+        else:
+            states = output.last_hidden_state[0, pooled_T]
+        vectors_ND = self.pooling(states, batch.text_index_T[pooled_T], batch.pooled_lengths)
         return F.normalize(vectors_ND, dim=-1)[batch.order_N]

@@ -22,6 +22,7 @@ class PackedBatch:
         pooled_T: whether each token takes part in pooling.
         lengths: tokens of each packed text, descending, as plain numbers so that attention can group texts
             without asking the device.
+        pooled_lengths: pooled tokens of each packed text.
         order_N: order_N[i] is the position in the packed batch of the i-th text given.
     """
 
@@ -30,6 +31,7 @@ class PackedBatch:
     text_index_T: torch.Tensor
     pooled_T: torch.Tensor
     lengths: tuple[int, ...]
+    pooled_lengths: tuple[int, ...]
     order_N: torch.Tensor
 
     @property
@@ -67,6 +69,13 @@ def pack_ids(input_ids: Sequence[Sequence[int]], pool_starts: Sequence[int]) -> 
     pool_starts_N = torch.as_tensor(pool_starts)[packed_to_given]
     input_ids_T = torch.tensor([token for text in packed_to_given.tolist() for token in input_ids[text]])
     pooled_T = position_ids_T >= pool_starts_N[text_index_T]
+    pooled_lengths_N = (lengths_N - pool_starts_N).clamp(min=0)
     return PackedBatch(
-        input_ids_T, position_ids_T, text_index_T, pooled_T, tuple(lengths_N.tolist()), order_N
+        input_ids_T,
+        position_ids_T,
+        text_index_T,
+        pooled_T,
+        tuple(lengths_N.tolist()),
+        tuple(pooled_lengths_N.tolist()),
+        order_N,
     )

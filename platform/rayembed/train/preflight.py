@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from rayembed.config import RunConfig
 from rayembed.errors import ResourceError
-from rayembed.model.configuration import LatentPoolingConfig
+from rayembed.model.pooling import build_pooling
 from rayembed.model.precision import resolve_device, resolve_precision
 
 GIBIBYTE = 2**30
@@ -38,7 +38,7 @@ def estimate(config: RunConfig, base: Path | str) -> Estimate:
     key_value = hidden * backbone.num_key_value_heads // backbone.num_attention_heads
     per_layer = 2 * hidden * (hidden + key_value) + 3 * hidden * backbone.intermediate_size
     backbone_size = backbone.vocab_size * hidden + layers * per_layer
-    head_size = _pooling_size(config, hidden)
+    head_size = _pooling_size(config, hidden, layers)
     adapter_size = 0
     if config.lora:
         widths = 4 * (hidden + hidden) + 3 * (hidden + backbone.intermediate_size)
@@ -80,10 +80,7 @@ def check_resources(config: RunConfig, base: Path | str, folder: Path) -> Estima
     return needed
 
 
-def _pooling_size(config: RunConfig, hidden: int) -> int:
-    pooling = config.model.pooling
-    if not isinstance(pooling, LatentPoolingConfig):
-        return 0
-    inner = pooling.num_heads * (pooling.head_width or hidden)
-    attention = 4 * inner * hidden + pooling.num_latents * hidden
-    return attention + 3 * pooling.feedforward_multiplier * hidden * hidden
+def _pooling_size(config: RunConfig, hidden: int, layers: int) -> int:
+    with torch.device("meta"):
+        head = build_pooling(config.model.pooling, hidden, layers)
+    return sum(parameter.numel() for parameter in head.parameters())

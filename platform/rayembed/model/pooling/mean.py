@@ -1,10 +1,13 @@
 """Mean pooling.
 
-Shapes: T tokens, P pooled tokens, N texts, D hidden width.
+Shapes: P pooled tokens, N texts, D hidden width.
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+
+from rayembed.model.pooling.base import PoolingHead
 
 
 def mean_by_text(states_PD: torch.Tensor, text_index_P: torch.Tensor, num_texts: int) -> torch.Tensor:
@@ -19,9 +22,11 @@ def mean_by_text(states_PD: torch.Tensor, text_index_P: torch.Tensor, num_texts:
     return sums_ND / counts_N.clamp(min=1).unsqueeze(1)
 
 
-class MeanPooling(nn.Module):
+class MeanPooling(PoolingHead):
     """Mean of the pooled tokens' states; no parameters."""
 
-    def forward(self, states_PD: torch.Tensor, text_index_P: torch.Tensor, num_texts: int) -> torch.Tensor:
+    def forward(
+        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: Sequence[int]
+    ) -> torch.Tensor:
         """Pool the states of the pooled tokens; returns fp32 (N, D), not normalised."""
-        return mean_by_text(states_PD, text_index_P, num_texts)
+        return mean_by_text(states_PD, text_index_P, len(pooled_lengths))

@@ -1,0 +1,17 @@
+"""What every pooling head has in common."""
+
+from torch import nn
+
+
+class PoolingHead(nn.Module):
+    """Turns token states into one vector a text.
+
+    `forward` takes the states of P pooled tokens (P, D), the text that each token belongs to (P), ascending
+    from 0, and the number of pooled tokens of each of the N texts as plain numbers. It returns fp32 vectors
+    (N, D) that are not normalised.
+
+    Attributes:
+        all_layers: `forward` takes a (P, D) tensor of each backbone layer instead of the last layer's alone.
+    """
+
+    all_layers = False
