@@ -27,7 +27,7 @@ def base_model(
     folder: Annotated[Path, typer.Argument(help="where to write the Mistral folder")],
     layers: Annotated[int | None, typer.Option(min=1, help="keep only the first layers")] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="where the download is kept [default: beside the folder]")
+        Path | None, typer.Option(help="where the download is kept (default: beside the folder)")
     ] = None,
 ) -> None:
     """Write a pretrained decoder that needs no model hub as a Mistral folder."""

@@ -11,7 +11,6 @@ import yaml
 
 from rayembed.errors import ConfigError, ResourceError
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.deploy import deploy, example_request
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +20,9 @@ DEFAULT_PORT = 8000
 
 def serve(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint folder")],
-    host: Annotated[str | None, typer.Option(help="address to listen on [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port [default: 8000]")] = None,
-    model_name: Annotated[str | None, typer.Option(help="name of the model [default: the folder's]")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on (default: 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port (default: 8000)")] = None,
+    model_name: Annotated[str | None, typer.Option(help="name of the model (default: the folder's)")] = None,
     config: Annotated[Path | None, typer.Option(help="Serve config file that gives the defaults")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any other serving setting")
@@ -33,6 +32,8 @@ def serve(
     ] = True,
 ) -> None:
     """Serve a checkpoint over HTTP with an OpenAI-compatible interface."""
+    from rayembed.serving.deploy import deploy, example_request  # Ray Serve and torch take seconds to import
+
     if not blocking and "RAY_ADDRESS" not in os.environ:
         raise ResourceError(
             "--no-blocking needs a Ray cluster that outlives this command; "
