@@ -4,6 +4,7 @@ Each distinct document of the global batch is encoded once, by one worker. Which
 vector will stand among the gathered ones, follows from the plan alone, so no communication is needed.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,7 +48,8 @@ class TrainingBatch:
         num_queries: Q.
         target_Q: position of each query's positive among the K documents.
         allowed_QK: which documents compete for each query.
-        competing_QB: which other queries compete for the positive of each query; see `document_to_query`.
+        competing_QB: which other queries compete for the positive of each query, leaving out those that it
+            answers as well; see `document_to_query`.
         document_counts: E of each worker, in rank order; they add up to K.
         query_counts: Q of each worker, in rank order; they add up to B.
         source_Q: position of each row's source in the blend.
@@ -106,6 +108,8 @@ class Collator:
         position = {key: index for index, key in enumerate(key for keys in owned for key in keys)}
         queries_of = [list(range(rank, len(rows), self._world_size)) for rank in range(self._world_size)]
         mine = queries_of[self._rank]
+        gathered = [rows[index] for part in queries_of for index in part]
+        positions_of, answered_by = _by_text(position), _queries_answered_by(gathered)
         texts = {key: text for row in rows for key, text in row.texts.items()}
         texts_and_instructions = [
             *((rows[index].query, self._blend[rows[index].source].instruction or "") for index in mine),
@@ -117,12 +121,11 @@ class Collator:
             "input_ids": input_ids,
             "pool_starts": pool_starts,
             "num_queries": len(mine),
-            "positives": [self._positions(rows[index], position) for index in mine],
+            "positives": [_positive_positions(rows[index], position, positions_of) for index in mine],
             "negatives": [[position[key] for key in rows[index].negatives] for index in mine],
             "in_batch": [self._blend[rows[index].source].in_batch_negatives for index in mine],
-            "in_batch_all": [
-                self._blend[rows[index].source].in_batch_negatives for part in queries_of for index in part
-            ],
+            "in_batch_all": [self._blend[row.source].in_batch_negatives for row in gathered],
+            "answered": [answered_by[rows[index].target[0]] for index in mine],
             "document_counts": [len(keys) for keys in owned],
             "query_counts": [len(part) for part in queries_of],
             "source": [rows[index].source for index in mine],
@@ -166,11 +169,6 @@ class Collator:
                     owned[index % self._world_size].append(key)
         return owned
 
-    def _positions(self, row: ChosenRow, position: dict[DocumentKey, int]) -> list[int]:
-        """Positions of the row's positives that are in the batch, the target first."""
-        others = [key for key in row.positives if key != row.target and key in position]
-        return [position[row.target], *(position[key] for key in others)]
-
     def _tokenize(
         self, texts_and_instructions: Sequence[tuple[str, str]]
     ) -> tuple[list[list[int]], list[int]]:
@@ -189,15 +187,41 @@ class Collator:
         return ids, starts
 
 
-def to_training_batch(record: dict[str, Any], rank: int) -> TrainingBatch:
-    """Tensors of a record made by `Collator.record` for the worker of this rank."""
+def _by_text(position: dict[DocumentKey, int]) -> dict[str, list[int]]:
+    """Content hash of each document of the batch -> its positions, one for each instruction."""
+    positions_of: dict[str, list[int]] = defaultdict(list)
+    for (document_id, _), index in position.items():
+        positions_of[document_id].append(index)
+    return positions_of
+
+
+def _queries_answered_by(rows: Sequence[ChosenRow]) -> dict[str, list[int]]:
+    """Content hash of each known positive -> positions of the rows that it answers."""
+    answered_by: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        for document_id, _ in row.positives:
+            answered_by[document_id].append(index)
+    return answered_by
+
+
+def _positive_positions(
+    row: ChosenRow, position: dict[DocumentKey, int], positions_of: dict[str, list[int]]
+) -> list[int]:
+    """Positions of the row's positives in the batch, whatever instruction they carry, the target first."""
+    target = position[row.target]
+    known = [index for document_id, _ in row.positives for index in positions_of.get(document_id, ())]
+    return [target, *(index for index in known if index != target)]
+
+
+def to_training_batch(record: dict[str, Any]) -> TrainingBatch:
+    """Tensors of a record made by `Collator.record`."""
     positives = [list(row) for row in record["positives"]]
     num_documents = sum(record["document_counts"])
     in_batch_Q = torch.tensor(record["in_batch"], dtype=torch.bool)
     in_batch_B = torch.tensor(record["in_batch_all"], dtype=torch.bool)
-    own_Q = torch.arange(record["num_queries"]) + sum(record["query_counts"][:rank])
     competing_QB = in_batch_Q.unsqueeze(1) & in_batch_B.unsqueeze(0)
-    competing_QB[torch.arange(len(own_Q)), own_Q] = False
+    for query, answered in enumerate(record["answered"]):
+        competing_QB[query, answered] = False
     return TrainingBatch(
         step=record["step"],
         packed=pack_ids(record["input_ids"], record["pool_starts"]),

@@ -90,7 +90,7 @@ def stream_batches(
         num_cpus=0.25,
     )
     for record in dataset.iter_rows():
-        yield to_training_batch(record, rank)
+        yield to_training_batch(record)
 
 
 def local_batches(
@@ -100,4 +100,4 @@ def local_batches(
     plan = PlanReader(spec.plan)
     collator = spec.collator(rank, world_size)
     for step in range(start, stop):
-        yield to_training_batch(collator.record(plan.read(step)), rank)
+        yield to_training_batch(collator.record(plan.read(step)))

@@ -1,0 +1,203 @@
+"""Collation against a brute-force reading of the same batch; texts are compared, not positions."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pytest
+import torch
+
+from rayembed.config import SourceConfig
+from rayembed.contract import Contract
+from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
+from rayembed.data.plan import PlannedBatch
+from rayembed.data.schema import pair_row, to_table
+from tests.tiny import make_tokenizer
+
+TOKENIZER = make_tokenizer()
+CONTRACT = Contract(max_length=120)
+
+
+def table(*rows: tuple[str, list[str], list[str]]) -> pa.Table:
+    return to_table((pair_row(*row, dataset="tiny", task_type="retrieval") for row in rows), "pairs")
+
+
+BLEND = (
+    SourceConfig(
+        source="pairs", weight=1, instruction="find", in_batch_negatives=True, negatives_per_query=2
+    ),
+    SourceConfig(source="plain", weight=1, in_batch_negatives=False, negatives_per_query=1),
+    SourceConfig(
+        source="classes",
+        weight=1,
+        instruction="sort",
+        symmetric=True,
+        in_batch_negatives=True,
+        negatives_per_query=1,
+    ),
+)
+TABLES = (
+    table(
+        ("q0", ["shared", "second"], ["n0", "n1", "n2"]),
+        ("q1", ["second"], []),
+        ("q2", ["p2"], ["shared", "n0"]),
+        ("q3", ["p3"], ["p2", "class a"]),
+    ),
+    table(("q4", ["p4"], ["p2", "n4"]), ("q5", ["shared"], ["n4"]), ("q6", ["p6"], ["p4"])),
+    table(
+        ("t0", ["class a"], ["class b"]), ("t1", ["class b"], ["class a"]), ("t2", ["shared"], ["class b"])
+    ),
+)
+BATCH = PlannedBatch(
+    step=5, rows=[(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+)
+Document = tuple[str, str]  # text and the instruction in front of it
+
+
+@dataclass
+class Part:
+    """What one rank was given, decoded."""
+
+    batch: TrainingBatch
+    queries: list[str]
+    documents: list[Document]
+
+
+def collate(world_size: int, *, step: int = 5, seed: int = 1) -> list[Part]:
+    parts = []
+    for rank in range(world_size):
+        collator = Collator(TABLES, BLEND, CONTRACT, TOKENIZER, seed=seed, rank=rank, world_size=world_size)
+        batch = to_training_batch(collator.record(PlannedBatch(step, BATCH.rows)))
+        packed = batch.packed
+        spans = [packed.text_index_T == position for position in packed.order_N]
+        texts = [TOKENIZER.decode(packed.input_ids_T[span], skip_special_tokens=True) for span in spans]
+        documents = [split_instruction(text) for text in texts[batch.num_queries :]]
+        parts.append(Part(batch, texts[: batch.num_queries], documents))
+    return parts
+
+
+def split_instruction(text: str) -> Document:
+    for instruction in ("find", "sort"):
+        if text.startswith(prefix := CONTRACT.prefix(instruction)):
+            return text.removeprefix(prefix), instruction
+    return text, ""
+
+
+def row_of(part: Part, query: int) -> tuple[SourceConfig, dict]:
+    source = int(part.batch.source_Q[query])
+    return BLEND[source], TABLES[source].slice(part.batch.rows[query], 1).to_pylist()[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_distinct_document_is_encoded_once_by_one_worker(world_size):
+    parts = collate(world_size)
+    documents = [document for part in parts for document in part.documents]
+    assert len(set(documents)) == len(documents)
+    assert set(documents) == set(collate(1)[0].documents)
+    assert {("shared", ""), ("shared", "sort")} <= set(documents)  # another instruction, another vector
+    for part in parts:
+        assert part.batch.document_counts == [len(other.documents) for other in parts]
+        assert part.batch.query_counts == [len(other.queries) for other in parts]
+    assert max(part.batch.num_queries for part in parts) - min(part.batch.num_queries for part in parts) <= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_workers_share_the_rows_of_the_plan(world_size):
+    parts = collate(world_size)
+    rows = [
+        (int(source), row)
+        for part in parts
+        for source, row in zip(part.batch.source_Q, part.batch.rows, strict=True)
+    ]
+    assert sorted(rows) == BATCH.rows
+    for part in parts:
+        for query, text in enumerate(part.queries):
+            entry, row = row_of(part, query)
+            assert text == CONTRACT.prefix(entry.instruction) + row["query"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_targets_and_candidates_are_right_by_their_texts(world_size, seed):
+    parts = collate(world_size, seed=seed)
+    documents = [document for part in parts for document in part.documents]
+    for part in parts:
+        for query in range(part.batch.num_queries):
+            entry, row = row_of(part, query)
+            instruction = entry.instruction if entry.symmetric else ""
+            target = documents[part.batch.target_Q[query]]
+            assert target in {(text, instruction) for text in row["positives"]}
+            against = {
+                document
+                for position, document in enumerate(documents)
+                if part.batch.allowed_QK[query, position] and document != target
+            }
+            if entry.in_batch_negatives:
+                assert against == {document for document in documents if document[0] not in row["positives"]}
+            else:
+                assert len(against) == min(entry.negatives_per_query, len(row["negatives"]))
+                assert against <= {(text, instruction) for text in row["negatives"]}
+            assert part.batch.allowed_QK[query, part.batch.target_Q[query]]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_only_queries_that_the_positive_does_not_answer_compete_for_it(world_size, seed):
+    parts = collate(world_size, seed=seed)
+    documents = [document for part in parts for document in part.documents]
+    rows = [row_of(part, query) for part in parts for query in range(part.batch.num_queries)]
+    for part in parts:
+        for query in range(part.batch.num_queries):
+            entry, _ = row_of(part, query)
+            target, _ = documents[part.batch.target_Q[query]]
+            expected = [
+                entry.in_batch_negatives and other.in_batch_negatives and target not in row["positives"]
+                for other, row in rows
+            ]
+            assert part.batch.competing_QB[query].tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_another_number_of_workers_compares_the_same_texts(seed):
+    def comparisons(world_size: int) -> dict:
+        parts = collate(world_size, seed=seed)
+        documents = [document for part in parts for document in part.documents]
+        return {
+            text: (
+                documents[part.batch.target_Q[query]],
+                {documents[position] for position in part.batch.allowed_QK[query].nonzero()},
+            )
+            for part in parts
+            for query, text in enumerate(part.queries)
+        }
+
+    assert comparisons(1) == comparisons(2) == comparisons(3)
+
+
+def test_choices_depend_on_seed_and_step():
+    def targets(**changes: int) -> list[Document]:
+        [part] = collate(1, **changes)
+        return part.documents
+
+    assert targets() == targets()
+    assert len({tuple(targets(seed=seed)) for seed in range(8)}) > 1
+    assert len({tuple(targets(step=step)) for step in range(8)}) > 1
+
+
+def test_instructions_attend_but_are_not_pooled():
+    [part] = collate(1)
+    packed = part.batch.packed
+    texts = [*((text, None) for text in part.queries), *part.documents]
+    for (text, _), position in zip(texts, packed.order_N.tolist(), strict=True):
+        pooled = packed.input_ids_T[(packed.text_index_T == position) & packed.pooled_T]
+        assert pooled[-1] == TOKENIZER.eos_token_id
+        assert TOKENIZER.decode(pooled, skip_special_tokens=True).strip() == split_instruction(text)[0]
+
+
+def test_a_record_survives_arrow():
+    """Ray Data carries records between processes as Arrow rows."""
+    record = Collator(TABLES, BLEND, CONTRACT, TOKENIZER, seed=1, rank=0, world_size=2).record(BATCH)
+    [carried] = pa.Table.from_pylist([record]).to_pylist()
+    here, there = to_training_batch(record), to_training_batch(carried)
+    assert torch.equal(here.packed.input_ids_T, there.packed.input_ids_T)
+    assert torch.equal(here.allowed_QK, there.allowed_QK)
+    assert torch.equal(here.competing_QB, there.competing_QB)
