@@ -1,0 +1,38 @@
+"""Rules of the code that no linter checks."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST_FILE = 400
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.splitlines() if (path := ROOT / name).is_file()]
+
+
+def test_files_stay_short(sources):
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources}
+    assert lengths
+    assert {name: length for name, length in lengths.items() if length >= LONGEST_FILE} == {}
+
+
+def test_weights_are_never_pickled(sources):
+    """safetensors only; ruff bans pickle.load, this bans what would call it."""
+    library = [path for path in sources if "tests" not in path.relative_to(ROOT).parts]
+    for path in library:
+        text = path.read_text()
+        assert "torch.save(" not in text, path
+        assert "torch.load(" not in text, path
+        assert "trust_remote_code=True" not in text, path
