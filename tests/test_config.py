@@ -80,7 +80,7 @@ def test_an_override_that_does_not_fit_is_quoted(load, override, message):
     [
         ("sed=3", "unknown key 'sed'; did you mean 'seed'?"),
         ("stages.0.stepz=3", "unknown key 'stages.0.stepz'; did you mean 'steps'?"),
-        ("training.wokers=3", "unknown key 'training.wokers'; did you mean 'workers'?"),
+        ("training.worker=3", "unknown key 'training.worker'; did you mean 'workers'?"),
         ("xyzzy=1", "unknown key 'xyzzy'; remove it"),
     ],
 )
