@@ -43,7 +43,8 @@ def packed_attention(
         Attended values, shape (T, H, W).
     """
     groups = [(length, len(list(texts))) for length, texts in groupby(lengths)]
-    # One split a tensor: its backward is one concatenation, where slicing would add up a tensor of T tokens a group.
+    # One split a tensor: its backward is one concatenation, where slicing would add up a tensor of T tokens a
+    # group.
     spans = [length * count for length, count in groups]
     attend = _attend_plainly if _plain_is_faster(query_HTW) else _attend_fused
     pieces = []
@@ -95,7 +96,7 @@ def _attend_plainly(
     causal: bool,
     dropout: float,
 ) -> torch.Tensor:
-    """The same by matrix products; query heads that share a key head are stacked instead of copying the key."""
+    """The same by matrix products; query heads that share a key head are stacked, no key is copied."""
     heads, groups, length = query_nHLW.shape[1], key_nGLW.shape[1], query_nHLW.shape[2]
     stacked = (query_nHLW * scaling).unflatten(1, (groups, heads // groups)).flatten(2, 3)
     scores = stacked @ key_nGLW.transpose(-1, -2)
