@@ -32,6 +32,11 @@ def write_scores(scores: Scores, output: Path) -> Path:
     return path
 
 
+def read_scores(output: Path) -> Scores:
+    """Scores that `write_scores` wrote into `output`."""
+    return json.loads((output / SCORES_FILE).read_text())["tasks"]
+
+
 def mean_rows(scores: Scores) -> list[tuple[str, dict[str, float | None]]]:
     """Means over the tasks of each type with more than one task, then over all tasks.
 

@@ -1,0 +1,59 @@
+# make help lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+PYTEST_ARGS ?=
+
+export RAYEMBED_HOME ?= $(CURDIR)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+
+.PHONY: help venv dev check format test docs quickstart serve clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version) is too old; set PYTHON to python 3.11 or newer" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[dev]"
+	@touch $@
+
+venv: $(VENV)/.runtime ## create .venv with the pinned packages
+dev: $(VENV)/.dev ## the same with the tools of development
+
+quickstart: $(VENV)/.runtime ## train, evaluate, deploy and query a small model on this machine
+	$(BIN)/python jobs/quickstart.py --port $(PORT)
+
+serve: $(VENV)/.runtime ## serve a model: make serve CHECKPOINT=runs/quickstart/model
+	@test -n "$(CHECKPOINT)" || { echo "error: name a model, make serve CHECKPOINT=runs/quickstart/model" >&2; exit 2; }
+	$(BIN)/rayembed serve $(CHECKPOINT) --port $(PORT)
+
+check: $(VENV)/.dev ## lint, format, types, spelling, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/typos
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## put the code into its one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(VENV)/.dev ## run all tests; PYTEST_ARGS='-m "not ray and not slow"' runs the quick ones
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+docs: $(VENV)/.dev ## write docs/configuration.md anew from the code
+	$(BIN)/python scripts/make_configuration_docs.py
+
+clean: ## remove the environment and caches; runs, data and models stay
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,142 @@
+"""A Ray head of one's own on loopback, and jobs submitted to it."""
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayembed.cluster import MALLOC_SETTINGS
+from rayembed.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+_START_SECONDS = 90
+_STOP_SECONDS = 60
+_BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head.
+
+    Attributes:
+        address: where drivers connect, host:port.
+        dashboard: where jobs are submitted, a URL.
+        environment: variables that every process which talks to this head needs.
+    """
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+    def submit(self, entrypoint: Sequence[str], *, repository: Path) -> None:
+        """Run a job with `ray job submit` from the repository, its log on this terminal, and wait for it.
+
+        Raises:
+            ResourceError: the job failed; its last log lines say why.
+        """
+        command = [
+            str(_BIN / "ray"), "job", "submit", "--address", self.dashboard,
+            "--working-dir", str(repository), "--", *entrypoint,
+        ]  # fmt: skip
+        logger.info("ray job submit --working-dir . -- %s", " ".join(entrypoint))
+        finished = subprocess.run(command, env=self.environment)
+        if finished.returncode != 0:
+            raise ResourceError(
+                f"the job {' '.join(entrypoint[:2])} failed (exit code {finished.returncode}); its log is above. Run "
+                "the same command again to continue where it stopped"
+            )
+
+
+@contextlib.contextmanager
+def local_head(workspace: Path) -> Iterator[Head]:
+    """Start a head on free loopback ports and stop it, by its process alone, at the end.
+
+    Args:
+        workspace: folder that relative paths of the jobs refer to.
+
+    Raises:
+        ResourceError: the head does not come up.
+    """
+    port, dashboard_port, client_port = _free_ports(3)
+    # Jobs name their interpreter `python`; it is looked up on the head's PATH.
+    environment = {
+        **os.environ,
+        **MALLOC_SETTINGS,
+        "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+        "RAYEMBED_HOME": str(workspace),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    command = [
+        str(_BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
+        "--port", str(port), "--ray-client-server-port", str(client_port),
+        "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port), "--include-dashboard", "true",
+    ]  # fmt: skip
+    log = workspace / "runs" / "ray-head.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment)
+    try:
+        _wait_for_jobs_api(head, process, log)
+        yield head
+    finally:
+        _stop(process)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Free loopback ports below the ranges that Ray's workers use."""
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        for candidate in range(20_000 + os.getpid() % 5_000, 32_000):
+            listener = stack.enter_context(socket.socket())
+            try:
+                listener.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+            ports.append(candidate)
+            if len(ports) == count:
+                return ports
+    raise ResourceError("no free TCP port between 20000 and 32000 on loopback; end a process that listens there")
+
+
+def _wait_for_jobs_api(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
+    request = urllib.request.Request(
+        f"{head.dashboard}/api/jobs/",
+        headers={"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"},
+    )
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(request, timeout=5):
+            logger.info("Ray head is up, dashboard on %s", head.dashboard)
+            return
+        time.sleep(0.5)
+    raise ResourceError(f"the Ray head did not come up within {_START_SECONDS} s; see {log}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the head to stop, then its process group, so that other Ray clusters on the machine stay."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            logger.warning("the Ray head did not stop within %d s; it is killed", _STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

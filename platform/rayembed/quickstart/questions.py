@@ -1,0 +1,44 @@
+"""Asking the deployed endpoint a few questions, as a client would: over HTTP, with the OpenAI request format."""
+
+import json
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rayembed.data.store import read_split
+
+QUESTIONS = (
+    "Return True if the path is an absolute path",
+    "Remove common leading whitespace from every line of a text",
+    "Compute the greatest common divisor",
+    "Send an email message over a network connection",
+)
+
+
+def answers(url: str, model: str, data_dir: Path, *, hits: int = 2) -> Iterator[str]:
+    """Lines that show, for each question, the best functions of the held-out modules and their scores."""
+    functions = list(dict.fromkeys(_held_out_functions(data_dir)))
+    functions_ND = embed(url, model, functions)
+    questions_QD = embed(url, model, QUESTIONS, input_type="query")
+    for question, scores in zip(QUESTIONS, questions_QD @ functions_ND.T, strict=True):
+        yield f"  {question}"
+        for position in np.argsort(-scores)[:hits]:
+            yield f"    {scores[position]:.2f}  {functions[position].splitlines()[0]}"
+
+
+def embed(url: str, model: str, texts: Sequence[str], *, input_type: str | None = None) -> np.ndarray:
+    """Vectors of `texts`, shape (N, D), from POST /v1/embeddings."""
+    body = {"model": model, "input": list(texts)} | ({"input_type": input_type} if input_type else {})
+    request = urllib.request.Request(
+        f"{url}/v1/embeddings", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        content = json.load(response)
+    return np.array([item["embedding"] for item in content["data"]], dtype=np.float32)
+
+
+def _held_out_functions(data_dir: Path) -> Iterator[str]:
+    for positives in read_split(data_dir, "python-docstrings", "test")["positives"].to_pylist():
+        yield from positives
