@@ -130,4 +130,6 @@ class ModelConfig(Frozen):
     attention: Literal["bidirectional", "causal"] = Field(
         "bidirectional", description="whether a token sees the whole text or only what comes before it"
     )
-    pooling: PoolingConfig = Field(LatentPoolingConfig(), description="pooling head; the keys depend on its type")
+    pooling: PoolingConfig = Field(
+        LatentPoolingConfig(), description="pooling head; the keys depend on its type"
+    )
