@@ -53,8 +53,8 @@ class Head:
         finished = subprocess.run(command, env=self.environment)
         if finished.returncode != 0:
             raise ResourceError(
-                f"the job {' '.join(entrypoint[:2])} failed (exit code {finished.returncode}); its log is above. Run "
-                "the same command again to continue where it stopped"
+                f"the job {' '.join(entrypoint[:2])} failed (exit code {finished.returncode}); its log is above. "
+                "Run the same command again to continue where it stopped"
             )
 
 
@@ -82,7 +82,8 @@ def local_head(workspace: Path) -> Iterator[Head]:
     command = [
         str(_BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
         "--port", str(port), "--ray-client-server-port", str(client_port),
-        "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port), "--include-dashboard", "true",
+        "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port),
+        "--include-dashboard", "true",
     ]  # fmt: skip
     log = workspace / "runs" / "ray-head.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,9 @@ def _free_ports(count: int) -> list[int]:
             ports.append(candidate)
             if len(ports) == count:
                 return ports
-    raise ResourceError("no free TCP port between 20000 and 32000 on loopback; end a process that listens there")
+    raise ResourceError(
+        "no free TCP port between 20000 and 32000 on loopback; end a process that listens there"
+    )
 
 
 def _wait_for_jobs_api(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -1,4 +1,4 @@
-"""Asking the deployed endpoint a few questions, as a client would: over HTTP, with the OpenAI request format."""
+"""Asking the deployed endpoint a few questions, as a client would: over HTTP, in the OpenAI format."""
 
 import json
 import urllib.request

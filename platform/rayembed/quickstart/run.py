@@ -34,7 +34,7 @@ RECIPE = "jobs/configs/quickstart.yaml"
 
 
 class Phases:
-    """Wall time of each phase, kept on disk so that it survives an interruption; finished phases keep their first."""
+    """Wall time of each phase, kept on disk over an interruption; finished phases keep their first."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -69,15 +69,13 @@ def run_quickstart(recipe: str = RECIPE, *, port: int = 8000) -> Path:
         with phases.timed("train"):
             head.submit(["python", "jobs/train.py", "--config", recipe], repository=REPOSITORY)
         with phases.timed("evaluate"):
-            head.submit(
-                [
-                    "python", "jobs/evaluate.py", "--checkpoint", str(run_folder / "model"),
-                    "--baseline", f"untrained={run_folder / 'untrained'}", "--bm25",
-                    "--benchmark", config.evaluation.benchmark, "--data-dir", str(data_dir),
-                    "--output", str(run_folder / "results"), "--actors", str(config.evaluation.actors),
-                ],  # fmt: skip
-                repository=REPOSITORY,
-            )
+            evaluation = [
+                "python", "jobs/evaluate.py", "--checkpoint", str(run_folder / "model"),
+                "--baseline", f"untrained={run_folder / 'untrained'}", "--bm25",
+                "--benchmark", config.evaluation.benchmark, "--data-dir", str(data_dir),
+                "--output", str(run_folder / "results"), "--actors", str(config.evaluation.actors),
+            ]  # fmt: skip
+            head.submit(evaluation, repository=REPOSITORY)
         build_source("python-docstrings", data_dir)
         with phases.timed("serve"):
             url = _deploy(head, run_folder / "model", config.name, port)
@@ -99,7 +97,8 @@ def run_quickstart(recipe: str = RECIPE, *, port: int = 8000) -> Path:
     print("\nThe endpoint's answers from functions the model has never seen:")
     print("\n".join(shown))
     print("\n" + format_table(scores))
-    print(f"\nreport: {report}\nmodel:  {run_folder / 'model'}\nserve it: make serve CHECKPOINT={run_folder / 'model'}")
+    model = run_folder / "model"
+    print(f"\nreport: {report}\nmodel:  {model}\nserve it: make serve CHECKPOINT={model}")
     return report
 
 
