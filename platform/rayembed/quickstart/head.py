@@ -53,8 +53,8 @@ class Head:
         finished = subprocess.run(command, env=self.environment)
         if finished.returncode != 0:
             raise ResourceError(
-                f"the job {' '.join(entrypoint[:2])} failed (exit code {finished.returncode}); its log is above. "
-                "Run the same command again to continue where it stopped"
+                f"the job {' '.join(entrypoint[:2])} failed (exit code {finished.returncode}); its log is "
+                "above. Run the same command again to continue where it stopped"
             )
 
 
