@@ -81,3 +81,32 @@ def test_round_trip_and_damage(tmp_path):
         Contract.load(tmp_path)
     with pytest.raises(CheckpointError, match=r"no contract\.json"):
         Contract.load(tmp_path / "elsewhere")
+
+
+def test_another_version_is_refused(tmp_path):
+    (tmp_path / "contract.json").write_text('{"version": 2}')
+    with pytest.raises(CheckpointError, match="contract version 2, this release reads 1"):
+        Contract.load(tmp_path)
+    (tmp_path / "contract.json").write_text('{"version": 1')
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        Contract.load(tmp_path)
+
+
+def test_instructions_of_trained_tasks_by_side():
+    contract = Contract(
+        instructions={"search": "find", "similar": "match", "plain": ""}, symmetric=("similar",)
+    )
+    assert [contract.instruction_for(task) for task in ("search", "similar", "plain")] == [
+        "find",
+        "match",
+        None,
+    ]
+    assert contract.instruction_for("search", side="document") is None
+    assert contract.instruction_for("similar", side="document") == "match"
+    with pytest.raises(RequestError, match="no instruction named 'sort'.*plain, search, similar"):
+        contract.instruction_for("sort")
+
+
+def test_text_without_tokens_to_pool_is_refused():
+    with pytest.raises(RequestError, match="no tokens to pool"):
+        Contract(append_eos=False).tokenize(make_tokenizer(), [""])

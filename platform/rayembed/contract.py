@@ -4,6 +4,7 @@ Training, mining, evaluation and serving all tokenise through one `Contract`, wh
 weights. Two vectors are comparable only when they were made under the same contract.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from rayembed.errors import CheckpointError, RequestError
 from rayembed.paths import atomic_write
 
 CONTRACT_FILE = "contract.json"
+CONTRACT_VERSION: Literal[1] = 1
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class TokenizedTexts:
 
 
 class Contract(BaseModel):
-    """Instruction template, end token, maximum length and truncation of one model."""
+    """Instruction template, end token, maximum length, truncation and trained instructions of one model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = Field(1, description="of this format")
+    version: Literal[1] = Field(CONTRACT_VERSION, description="of this format")
     instruction_template: str = Field(
         "Instruct: {instruction}\nQuery: ", description="prefix of a text that carries an instruction"
     )
@@ -65,10 +67,29 @@ class Contract(BaseModel):
     instructions: dict[str, str] = Field(
         default_factory=dict, description="task name -> instruction that the model was trained with"
     )
+    symmetric: tuple[str, ...] = Field(
+        (), description="task names whose documents carry the instruction too, as in training"
+    )
 
     def prefix(self, instruction: str | None) -> str:
         """Text that goes before an instructed input; empty without an instruction."""
         return self.instruction_template.format(instruction=instruction) if instruction else ""
+
+    def instruction_for(self, task: str, side: Literal["query", "document"] = "query") -> str | None:
+        """Instruction that the model was trained with for one side of a task; None: the bare text.
+
+        Raises:
+            RequestError: the model was not trained for this task.
+        """
+        if task not in self.instructions:
+            known = ", ".join(sorted(self.instructions)) or "none"
+            raise RequestError(
+                f"this model has no instruction named {task!r}, it was trained with: {known}; choose one of "
+                "them or give the instruction in words"
+            )
+        if side == "document" and task not in self.symmetric:
+            return None
+        return self.instructions[task] or None
 
     def tokenize(
         self,
@@ -82,9 +103,14 @@ class Contract(BaseModel):
         Raises:
             RequestError: the maximum length leaves no room for the text behind the instruction.
         """
+        return self.tokenize_prefixed(tokenizer, texts, self.prefix(instruction), max_length)
+
+    def tokenize_prefixed(
+        self, tokenizer: Any, texts: Sequence[str], prefix: str, max_length: int | None = None
+    ) -> TokenizedTexts:
+        """Like `tokenize`, for callers that hold the finished prefix in place of the instruction."""
         if not texts:
             return TokenizedTexts([], [], [])
-        prefix = self.prefix(instruction)
         prefixed = [prefix + text for text in texts]
         encoded = tokenizer(prefixed, add_special_tokens=False, verbose=False)["input_ids"]
         return self._assemble(tokenizer, encoded, self._pool_start(tokenizer, prefix), max_length)
@@ -115,8 +141,10 @@ class Contract(BaseModel):
             )
         room = limit - len(beginning) - (len(end) if self.truncation == "keep_eos" else 0)
         input_ids = [[*beginning, *ids[:room], *end][:limit] for ids in encoded]
-        if any(not ids for ids in input_ids):
-            raise RequestError("an empty text has no tokens under this contract; send at least one character")
+        if any(len(ids) <= pool_start for ids in input_ids):
+            raise RequestError(
+                "an empty text has no tokens to pool under this contract; send at least one character"
+            )
         truncated = [len(beginning) + len(ids) + len(end) > limit for ids in encoded]
         return TokenizedTexts(input_ids, [pool_start] * len(encoded), truncated)
 
@@ -144,13 +172,23 @@ class Contract(BaseModel):
         """Read contract.json of a checkpoint folder.
 
         Raises:
-            CheckpointError: the file is missing or not a contract of this version.
+            CheckpointError: the file is missing, damaged or of another version.
         """
         path = folder / CONTRACT_FILE
         if not path.is_file():
             raise CheckpointError(f"{folder} has no {CONTRACT_FILE}; point to a rayembed checkpoint folder")
         try:
-            return cls.model_validate_json(path.read_text())
+            content = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{path} is not valid JSON ({error}); copy the checkpoint again") from error
+        version = content.get("version", CONTRACT_VERSION) if isinstance(content, dict) else CONTRACT_VERSION
+        if version != CONTRACT_VERSION:
+            raise CheckpointError(
+                f"{path} has contract version {version}, this release reads {CONTRACT_VERSION}; use the release "
+                "that wrote it"
+            )
+        try:
+            return cls.model_validate(content)
         except ValidationError as error:
             raise CheckpointError(f"{path} is not a readable contract: {error}") from error
 

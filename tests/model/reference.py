@@ -121,7 +121,7 @@ def decoder_states(ids, weights, config, *, causal=False):
 
 
 def nv_embed_vector(ids, pool_start, backbone, head, config, heads):
-    """Unit vector of one text: decoder, latent block, mean over the pooled positions, division by the norm."""
+    """Unit vector of one text: decoder, latent block, mean over the pooled positions, normalised."""
     states = latent_block(decoder_states(ids, backbone, config), head, heads)
     mask = torch.tensor([0.0] * pool_start + [1.0] * (len(ids) - pool_start))
     pooled = (states * mask[:, None]).sum(0) / mask.sum()

@@ -2,7 +2,7 @@
 
 The policy has one rule per side. Queries, and every text of a symmetric task (STS, classification,
 clustering), get the instruction that the checkpoint was trained with for this task or its source, else the
-prompt of the task. Documents get none.
+prompt of the task. Documents get none, unless the checkpoint was trained with instructions on them.
 """
 
 from dataclasses import asdict, dataclass
@@ -60,10 +60,11 @@ class EngineEncoder(AbsEncoder):
 
     def policy(self, task: TaskMetadata) -> InstructionPolicy:
         """Instructions that this checkpoint uses on `task`."""
-        trained = self.engine.contract.instructions
+        contract = self.engine.contract
         for key in (task.name, task.dataset["path"]):
-            if key in trained:
-                return InstructionPolicy(trained[key] or None, None, "contract")
+            if key in contract.instructions:
+                document = contract.instruction_for(key, side="document")
+                return InstructionPolicy(contract.instruction_for(key), document, "contract")
         return InstructionPolicy(self.get_instruction(task, PromptType.query) or None, None, "task")
 
     def encode(

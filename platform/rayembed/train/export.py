@@ -25,7 +25,8 @@ def export_model(config: RunConfig, base: Path | str, trained: Path, folder: Pat
     embedder = build_trainable(config, base, torch.float32)
     load_trainable_weights(embedder, load_weights(trained), str(trained))
     merge_lora(embedder.backbone)
-    contract = config.contract.model_copy(update={"instructions": instructions(config)})
+    trained_tasks = {"instructions": instructions(config), "symmetric": symmetric_tasks(config)}
+    contract = config.contract.model_copy(update=trained_tasks)
     provenance = {
         "base_model": config.base_model,
         "base_layers": config.base_layers,
@@ -48,3 +49,9 @@ def instructions(config: RunConfig) -> dict[str, str]:
                 known.setdefault(entry.source, entry.instruction)
                 known.setdefault("query", entry.instruction)
     return known
+
+
+def symmetric_tasks(config: RunConfig) -> tuple[str, ...]:
+    """Names in `instructions` whose documents carried the instruction in training."""
+    trained = {entry.source for stage in config.stages for entry in stage.blend if entry.symmetric}
+    return tuple(sorted(trained.union(config.contract.symmetric)))
