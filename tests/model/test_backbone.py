@@ -52,7 +52,7 @@ def test_llama_folder_loads_as_mistral(tmp_path):
 
 def test_other_architectures_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(CheckpointError, match=r"'bert'.*mistral and llama"):
+    with pytest.raises(CheckpointError, match=r"'bert'.*mistral, llama, qwen2, qwen3"):
         load_backbone(tmp_path)
 
 

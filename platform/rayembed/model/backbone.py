@@ -1,15 +1,29 @@
-"""Loading a decoder as a bidirectional Mistral model."""
+"""Loading a decoder without its causal mask: Mistral, Llama as Mistral, Qwen2 and Qwen3."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, LlamaModel, MistralConfig, MistralModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    PreTrainedModel,
+    Qwen2Model,
+    Qwen3Model,
+)
 
 from rayembed.errors import CheckpointError
 from rayembed.model.attention import PACKED_ATTENTION
 
-SUPPORTED_ARCHITECTURES = ("mistral", "llama")
+# Model type -> class. All of them read `config.is_causal` and hand unknown arguments on to the attention.
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "mistral": MistralModel,
+    "llama": LlamaModel,
+    "qwen2": Qwen2Model,
+    "qwen3": Qwen3Model,
+}
 
 _SHARED_KEYS = (
     "vocab_size",
@@ -37,7 +51,7 @@ def load_backbone(
     attention: Literal["bidirectional", "causal"] = "bidirectional",
     layers: int | None = None,
 ) -> PreTrainedModel:
-    """Load a Mistral or Llama decoder without its language-model head, ready for packed batches.
+    """Load a decoder without its language-model head, ready for packed batches.
 
     Args:
         name: local Hugging Face folder, or a hub id where a network exists.
@@ -49,20 +63,20 @@ def load_backbone(
         CheckpointError: not a model folder, another architecture, or fewer layers than asked for.
     """
     config = _read_config(name)
-    if config.model_type not in SUPPORTED_ARCHITECTURES:
+    if config.model_type not in MODEL_CLASSES:
         raise CheckpointError(
             f"base model {name} is of architecture {config.model_type!r}; "
-            f"supported are {' and '.join(SUPPORTED_ARCHITECTURES)}"
+            f"supported are {', '.join(MODEL_CLASSES)}"
         )
     if layers is not None and not 1 <= layers <= config.num_hidden_layers:
         raise CheckpointError(
             f"base model {name} has {config.num_hidden_layers} layers, {layers} were asked for"
         )
     config.num_hidden_layers = layers or config.num_hidden_layers
-    if config.model_type == "llama":
-        model = llama_to_mistral(_load_weights(LlamaModel, name, config, dtype))
-    else:
-        model = _load_weights(MistralModel, name, config, dtype)
+    _remove_window(config)
+    model = _load_weights(MODEL_CLASSES[config.model_type], name, config, dtype)
+    if isinstance(model, LlamaModel):
+        model = llama_to_mistral(model)
     return prepare_backbone(model, attention)
 
 
@@ -75,7 +89,7 @@ def prepare_backbone(
     stays silently causal as soon as a batch has padding.
     """
     model.config.is_causal = attention == "causal"
-    model.config.sliding_window = None
+    _remove_window(model.config)
     model.set_attn_implementation(PACKED_ATTENTION)
     return model
 
@@ -97,6 +111,13 @@ def llama_to_mistral(model: LlamaModel) -> MistralModel:
 def mistral_config(llama_config: Any) -> MistralConfig:
     """Mistral configuration with the sizes and rotary parameters of a Llama one, and no sliding window."""
     return MistralConfig(**{key: getattr(llama_config, key) for key in _SHARED_KEYS}, sliding_window=None)
+
+
+def _remove_window(config: Any) -> None:
+    """Let every layer attend to the full text, as the published NV-Embed does."""
+    config.sliding_window = None
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention"] * config.num_hidden_layers
 
 
 def _read_config(name: str | Path) -> Any:
