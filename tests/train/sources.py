@@ -1,0 +1,70 @@
+"""Small prepared sources, plans and streams for tests of training."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from rayembed.config import SourceConfig, StageConfig
+from rayembed.contract import Contract
+from rayembed.data.plan import plan_batches, write_plan
+from rayembed.data.schema import pair_row, to_table
+from rayembed.data.stream import StreamSpec
+from rayembed.train.prepare import _planned
+
+WORDS = ["sun", "rain", "snow", "wind", "fog", "hail", "dew", "ice", "mist", "storm", "cloud", "frost"]
+
+
+def write_source(path: Path, rows: int = 24, negatives: int = 2, offset: int = 0) -> Path:
+    """Pairs of made-up texts; every third row shares a negative with its neighbour."""
+    table = to_table(
+        [
+            pair_row(
+                f"{WORDS[index % 12]} {index + offset}?",
+                [f"about {WORDS[index % 12]} number {index + offset}"],
+                [f"other {WORDS[(index // 3 + n) % 12]} {offset}" for n in range(negatives)],
+                dataset=path.stem,
+                task_type="retrieval",
+            )
+            for index in range(rows)
+        ],
+        "pairs",
+    )
+    pq.write_table(table, path)
+    return path
+
+
+def stage(*, batch_size: int = 6, steps: int = 4, negatives: int = 2, **settings) -> StageConfig:
+    """Two sources, one with in-batch negatives and one without."""
+    return StageConfig(
+        name="test",
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=1e-2,
+        temperature=0.1,
+        blend=(
+            SourceConfig(
+                source="one", weight=2, instruction="Find", in_batch_negatives=True, negatives_per_query=negatives
+            ),
+            SourceConfig(
+                source="two", weight=1, symmetric=True, instruction="Sort", in_batch_negatives=False,
+                negatives_per_query=2,
+            ),
+        ),
+        **settings,
+    )  # fmt: skip
+
+
+def stream_spec(folder: Path, tokenizer: Path, config: StageConfig) -> StreamSpec:
+    """Write sources and plan into `folder`."""
+    paths = (write_source(folder / "one.parquet"), write_source(folder / "two.parquet", offset=100))
+    sources = [_planned(entry, path) for entry, path in zip(config.blend, paths, strict=True)]
+    batches = plan_batches(sources, batch_size=config.batch_size, steps=config.steps, seed=3)
+    write_plan(folder / "plan", batches, "test")
+    return StreamSpec(
+        plan=folder / "plan",
+        sources=paths,
+        blend=config.blend,
+        contract=Contract(max_length=64),
+        tokenizer=str(tokenizer),
+        seed=3,
+    )
