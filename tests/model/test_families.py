@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.tiny import make_tokenizer
 from transformers import (
     LlamaConfig,
     LlamaModel,
@@ -21,6 +20,7 @@ from rayembed.model.checkpoint import save_model
 from rayembed.model.configuration import LatentPoolingConfig, ModelConfig
 from rayembed.model.embedder import Embedder
 from rayembed.model.packing import pack_ids
+from tests.tiny import make_tokenizer
 
 SIZES = {
     "vocab_size": 258,

@@ -10,7 +10,7 @@ recipe.yaml         resolved configuration of the run that made it (absent for c
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +30,7 @@ from rayembed.paths import atomic_directory, atomic_write, file_digest
 
 MANIFEST_FILE = "rayembed.json"
 FORMAT_VERSION = 1
-_POOLING_FILE = "pooling/model.safetensors"
+POOLING_FILE = "pooling/model.safetensors"
 _VERSIONED_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "mteb")
 
 
@@ -88,25 +88,33 @@ def save_model(
         }
         if head:
             (temporary / "pooling").mkdir()
-            save_file(head, temporary / _POOLING_FILE)
-        files = {
-            str(path.relative_to(temporary)): {"sha256": file_digest(path), "bytes": path.stat().st_size}
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        }
-        digest = _model_digest(embedder.config, files)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "digest": digest,
-            "dimensions": embedder.dimensions,
-            "model": embedder.config.model_dump(),
-            "files": files,
-            "provenance": provenance or {},
-            "versions": installed_versions(),
-        }
+            save_file(head, temporary / POOLING_FILE)
+        digest = write_manifest(temporary, embedder.config, embedder.dimensions, provenance=provenance)
         if recipe is not None:
             atomic_write(temporary / "recipe.yaml", recipe)
-        atomic_write(temporary / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
+    return digest
+
+
+def write_manifest(
+    folder: Path, config: ModelConfig, dimensions: int, *, provenance: dict[str, Any] | None = None
+) -> str:
+    """Describe all files of a folder in its manifest; returns the digest of the model."""
+    files = {
+        str(path.relative_to(folder)): {"sha256": file_digest(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    digest = _model_digest(config, files)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "digest": digest,
+        "dimensions": dimensions,
+        "model": config.model_dump(),
+        "files": files,
+        "provenance": provenance or {},
+        "versions": installed_versions(),
+    }
+    atomic_write(folder / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
     return digest
 
 
@@ -140,24 +148,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_configuration(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """Manifest and model configuration of a checkpoint folder.
+
+    Raises:
+        CheckpointError: as `read_manifest`, or the configuration is not readable.
+    """
+    manifest = read_manifest(folder)
+    try:
+        return manifest, ModelConfig.model_validate(manifest["model"])
+    except ValidationError as error:
+        raise CheckpointError(f"model configuration of {folder} is not readable: {error}") from error
+
+
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Load a checkpoint folder on the CPU, ready for inference.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or of another shape.
     """
-    manifest = read_manifest(folder)
-    try:
-        config = ModelConfig.model_validate(manifest["model"])
-    except ValidationError as error:
-        raise CheckpointError(f"model configuration of {folder} is not readable: {error}") from error
+    manifest, config = read_configuration(folder)
     contract = Contract.load(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     backbone = load_backbone(folder / "backbone", dtype=dtype, attention=config.attention)
     embedder = Embedder(backbone, config)
     head = embedder.pooling.state_dict()
     if head:
-        load_matching(embedder.pooling, load_file(folder / _POOLING_FILE), str(folder / _POOLING_FILE))
+        load_matching(embedder.pooling, load_file(folder / POOLING_FILE), str(folder / POOLING_FILE))
     embedder.pooling.to(dtype)
     embedder.eval().requires_grad_(False)
     return LoadedModel(embedder, tokenizer, contract, manifest["digest"])
@@ -190,7 +207,18 @@ def load_matching(module: torch.nn.Module, tensors: dict[str, torch.Tensor], ori
         CheckpointError: names or shapes differ.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, origin)
+    module.load_state_dict(tensors)
+
+
+def check_tensors(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], origin: str
+) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        CheckpointError: names the first tensor that is missing, extra or of another shape.
+    """
     checks: list[tuple[str, Callable[[str], bool]]] = [
         ("is missing", lambda name: name not in found),
         ("is not expected", lambda name: name not in expected),
@@ -202,7 +230,6 @@ def load_matching(module: torch.nn.Module, tensors: dict[str, torch.Tensor], ori
                 raise CheckpointError(
                     f"{origin}: tensor {name} {problem} (file {found.get(name)}, model {expected.get(name)})"
                 )
-    module.load_state_dict(tensors)
 
 
 def _model_digest(config: ModelConfig, files: dict[str, dict[str, Any]]) -> str:
