@@ -8,14 +8,6 @@ import ray
 
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 
-# Let glibc keep freed memory instead of returning every large tensor to the kernel: page faults made training
-# steps on virtual machines up to ten times slower. Other systems ignore these variables.
-MALLOC_SETTINGS = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**33),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_ARENA_MAX": "1",
-}
-
 logger = logging.getLogger(__name__)
 
 
@@ -33,7 +25,7 @@ def connect(num_cpus: int | None = None) -> None:
         return
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
-    environment = {"PYTHONPATH": source_path} | MALLOC_SETTINGS
+    environment = {"PYTHONPATH": source_path}
     if home := os.environ.get("RAYEMBED_HOME"):
         environment["RAYEMBED_HOME"] = home
     existing = inside_job or "RAY_ADDRESS" in os.environ

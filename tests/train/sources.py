@@ -43,7 +43,8 @@ def stage(*, batch_size: int = 6, steps: int = 4, negatives: int = 2, **settings
         temperature=0.1,
         blend=(
             SourceConfig(
-                source="one", weight=2, instruction="Find", in_batch_negatives=True, negatives_per_query=negatives
+                source="one", weight=2, instruction="Find", in_batch_negatives=True,
+                negatives_per_query=negatives,
             ),
             SourceConfig(
                 source="two", weight=1, symmetric=True, instruction="Sort", in_batch_negatives=False,

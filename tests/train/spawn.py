@@ -12,7 +12,7 @@ import torch.multiprocessing as multiprocessing
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *arguments: Any) -> list[Any]:
-    """Run `function(rank, world_size, *arguments)` in `world_size` gloo processes; returns what each returned."""
+    """Run `function(rank, world_size, *arguments)` in as many gloo processes; returns what each returned."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

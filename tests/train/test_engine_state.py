@@ -1,4 +1,4 @@
-"""Continuing from plain tensors equals not having stopped, at every ZeRO stage, and with another number of ranks."""
+"""Continuing from plain tensors equals not having stopped, at every ZeRO stage and rank count."""
 
 import pytest
 import torch

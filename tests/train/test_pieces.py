@@ -67,7 +67,7 @@ def test_damaged_training_checkpoint_is_refused(tmp_path):
         save_file({"a": torch.ones(3)}, tmp_path / f"{name}.safetensors")
     state = {"stage": "test", "next_step": 3, "sha256": {"trainable.safetensors": "0" * 64}}
     (tmp_path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match="trainable.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"trainable\.safetensors is damaged"):
         load_training_state(tmp_path)
 
 

@@ -87,7 +87,7 @@ def stream_batches(
         _FetchAndTokenize,  # type: ignore[arg-type]  # Ray Data calls an instance of it
         fn_constructor_args=(spec, rank, world_size),
         compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=0.25,
+        num_cpus=0,  # it mostly waits; a reservation would starve where the workers take all CPUs
     )
     for record in dataset.iter_rows():
         yield to_training_batch(record)

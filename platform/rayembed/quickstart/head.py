@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayembed.cluster import MALLOC_SETTINGS
 from rayembed.errors import ResourceError
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,6 @@ def local_head(workspace: Path) -> Iterator[Head]:
     # Jobs name their interpreter `python`; it is looked up on the head's PATH.
     environment = {
         **os.environ,
-        **MALLOC_SETTINGS,
         "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAYEMBED_HOME": str(workspace),
         "RAY_AUTH_MODE": "token",

@@ -1,11 +1,15 @@
 """From a finished stage to the model folder that is evaluated and served."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from rayembed.config import RunConfig
+from rayembed.contract import Contract
+from rayembed.data.sources import SOURCES
+from rayembed.model.base_model import PACKAGED_MODELS
 from rayembed.model.checkpoint import load_tokenizer, save_model
 from rayembed.model.lora import merge_lora
 from rayembed.train.checkpointing import load_weights
@@ -25,19 +29,30 @@ def export_model(config: RunConfig, base: Path | str, trained: Path, folder: Pat
     embedder = build_trainable(config, base, torch.float32)
     load_trainable_weights(embedder, load_weights(trained), str(trained))
     merge_lora(embedder.backbone)
-    trained_tasks = {"instructions": instructions(config), "symmetric": symmetric_tasks(config)}
-    contract = config.contract.model_copy(update=trained_tasks)
+    sources = sorted({entry.source for stage in config.stages for entry in stage.blend})
     provenance = {
         "base_model": config.base_model,
         "base_layers": config.base_layers,
         "stages": [{"name": stage.name, "steps": stage.steps} for stage in config.stages],
-        "sources": sorted({entry.source for stage in config.stages for entry in stage.blend}),
+        "sources": sources,
+        "licences": licences(config.base_model, sources),
     }
     digest = save_model(
-        folder, embedder, load_tokenizer(base), contract, provenance=provenance, recipe=config.to_yaml()
+        folder,
+        embedder,
+        load_tokenizer(base),
+        trained_contract(config),
+        provenance=provenance,
+        recipe=config.to_yaml(),
     )
     logger.info("model %s is in %s", digest[:12], folder)
     return digest
+
+
+def trained_contract(config: RunConfig) -> Contract:
+    """The recipe's contract with the instructions that its stages train."""
+    trained_tasks = {"instructions": instructions(config), "symmetric": symmetric_tasks(config)}
+    return config.contract.model_copy(update=trained_tasks)
 
 
 def instructions(config: RunConfig) -> dict[str, str]:
@@ -48,6 +63,14 @@ def instructions(config: RunConfig) -> dict[str, str]:
             if entry.instruction:
                 known.setdefault(entry.source, entry.instruction)
                 known.setdefault("query", entry.instruction)
+    return known
+
+
+def licences(base_model: str, sources: Sequence[str]) -> dict[str, str]:
+    """Licence of the base model and of each source, of those that this library knows."""
+    known = {name: SOURCES[name].licence for name in sources if name in SOURCES}
+    if base_model in PACKAGED_MODELS:
+        known[base_model] = PACKAGED_MODELS[base_model].licence
     return known
 
 

@@ -21,7 +21,7 @@ from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
 from rayembed.paths import atomic_directory, atomic_write, resolve
 from rayembed.train.checkpointing import STATE_FILE
-from rayembed.train.export import export_model
+from rayembed.train.export import export_model, trained_contract
 from rayembed.train.loop import StageRun, train_stage
 from rayembed.train.preflight import check_resources
 from rayembed.train.prepare import check_sources, prepare_stage
@@ -49,7 +49,8 @@ def train(config: RunConfig) -> Path:
     check_resources(config, base, folder)
     connect()
     if not (folder / "untrained" / MANIFEST_FILE).is_file():
-        save_untrained(base, folder / "untrained", config.contract, layers=config.base_layers)
+        # Under the trained model's contract, so that both are asked in the same words.
+        save_untrained(base, folder / "untrained", trained_contract(config), layers=config.base_layers)
     previous = None
     for index, stage in enumerate(config.stages):
         stage_folder = folder / "stages" / f"{index}-{stage.name}"
