@@ -9,6 +9,7 @@ from rayembed import __version__
 from rayembed.data.commands import app as data_app
 from rayembed.entry import run_command
 from rayembed.evaluation.commands import evaluate
+from rayembed.model.commands import export_checkpoint, import_checkpoint
 from rayembed.serving.commands import serve
 from rayembed.train.commands import train
 
@@ -19,6 +20,8 @@ app.add_typer(data_app, name="data")
 app.command()(train)
 app.command()(evaluate)
 app.command()(serve)
+app.command()(import_checkpoint)
+app.command()(export_checkpoint)
 
 
 @app.command("base-model")

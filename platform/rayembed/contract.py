@@ -184,8 +184,8 @@ class Contract(BaseModel):
         version = content.get("version", CONTRACT_VERSION) if isinstance(content, dict) else CONTRACT_VERSION
         if version != CONTRACT_VERSION:
             raise CheckpointError(
-                f"{path} has contract version {version}, this release reads {CONTRACT_VERSION}; use the release "
-                "that wrote it"
+                f"{path} has contract version {version}, this release reads {CONTRACT_VERSION}; "
+                "use the release that wrote it"
             )
         try:
             return cls.model_validate(content)

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rayembed.contract import Contract
+from rayembed.contract import CONTRACT_FILE, Contract
 from rayembed.errors import CheckpointError
 from rayembed.model.backbone import load_backbone
 from rayembed.model.configuration import ModelConfig
@@ -31,6 +31,7 @@ from rayembed.paths import atomic_directory, atomic_write, file_digest
 MANIFEST_FILE = "rayembed.json"
 FORMAT_VERSION = 1
 POOLING_FILE = "pooling/model.safetensors"
+_MODEL_PARTS = ("backbone", "pooling", "tokenizer")
 _VERSIONED_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "mteb")
 
 
@@ -77,32 +78,44 @@ def save_model(
     Returns:
         Digest of the model: SHA-256 over the digests of all files that decide a vector.
     """
-    adapters = [name for name, _ in embedder.named_parameters() if "lora_" in name]
-    assert not adapters, f"merge the adapters before saving, found {adapters[0]}"
     with atomic_directory(folder) as temporary:
-        embedder.backbone.save_pretrained(temporary / "backbone")
-        tokenizer.save_pretrained(temporary / "tokenizer")
-        contract.save(temporary)
-        head = {
-            name: tensor.detach().contiguous().cpu() for name, tensor in embedder.pooling.state_dict().items()
-        }
-        if head:
-            (temporary / "pooling").mkdir()
-            save_file(head, temporary / POOLING_FILE)
-        digest = write_manifest(temporary, embedder.config, embedder.dimensions, provenance=provenance)
+        digest = write_model(temporary, embedder, tokenizer, contract, provenance=provenance)
         if recipe is not None:
             atomic_write(temporary / "recipe.yaml", recipe)
     return digest
 
 
+def write_model(
+    folder: Path,
+    embedder: Embedder,
+    tokenizer: PreTrainedTokenizerBase,
+    contract: Contract,
+    *,
+    provenance: dict[str, Any] | None = None,
+) -> str:
+    """`save_model` into a folder that is there already and may hold other files."""
+    adapters = [name for name, _ in embedder.named_parameters() if "lora_" in name]
+    assert not adapters, f"merge the adapters before saving, found {adapters[0]}"
+    embedder.backbone.save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    contract.save(folder)
+    head = {
+        name: tensor.detach().contiguous().cpu() for name, tensor in embedder.pooling.state_dict().items()
+    }
+    if head:
+        (folder / POOLING_FILE).parent.mkdir(exist_ok=True)
+        save_file(head, folder / POOLING_FILE)
+    return write_manifest(folder, embedder.config, embedder.dimensions, provenance=provenance)
+
+
 def write_manifest(
     folder: Path, config: ModelConfig, dimensions: int, *, provenance: dict[str, Any] | None = None
 ) -> str:
-    """Describe all files of a folder in its manifest; returns the digest of the model."""
+    """Describe the model's files in its manifest; returns the digest of the model."""
+    paths = [path for part in _MODEL_PARTS for path in (folder / part).rglob("*") if path.is_file()]
     files = {
         str(path.relative_to(folder)): {"sha256": file_digest(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        for path in sorted([folder / CONTRACT_FILE, *paths])
     }
     digest = _model_digest(config, files)
     manifest = {
