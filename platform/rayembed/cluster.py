@@ -25,7 +25,7 @@ def connect(num_cpus: int | None = None) -> None:
         return
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
-    environment = {"PYTHONPATH": source_path}
+    environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if home := os.environ.get("RAYEMBED_HOME"):
         environment["RAYEMBED_HOME"] = home
     existing = inside_job or "RAY_ADDRESS" in os.environ

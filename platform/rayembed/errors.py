@@ -23,6 +23,10 @@ class CheckpointError(UserError):
     """A checkpoint or base model is incomplete, of another shape, or was not trained for the request."""
 
 
+class TrainingError(UserError):
+    """Training went out of bounds under the recipe and the data it was given."""
+
+
 class ResourceError(UserError):
     """A port, memory or disk space that the work needs is not there."""
 

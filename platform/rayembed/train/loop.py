@@ -17,7 +17,7 @@ from rayembed import logs
 from rayembed.config import RunConfig, StageConfig
 from rayembed.data.collate import TrainingBatch
 from rayembed.data.stream import StreamSpec, stream_batches
-from rayembed.errors import ConfigError
+from rayembed.errors import ConfigError, TrainingError
 from rayembed.model.precision import resolve_precision
 from rayembed.train import engine as deepspeed_engine
 from rayembed.train.checkpointing import TrainingState, load_training_state, load_weights, save_training_state
@@ -122,9 +122,9 @@ def _run_steps(
                 rate = stage.learning_rate * factor
                 norm, seconds = float(gradient_norm), finished - started
                 recorder.record(_step_metrics(stage, batch.step, sums, rate, norm, seconds, waited))
-        started = time.perf_counter()
         if (batch.step + 1) % training.checkpoint_every == 0 or batch.step + 1 == stage.steps:
             _report_checkpoint(engine, stage, batch.step + 1, rank)
+        started = time.perf_counter()
 
 
 def _build_engine(
@@ -183,7 +183,7 @@ def _check_finite(what: str, value: torch.Tensor, stage: StageConfig, batch: Tra
         return
     names = [stage.blend[source].source for source in batch.source_Q.tolist()]
     rows = ", ".join(f"{name}:{row}" for name, row in zip(names, batch.rows, strict=True))
-    raise FloatingPointError(
+    raise TrainingError(
         f"{what} is not finite in stage {stage.name}, step {batch.step}; this worker's rows were {rows}. "
         "Lower the learning rate or remove the rows"
     )

@@ -56,6 +56,7 @@ class MetricsRecorder:
             str(run_folder / "tensorboard"), purge_step=steps_before + first_step
         )
         self._last_progress = 0.0
+        self._first_done: tuple[int, float] | None = None
 
     def record(self, metrics: StepMetrics) -> None:
         """Append one step."""
@@ -83,10 +84,15 @@ class MetricsRecorder:
 
     def _log_progress(self, metrics: StepMetrics) -> None:
         done = metrics.step + 1
-        if time.monotonic() - self._last_progress < PROGRESS_SECONDS and done < self._total_steps:
+        now = time.monotonic()
+        self._first_done = self._first_done or (done, now)
+        if now - self._last_progress < PROGRESS_SECONDS and done < self._total_steps:
             return
-        self._last_progress = time.monotonic()
-        remaining = round((self._total_steps - done) * metrics.seconds)
+        self._last_progress = now
+        # The first step waits for the data stream to start, so the pace is taken from the steps after it.
+        first, since = self._first_done
+        pace = (now - since) / (done - first) if done > first else metrics.seconds
+        remaining = round((self._total_steps - done) * pace)
         logger.info(
             "stage %s: step %d/%d, loss %.4f, %.0f tokens/s, %d:%02d left",
             self._stage,

@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from rayembed.cluster import connect
 from rayembed.config import RunConfig
-from rayembed.errors import ConfigError
+from rayembed.errors import ConfigError, UserError
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
 from rayembed.paths import atomic_directory, atomic_write, resolve
@@ -123,7 +123,13 @@ def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        mistakes = [failure for failure in error.worker_failures.values() if isinstance(failure, UserError)]
+        if mistakes:
+            raise mistakes[0] from error
+        raise
     assert result.checkpoint is not None, "a stage ends with a checkpoint of its last step"
     with result.checkpoint.as_directory() as checkpoint, atomic_directory(trained) as temporary:
         shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
