@@ -43,13 +43,17 @@ class TrainingState:
 def save_training_state(folder: Path, engine: Any, *, stage: str, next_step: int, rank: int) -> None:
     """Gather the state on all ranks and write it on rank 0; called by all ranks."""
     weights, moments = read_state(engine)
-    if rank != 0:
-        return
-    save_file(weights, folder / WEIGHTS_FILE)
-    save_file(moments, folder / MOMENTS_FILE)
+    if rank == 0:
+        write_training_state(folder, TrainingState(stage, next_step, weights, moments))
+
+
+def write_training_state(folder: Path, state: TrainingState) -> None:
+    """Write the files of a checkpoint folder."""
+    save_file(state.weights, folder / WEIGHTS_FILE)
+    save_file(state.moments, folder / MOMENTS_FILE)
     digests = {name: file_digest(folder / name) for name in (WEIGHTS_FILE, MOMENTS_FILE)}
-    state = {"stage": stage, "next_step": next_step, "sha256": digests}
-    atomic_write(folder / STATE_FILE, json.dumps(state, indent=2) + "\n")
+    content = {"stage": state.stage, "next_step": state.next_step, "sha256": digests}
+    atomic_write(folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def load_training_state(folder: Path) -> TrainingState:

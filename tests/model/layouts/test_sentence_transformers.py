@@ -37,9 +37,7 @@ def run_folder(tmp_path_factory):
     """A run's folder: its model and its summary."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    config = ModelConfig(
-        pooling=LatentPoolingConfig(num_latents=4, num_heads=2, head_width=8, init="published")
-    )
+    pooling = LatentPoolingConfig(num_latents=4, num_heads=2, head_width=8, init="published")
     contract = Contract(
         max_length=64,
         instructions={"query": "find", "search": "find", "similar": "match"},
