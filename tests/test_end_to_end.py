@@ -17,9 +17,11 @@ import ray
 import yaml
 from ray import serve
 
+from rayembed.errors import ResourceError
 from rayembed.evaluation import run as evaluate
 from rayembed.inference.engine import Engine
 from rayembed.model.checkpoint import read_manifest
+from rayembed.quickstart.head import local_head
 from rayembed.reporting.html import write_report
 from rayembed.reporting.metrics import read_metrics
 from rayembed.serving.deploy import deploy
@@ -195,11 +197,16 @@ def test_a_killed_process_changes_nothing(unbroken, home, tiny_base, victim):
     assert ours == theirs, "the weights differ"
 
 
-def test_two_workers_train_the_same_model(unbroken, home, tiny_base):
+def test_two_workers_of_a_submitted_job_train_the_same_model(unbroken, home, tiny_base):
     recipe = write_recipe(home, tiny_base, "two-workers", workers=2)
-    run_folder = finish(start_training(home, recipe), home, recipe)
+    with local_head(home) as head:
+        head.submit(["python", "jobs/train.py", "--config", str(recipe)], repository=ROOT)
+        with pytest.raises(ResourceError, match="failed"):
+            head.submit(["python", "jobs/train.py", "--config", "no-such-recipe.yaml"], repository=ROOT)
     # Dropout differs by rank and bf16 rounds differently, so only the course of the losses is compared.
-    ours, theirs = (np.array([loss for _, _, loss in trace(folder)]) for folder in (run_folder, unbroken))
+    ours, theirs = (
+        np.array([loss for _, _, loss in trace(folder)]) for folder in (home / "runs" / recipe.stem, unbroken)
+    )
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours[:3], theirs[:3], rtol=0.05)
     assert ours[30:40].mean() < ours[:5].mean()
