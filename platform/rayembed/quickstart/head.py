@@ -15,7 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from rayembed.errors import ResourceError
+from rayembed.paths import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class Head:
 def local_head(workspace: Path) -> Iterator[Head]:
     """Start a head on free loopback ports and stop it, by its process alone, at the end.
 
+    A head that an earlier, killed call left behind is stopped first: its job may still be writing.
+
     Args:
         workspace: folder that relative paths of the jobs refer to.
 
@@ -83,18 +88,21 @@ def local_head(workspace: Path) -> Iterator[Head]:
         "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port),
         "--include-dashboard", "true",
     ]  # fmt: skip
-    log = workspace / "runs" / "ray-head.log"
+    log, pid_file = workspace / "runs" / "ray-head.log", workspace / "runs" / "ray-head.pid"
     log.parent.mkdir(parents=True, exist_ok=True)
+    _stop_left_over(pid_file)
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
+    atomic_write(pid_file, f"{process.pid}\n")
     head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment)
     try:
         _wait_for_jobs_api(head, process, log)
         yield head
     finally:
-        _stop(process)
+        _stop(psutil.Process(process.pid))
+        pid_file.unlink(missing_ok=True)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -131,13 +139,24 @@ def _wait_for_jobs_api(head: Head, process: subprocess.Popen[bytes], log: Path) 
     raise ResourceError(f"the Ray head did not come up within {_START_SECONDS} s; see {log}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the head to stop, then its process group, so that other Ray clusters on the machine stay."""
-    if process.poll() is None:
+def _stop_left_over(pid_file: Path) -> None:
+    """Stop the head that an earlier call recorded, unless the number belongs to another process by now."""
+    if not pid_file.is_file():
+        return
+    with contextlib.suppress(psutil.NoSuchProcess, ValueError):
+        process = psutil.Process(int(pid_file.read_text()))
+        if {"start", "--head", "--block"} <= set(process.cmdline()):
+            logger.warning("stopping the Ray head %d that an interrupted run left", process.pid)
+            _stop(process)
+
+
+def _stop(process: psutil.Process) -> None:
+    """Ask the head to stop, then end its process group, so that other Ray clusters on the machine stay."""
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        except psutil.TimeoutExpired:
             logger.warning("the Ray head did not stop within %d s; it is killed", _STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
