@@ -1,0 +1,41 @@
+import subprocess
+import sys
+import time
+
+import psutil
+
+from rayembed.quickstart import head
+
+
+def sleeper(*arguments: str) -> subprocess.Popen:
+    """A process that looks like `python -c ... arguments` to whoever reads its command line."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)", *arguments]
+    return subprocess.Popen(command, start_new_session=True)
+
+
+def test_a_head_left_behind_is_stopped(tmp_path):
+    process = sleeper("start", "--head", "--block")
+    time.sleep(0.2)
+    pid_file = tmp_path / "pid"
+    pid_file.write_text(f"{process.pid}\n")
+    head._stop_left_over(pid_file)
+    assert process.wait(timeout=10) != 0
+
+
+def test_another_process_with_the_same_number_is_left_alone(tmp_path):
+    process = sleeper("something", "else")
+    pid_file = tmp_path / "pid"
+    pid_file.write_text(f"{process.pid}\n")
+    head._stop_left_over(pid_file)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert not psutil.pid_exists(process.pid)
+    head._stop_left_over(pid_file)  # a number that is gone is no error
+    head._stop_left_over(tmp_path / "missing")
+
+
+def test_free_ports_differ_and_stay_below_those_of_workers():
+    ports = head._free_ports(3)
+    assert len(set(ports)) == 3
+    assert all(20_000 <= port < 32_000 for port in ports)
