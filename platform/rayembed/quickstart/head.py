@@ -101,7 +101,7 @@ def local_head(workspace: Path) -> Iterator[Head]:
         _wait_for_jobs_api(head, process, log)
         yield head
     finally:
-        _stop(psutil.Process(process.pid))
+        _stop(process.pid)
         pid_file.unlink(missing_ok=True)
 
 
@@ -147,16 +147,17 @@ def _stop_left_over(pid_file: Path) -> None:
         process = psutil.Process(int(pid_file.read_text()))
         if {"start", "--head", "--block"} <= set(process.cmdline()):
             logger.warning("stopping the Ray head %d that an interrupted run left", process.pid)
-            _stop(process)
+            _stop(process.pid)
 
 
-def _stop(process: psutil.Process) -> None:
+def _stop(pid: int) -> None:
     """Ask the head to stop, then end its process group, so that other Ray clusters on the machine stay."""
     with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(_STOP_SECONDS)
         except psutil.TimeoutExpired:
             logger.warning("the Ray head did not stop within %d s; it is killed", _STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
