@@ -10,10 +10,10 @@ import numpy as np
 from rayembed.data.store import read_split
 
 QUESTIONS = (
-    "Return True if the path is an absolute path",
-    "Remove common leading whitespace from every line of a text",
-    "Compute the greatest common divisor",
-    "Send an email message over a network connection",
+    "Safely evaluate a string that holds a Python literal",
+    "Wake up a thread that waits on a condition",
+    "Change the owner of an extracted file",
+    "Print the stack trace of an exception to a file",
 )
 
 
