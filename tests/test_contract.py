@@ -103,7 +103,7 @@ def test_instructions_of_trained_tasks_by_side():
     ]
     assert contract.instruction_for("search", side="document") is None
     assert contract.instruction_for("similar", side="document") == "match"
-    with pytest.raises(RequestError, match="no instruction named 'sort'.*plain, search, similar"):
+    with pytest.raises(RequestError, match=r"no instruction named 'sort'.*plain, search, similar"):
         contract.instruction_for("sort")
 
 

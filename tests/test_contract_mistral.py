@@ -1,10 +1,10 @@
 """The contract with the real tokenizer of Mistral: the published rule for tokens and for the pool mask."""
 
 import pytest
-from tests.mistral_tokenizer import make_mistral_tokenizer, sentencepiece_file
 
 from rayembed.contract import Contract
 from rayembed.model.checkpoint import load_tokenizer
+from tests.mistral_tokenizer import make_mistral_tokenizer, sentencepiece_file
 
 MODEL_FILE = sentencepiece_file()
 pytestmark = pytest.mark.skipif(MODEL_FILE is None, reason="mistral-common is not installed (extra `dev`)")

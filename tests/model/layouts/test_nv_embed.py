@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from rayembed.cli import app
 from rayembed.contract import Contract
 from rayembed.errors import CheckpointError
 from rayembed.inference.engine import Engine
@@ -154,6 +156,18 @@ def test_round_trip_is_bit_for_bit(published, tmp_path):
     assert {key: config[key] for key in PUBLISHED_CONFIG if "config" not in key} == {
         key: value for key, value in NARROW_CONFIG.items() if "config" not in key
     }
+
+
+def test_the_commands_resolve_paths_in_the_workspace(published, home):
+    tensors = write_published(published, NARROW_SHAPES)
+    for arguments in (
+        ["import-checkpoint", str(published), "model", "--max-length", "99"],
+        ["export-checkpoint", "model", "again", "--layout", "nv-embed"],
+    ):
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert Contract.load(home / "model").max_length == 99
+    assert all_tensors(home / "again").keys() == tensors.keys()
 
 
 def test_imported_model_computes_the_published_function(published, tmp_path):
