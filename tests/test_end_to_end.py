@@ -46,7 +46,7 @@ def write_recipe(home: Path, base: Path, name: str, workers: int = 1) -> Path:
     recipe = {
         "name": name,
         "base_model": str(base),
-        "contract": {"max_length": 48},
+        "contract": {"max_length": 128},
         "model": {"pooling": {"type": "latent", "num_latents": 4, "num_heads": 2, "head_width": 8}},
         "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
         "data": {
@@ -60,7 +60,12 @@ def write_recipe(home: Path, base: Path, name: str, workers: int = 1) -> Path:
             | {"name": "retrieval", "steps": STEPS[0], "blend": [retrieval | {"mining": {"method": "bm25"}}]},
             stage | {"name": "blend", "steps": STEPS[1], "blend": [retrieval, sorting]},
         ],
-        "training": {"workers": workers, "checkpoint_every": 4, "threads_per_worker": 1},
+        "training": {
+            "workers": workers,
+            "cpus_per_worker": 0.5,
+            "checkpoint_every": 4,
+            "threads_per_worker": 1,
+        },
     }
     path = home / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -21,6 +21,7 @@ from rayembed.data.plan import PlanReader
 from rayembed.model.checkpoint import load_tokenizer
 
 STEPS_PER_BLOCK = 8
+DATA_CPUS = 0.25  # that each worker's stream reserves beside the worker itself
 PREFETCHED_STEPS = 8
 
 
@@ -87,7 +88,7 @@ def stream_batches(
         _FetchAndTokenize,  # type: ignore[arg-type]  # Ray Data calls an instance of it
         fn_constructor_args=(spec, rank, world_size),
         compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=0,  # it mostly waits; a reservation would starve where the workers take all CPUs
+        num_cpus=DATA_CPUS,
     )
     for record in dataset.iter_rows():
         yield to_training_batch(record)

@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +96,7 @@ def local_head(workspace: Path) -> Iterator[Head]:
     atomic_write(pid_file, f"{process.pid}\n")
     head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment)
     try:
-        _wait_for_jobs_api(head, process, log)
+        _wait_for_jobs(head, process, log)
         yield head
     finally:
         _stop(process.pid)
@@ -123,16 +121,12 @@ def _free_ports(count: int) -> list[int]:
     )
 
 
-def _wait_for_jobs_api(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
-    request = urllib.request.Request(
-        f"{head.dashboard}/api/jobs/",
-        headers={"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"},
-    )
+def _wait_for_jobs(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when a job is accepted, which is a little after the dashboard answers."""
+    command = [str(_BIN / "ray"), "job", "submit", "--address", head.dashboard, "--no-wait", "--", "true"]
     deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(request, timeout=5):
+    while time.monotonic() < deadline and process.poll() is None:
+        if subprocess.run(command, env=head.environment, capture_output=True).returncode == 0:
             logger.info("Ray head is up, dashboard on %s", head.dashboard)
             return
         time.sleep(0.5)

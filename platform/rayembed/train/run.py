@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from rayembed.cluster import connect
 from rayembed.config import RunConfig
+from rayembed.data.stream import DATA_CPUS
 from rayembed.errors import ConfigError, UserError
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
@@ -108,6 +109,18 @@ def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
     """Run one stage on Ray Train and keep its last checkpoint as the stage's result."""
     training = run.config.training
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    needed, present = (
+        training.workers * (training.cpus_per_worker + DATA_CPUS),
+        ray.cluster_resources()["CPU"],
+    )
+    if needed > present:
+        logger.warning(
+            "%d workers and their data streams need %g CPUs, the cluster has %g: training waits until nodes "
+            "join; otherwise lower training.cpus_per_worker or training.workers",
+            training.workers,
+            needed,
+            present,
+        )
     trainer = TorchTrainer(
         train_stage,  # type: ignore[arg-type]  # Ray hands on any object, its annotation says a dictionary
         train_loop_config=run,  # type: ignore[arg-type]
