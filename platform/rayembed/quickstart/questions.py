@@ -26,7 +26,7 @@ def answers(url: str, model: str, data_dir: Path, *, hits: int = 2) -> Iterator[
     for question, scores in zip(QUESTIONS, questions_QD @ functions_ND.T, strict=True):
         yield f"  {question}"
         for position in np.argsort(-scores)[:hits]:
-            yield f"    {scores[position]:.2f}  {functions[position].splitlines()[0]}"
+            yield f"    {scores[position]:.2f}  {_signature(functions[position])}"
 
 
 def embed(url: str, model: str, texts: Sequence[str], *, input_type: str | None = None) -> np.ndarray:
@@ -38,6 +38,11 @@ def embed(url: str, model: str, texts: Sequence[str], *, input_type: str | None 
     with urllib.request.urlopen(request, timeout=120) as response:
         content = json.load(response)
     return np.array([item["embedding"] for item in content["data"]], dtype=np.float32)
+
+
+def _signature(function: str) -> str:
+    """First line of a function below its decorators."""
+    return next(line for line in function.splitlines() if not line.startswith("@"))
 
 
 def _held_out_functions(data_dir: Path) -> Iterator[str]:
