@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 PACKED_ATTENTION = "rayembed_packed"
+LONGEST_PLAIN_TEXT = 96  # tokens; see `_plain_may_be_faster`
 
 
 def packed_attention(
@@ -46,22 +47,23 @@ def packed_attention(
     # One split a tensor: its backward is one concatenation, where slicing would add up a tensor of T tokens a
     # group.
     spans = [length * count for length, count in groups]
-    attend = _attend_plainly if _plain_is_faster(query_HTW) else _attend_fused
+    plain_up_to = LONGEST_PLAIN_TEXT if _plain_may_be_faster(query_HTW) else 0
     pieces = []
     for (length, count), *parts in zip(
         groups, *(tensor.split(spans, dim=1) for tensor in (query_HTW, key_GTW, value_GTW)), strict=True
     ):
         query, key, value = (part.unflatten(1, (count, length)).transpose(0, 1) for part in parts)
+        attend = _attend_plainly if length <= plain_up_to else _attend_fused
         attended_nHLW = attend(query, key, value, scaling=scaling, causal=causal, dropout=dropout)
         pieces.append(attended_nHLW.transpose(1, 2).flatten(0, 1))
     return torch.cat(pieces)
 
 
-def _plain_is_faster(query: torch.Tensor) -> bool:
+def _plain_may_be_faster(query: torch.Tensor) -> bool:
     """Whether attention will be differentiated in bf16 on a CPU.
 
-    There the backward of the fused kernel takes four to five times as long as plain matrix products
-    (benchmarks/results, attention on CPU); texts are short enough to hold their scores.
+    There the backward of the fused kernel is slow on short texts: up to 64 tokens it took 1.6 to 7.7 times as long
+    as matrix products, from 128 tokens on 0.8 times (benchmarks/attention_cpu.py and its results).
     """
     return query.device.type == "cpu" and query.dtype is torch.bfloat16 and query.requires_grad
 
