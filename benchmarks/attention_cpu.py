@@ -3,7 +3,7 @@
 python benchmarks/attention_cpu.py [--quick] --json OUT
 
 Both take the same tensors in turn; values and gradients are compared before anything is timed. The ratios
-decide up to which length `rayembed.model.attention` uses products in training.
+decide up to which length training uses products.
 """
 
 import argparse
