@@ -62,8 +62,8 @@ def packed_attention(
 def _plain_may_be_faster(query: torch.Tensor) -> bool:
     """Whether attention will be differentiated in bf16 on a CPU.
 
-    There the backward of the fused kernel is slow on short texts: up to 64 tokens it took 1.6 to 7.7 times as long
-    as matrix products, from 128 tokens on 0.8 times (benchmarks/attention_cpu.py and its results).
+    There the backward of the fused kernel is slow on short texts: up to 64 tokens it took 1.6 to 7.7 times as
+    long as matrix products, from 128 tokens on 0.8 times (benchmarks/attention_cpu.py and its results).
     """
     return query.device.type == "cpu" and query.dtype is torch.bfloat16 and query.requires_grad
 
