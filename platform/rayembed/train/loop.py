@@ -1,6 +1,7 @@
 """The training loop of one stage, as every Ray Train worker runs it."""
 
 import contextlib
+import itertools
 import logging
 import os
 import tempfile
@@ -85,7 +86,7 @@ def train_stage(run: StageRun) -> None:
         if first_batch is None:
             return
         _restore_moments(engine, resumed, first_batch.to(device))
-        batches = _chain(first_batch, batches)
+        batches = itertools.chain([first_batch], batches)
     recorder = _recorder(run, first_step) if rank == 0 else None
     with contextlib.closing(recorder) if recorder else contextlib.nullcontext():
         _run_steps(run, engine, batches, recorder, rank=rank, world_size=world_size, device=device)
@@ -238,8 +239,3 @@ def _recorder(run: StageRun, first_step: int) -> MetricsRecorder:
 
 def _set_threads(declared: int | None, local_workers: int) -> None:
     torch.set_num_threads(declared or max((os.cpu_count() or 1) // local_workers, 1))
-
-
-def _chain(first: TrainingBatch, rest: Any) -> Any:
-    yield first
-    yield from rest
