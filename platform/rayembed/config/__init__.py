@@ -1,0 +1,21 @@
+"""Run configuration: one YAML recipe plus dotted overrides -> one frozen, validated object."""
+
+from rayembed.config.blend import MiningConfig, SourceConfig
+from rayembed.config.data import DataConfig, UserSourceConfig
+from rayembed.config.loading import load_config, validate_config
+from rayembed.config.run import EvaluationConfig, RunConfig
+from rayembed.config.stage import StageConfig
+from rayembed.config.training import TrainingConfig
+
+__all__ = [
+    "DataConfig",
+    "EvaluationConfig",
+    "MiningConfig",
+    "RunConfig",
+    "SourceConfig",
+    "StageConfig",
+    "TrainingConfig",
+    "UserSourceConfig",
+    "load_config",
+    "validate_config",
+]

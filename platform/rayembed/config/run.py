@@ -1,0 +1,52 @@
+"""A whole run."""
+
+import yaml
+from pydantic import Field, model_validator
+
+from rayembed.config.data import DataConfig
+from rayembed.config.stage import StageConfig
+from rayembed.config.training import TrainingConfig
+from rayembed.contract import Contract
+from rayembed.model.configuration import Frozen, LoraSettings, ModelConfig
+
+
+class EvaluationConfig(Frozen):
+    """What is evaluated after training."""
+
+    benchmark: str = Field("rayembed-quickstart", description="name of a list of tasks")
+    actors: int = Field(2, ge=1, description="Ray actors that share the tasks")
+
+
+class RunConfig(Frozen):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the run and of its folder")
+    seed: int = Field(17, description="decides batches, negatives, new weights and dropout")
+    output: str = Field("runs", description="folder that holds the run's folder, relative to the workspace")
+    base_model: str = Field(description="packaged model name, local Hugging Face folder, or hub id")
+    base_layers: int | None = Field(None, ge=1, description="keep only the first layers of the base model")
+    models_directory: str = Field("models", description="where packaged base models are built")
+    contract: Contract = Field(Contract(), description="how a text becomes tokens")
+    model: ModelConfig = Field(ModelConfig(), description="attention and pooling")
+    lora: LoraSettings | None = Field(LoraSettings(), description="None: train all weights")
+    data: DataConfig = Field(DataConfig(), description="where the data is")
+    stages: tuple[StageConfig, ...] = Field(min_length=1, description="trained one after the other")
+    training: TrainingConfig = Field(TrainingConfig(), description="how training runs")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is evaluated after training")
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two stages share a name in {names}; names are folder names and must differ")
+        for stage in self.stages:
+            if stage.batch_size < self.training.workers:
+                raise ValueError(
+                    f"stage {stage.name}: batch_size {stage.batch_size} is below training.workers "
+                    f"{self.training.workers}; every worker needs a row"
+                )
+        return self
+
+    def to_yaml(self) -> str:
+        """Resolved configuration as YAML, every value spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,27 @@
+"""How training runs, whatever it learns."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rayembed.model.configuration import Frozen, Precision
+
+
+class TrainingConfig(Frozen):
+    """How training runs, whatever it learns."""
+
+    workers: int = Field(1, ge=1, description="training processes; each takes a GPU where there are any")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker")
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="None: the machine's cores divided by its workers"
+    )
+    precision: Precision = Field(
+        "auto", description="of the weights; auto: bf16 where the processor multiplies it natively, else fp32"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints of a stage that are kept")
+    log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl and the progress line")
+    max_failures: int = Field(
+        3, ge=-1, description="worker failures survived in one submission; -1: any number"
+    )
