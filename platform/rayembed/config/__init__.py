@@ -2,7 +2,7 @@
 
 from rayembed.config.blend import MiningConfig, SourceConfig
 from rayembed.config.data import DataConfig, UserSourceConfig
-from rayembed.config.loading import load_config, validate_config
+from rayembed.config.loading import load_config, load_recipe, validate_config, validate_recipe
 from rayembed.config.run import EvaluationConfig, RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
@@ -17,5 +17,7 @@ __all__ = [
     "TrainingConfig",
     "UserSourceConfig",
     "load_config",
+    "load_recipe",
     "validate_config",
+    "validate_recipe",
 ]

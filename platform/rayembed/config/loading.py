@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -12,9 +12,16 @@ from rayembed.config.run import RunConfig
 from rayembed.errors import ConfigError
 from rayembed.model.configuration import Frozen
 
+Recipe = TypeVar("Recipe", bound=Frozen)
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe and apply `a.b.0.c=value` overrides; values are YAML.
+    """Read the recipe of a training run; see `load_recipe`."""
+    return load_recipe(path, RunConfig, overrides)
+
+
+def load_recipe(path: Path, model: type[Recipe], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe of any kind and apply `a.b.0.c=value` overrides; values are YAML.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown or missing key, or a value of the wrong kind.
@@ -29,19 +36,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path} must hold a mapping of settings, not {type(raw).__name__}")
     for override in overrides:
         _apply_override(raw, override)
-    return validate_config(raw, origin=str(path))
+    return validate_recipe(raw, model, origin=str(path))
 
 
 def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
-    """Build the configuration object, turning the first problem into one sentence.
+    """Build the configuration of a training run; see `validate_recipe`."""
+    return validate_recipe(raw, RunConfig, origin)
+
+
+def validate_recipe(raw: dict[str, Any], model: type[Recipe], origin: str) -> Recipe:
+    """Build a configuration object, turning the first problem into one sentence.
 
     Raises:
         ConfigError: an unknown or missing key, or a value of the wrong kind.
     """
     try:
-        return RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_first_problem(error, raw)}") from error
+        raise ConfigError(f"{origin}: {_first_problem(error, model)}") from error
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -65,11 +77,11 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
 
 
-def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
+def _first_problem(error: ValidationError, model: type[Frozen]) -> str:
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_nearest_key(problem['loc'])}"
+        return f"unknown key {where!r}{_nearest_key(problem['loc'], model)}"
     if problem["type"] == "missing":
         return f"missing key {where!r}; add it to the recipe"
     message = problem["msg"].removeprefix("Value error, ")
@@ -81,8 +93,8 @@ def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
     return f"{where}: {message}{shown}" if where else message
 
 
-def _nearest_key(location: tuple[int | str, ...]) -> str:
-    known = _known_keys(RunConfig)
+def _nearest_key(location: tuple[int | str, ...], model: type[Frozen]) -> str:
+    known = _known_keys(model)
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else "; remove it"
 
