@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from mteb.results import TaskResult
 
-from rayembed.cluster import connect
+from rayembed.cluster import actor_pool, connect
 from rayembed.data.store import build_source
 from rayembed.errors import UserError
 from rayembed.evaluation import bm25
@@ -137,18 +137,6 @@ def _computed(units: list[Unit], data_dir: Path, actors: int | None) -> Iterator
             yield unit, worker.evaluate(unit.candidate, unit.task)
         return
     connect()
-    pool, options = _pool(len(units), actors)
+    pool, options = actor_pool(len(units), actors)
     remote = ray.remote(Worker).options(runtime_env={"env_vars": _ACTOR_ENVIRONMENT}, **options)
     yield from Scheduler(units, lambda: remote.remote(data_dir, options["num_cpus"]), pool).run()
-
-
-def _pool(units: int, actors: int | None) -> tuple[int, dict[str, int]]:
-    """Number of actors, and the CPUs and GPUs of each: all CPUs are used, but no actor outgrows a node."""
-    nodes = [
-        node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-    ]
-    cpus = [int(node["CPU"]) for node in nodes]
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    pool = min(units, actors or gpus or sum(cpus) or 1)
-    share = min([sum(cpus) // pool, *cpus]) if cpus else 1
-    return pool, {"num_cpus": max(1, share), "num_gpus": 1 if gpus else 0}
