@@ -24,6 +24,7 @@ def test_examples_positive_shares_the_class_and_negatives_do_not():
         assert row["positives"][0] != row["query"]
         assert len(set(row["negatives"])) == 4
         assert label not in {text[0] for text in row["negatives"]}
+        assert row["cluster"] == label
     assert len({row["positives"][0] for row in rows}) > 6
 
 

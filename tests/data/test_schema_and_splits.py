@@ -26,6 +26,12 @@ def test_columns_are_ordered_and_cast():
     assert check_table(wide, "pairs", "here").schema == PAIR_SCHEMA
 
 
+def test_a_table_without_the_optional_cluster_gets_an_empty_one():
+    table = check_table(pa.Table.from_pylist([pair()]).drop_columns(["cluster"]), "pairs", "here")
+    assert table.schema == PAIR_SCHEMA
+    assert table["cluster"].to_pylist() == [None]
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -26,7 +26,10 @@ def load(path, kind="pairs", **options):
 def test_simple_pair_layouts_are_one_schema(tmp_path):
     write(
         tmp_path / "a.jsonl",
-        [{"query": "q1", "pos": ["p1", "p2"], "neg": ["n1"]}, {"query": "q2", "positive": "p3"}],
+        [
+            {"query": "q1", "pos": ["p1", "p2"], "neg": ["n1"]},
+            {"query": "q2", "positive": "p3", "cluster": 4},
+        ],
     )
     pq.write_table(pa.Table.from_pylist([{"query": "q3", "positives": ["p\u2028"]}]), tmp_path / "b.parquet")
     (tmp_path / "notes.md").write_text("not data")
@@ -35,6 +38,7 @@ def test_simple_pair_layouts_are_one_schema(tmp_path):
     assert table["positives"].to_pylist() == [["p1", "p2"], ["p3"], ["p\u2028"]]
     assert table["negatives"].to_pylist() == [["n1"], [], []]
     assert [len(ids) for ids in table["document_ids"].to_pylist()] == [3, 1, 1]
+    assert table["cluster"].to_pylist() == [None, "4", None]
     assert set(table["dataset"].to_pylist()) == {"mine"}
 
 

@@ -39,7 +39,9 @@ def example_based_rows(table: pa.Table, *, negatives_per_query: int, seed: int) 
                 positive = members[(position + step) % len(members)]
                 picks = generator.choice(others, min(negatives_per_query, others), replace=False)
                 negatives = [texts[pick if pick < start else pick + len(members)] for pick in picks]
-                rows.append(pair_row(text, [positive], negatives, dataset=dataset, task_type=task_type))
+                rows.append(
+                    pair_row(text, [positive], negatives, dataset=dataset, task_type=task_type, cluster=label)
+                )
         start += len(members)
     if lonely:
         logger.warning(
@@ -73,7 +75,9 @@ def label_based_rows(
         for text in members:
             picks = generator.choice(len(others), min(negatives_per_query, len(others)), replace=False)
             negatives = [others[pick] for pick in picks]
-            rows.append(pair_row(text, [names[label]], negatives, dataset=dataset, task_type=task_type))
+            rows.append(
+                pair_row(text, [names[label]], negatives, dataset=dataset, task_type=task_type, cluster=label)
+            )
     return to_table(rows, "pairs")
 
 

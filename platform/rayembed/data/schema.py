@@ -2,7 +2,8 @@
 
 A source is a folder with `train.parquet`, `dev.parquet` and `test.parquet` in one of these layouts:
 
-- pairs: a query with its positives and, where known, hard negatives;
+- pairs: a query with its positives and, where known, hard negatives and the cluster whose rows answer each
+  other (a class, a set of duplicates);
 - labels: a text with its class;
 - scores: two texts with a human similarity score.
 """
@@ -26,8 +27,10 @@ PAIR_SCHEMA = pa.schema(
         "task_type": pa.string(),
         "query_id": pa.string(),
         "document_ids": pa.list_(pa.string()),
+        "cluster": pa.string(),
     }
 )
+OPTIONAL_COLUMNS = ("cluster",)
 
 LABEL_SCHEMA = pa.schema(
     {
@@ -59,9 +62,18 @@ def document_id(text: str) -> str:
 
 
 def pair_row(
-    query: str, positives: Sequence[str], negatives: Sequence[str], *, dataset: str, task_type: str
+    query: str,
+    positives: Sequence[str],
+    negatives: Sequence[str],
+    *,
+    dataset: str,
+    task_type: str,
+    cluster: str | None = None,
 ) -> dict:
-    """One row of PAIR_SCHEMA; ids are derived from the texts, positives before negatives."""
+    """One row of PAIR_SCHEMA; ids are derived from the texts, positives before negatives.
+
+    Rows of one `cluster` answer each other's queries, so they never share a batch with in-batch negatives.
+    """
     return {
         "query": query,
         "positives": list(positives),
@@ -70,6 +82,7 @@ def pair_row(
         "task_type": task_type,
         "query_id": document_id(query),
         "document_ids": [document_id(text) for text in (*positives, *negatives)],
+        "cluster": cluster,
     }
 
 
@@ -103,12 +116,15 @@ def to_table(rows: Iterable[dict], kind: Kind) -> pa.Table:
 
 
 def check_table(table: pa.Table, kind: Kind, origin: str) -> pa.Table:
-    """Return `table` with exactly the columns and types of its layout, in order.
+    """Return `table` with exactly the columns and types of its layout, in order; optional ones may be missing.
 
     Raises DataError, naming `origin`, for a missing column, a type that cannot be read as the expected one,
     or no rows.
     """
     schema = SCHEMAS[kind]
+    for name in OPTIONAL_COLUMNS:
+        if name in schema.names and name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise DataError(

@@ -2,7 +2,8 @@
 
 Accepted columns, where `|` separates names for the same thing:
 
-- pairs:  query, positives | positive | pos, and optionally negatives | negative | neg (a text or a list);
+- pairs:  query, positives | positive | pos, and optionally negatives | negative | neg (a text or a list) and
+  cluster;
 - labels: text, label, and optionally group;
 - scores: sentence1, sentence2, score.
 """
@@ -123,12 +124,16 @@ def _row(record: Any, kind: Kind, name: str, task_type: str) -> dict:
         if set(positives) & set(negatives):
             raise _BadRow("a negative that is also a positive")
         return pair_row(
-            _text(record.get("query"), "query"), positives, negatives, dataset=name, task_type=task_type
+            _text(record.get("query"), "query"),
+            positives,
+            negatives,
+            dataset=name,
+            task_type=task_type,
+            cluster=_optional_key(record, "cluster"),
         )
     if kind == "labels":
         text, label = _text(record.get("text"), "text"), _text(_key(record.get("label")), "label")
-        group = None if record.get("group") is None else _text(_key(record["group"]), "group")
-        return label_row(text, label, dataset=name, task_type=task_type, group=group)
+        return label_row(text, label, dataset=name, task_type=task_type, group=_optional_key(record, "group"))
     score = record.get("score")
     if not isinstance(score, int | float) or not math.isfinite(score):
         raise _BadRow("score is not a number")
@@ -153,6 +158,10 @@ def _text(value: Any, what: str) -> str:
     except UnicodeEncodeError:
         raise _BadRow(f"{what} has half a Unicode character") from None
     return value
+
+
+def _optional_key(record: dict, column: str) -> str | None:
+    return None if record.get(column) is None else _text(_key(record[column]), column)
 
 
 def _key(value: Any) -> Any:
