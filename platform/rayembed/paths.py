@@ -1,6 +1,7 @@
 """Where files go: the workspace, atomic writes and content digests."""
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -8,6 +9,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from rayembed.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,24 @@ def atomic_write(target: Path, data: str | bytes) -> None:
         os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def clear_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn "no space left" while something is written below `folder` into a sentence.
+
+    Raises:
+        ResourceError: the disk or the user's share of it is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            f"no space is left on the disk of {folder}; free some or choose another folder, then run the "
+            "same command again: what is complete is kept"
+        ) from error
 
 
 def file_digest(path: Path) -> str:

@@ -1,19 +1,64 @@
-"""Where the data is."""
+"""Where the data is, how it is read and what is refused."""
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rayembed.model.configuration import Frozen
+
+SourceKind = Literal["pairs", "labels", "scores", "nli", "duplicates"]
+SourceFormat = Literal["auto", "parquet", "json-lines", "csv", "beir", "hugging-face", "mteb", "triples"]
+
+
+class ValidationConfig(Frozen):
+    """Which rows are bad, and how many of them are too many."""
+
+    largest_bad_share: float = Field(
+        0.01, ge=0, le=1, description="of all rows; more bad rows than that are an error"
+    )
+    largest_duplicate_share: float = Field(
+        1.0, ge=0, le=1, description="of all rows; more rows that occur again are an error"
+    )
+    longest_text: int = Field(100_000, ge=1, description="characters; a row with a longer text is bad")
 
 
 class UserSourceConfig(Frozen):
     """A source of the user's own."""
 
-    path: str = Field(description="Parquet or JSON-lines file, or a folder of them")
-    kind: Literal["pairs", "labels"] = Field("pairs", description="layout of the rows, see data.md")
-    task_type: Literal["retrieval", "classification", "clustering", "sts"] = Field(
+    path: str = Field(
+        description="file, folder, or URI of either (s3://, gs://, abfss://, file://); a task name for mteb"
+    )
+    format: SourceFormat = Field("auto", description="auto: by the names of the files")
+    kind: SourceKind = Field("pairs", description="layout of the rows, see data.md")
+    task_type: Literal["retrieval", "classification", "clustering", "sts", "bitext"] = Field(
         "retrieval", description="recorded with every row"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="column of the layout -> column of the files, where they differ"
+    )
+    split: str = Field("train", description="which split of a BEIR, Hugging Face or mteb source is read")
+    corpus: str | None = Field(None, description="of triples: file of document ids and texts")
+    queries: str | None = Field(None, description="of triples: file of query ids and texts")
+    label_texts: dict[str, str] = Field(
+        default_factory=dict, description="label -> text that stands for it in label-based rows"
+    )
+    licence: str = Field("unknown", description="recorded in the data card")
+    validation: ValidationConfig = Field(ValidationConfig(), description="bad rows and how many may be")
+
+
+class ContaminationConfig(Frozen):
+    """Training rows that are near-duplicates of rows of an evaluation are dropped."""
+
+    enabled: bool = Field(True, description="compare, drop and count")
+    against: tuple[str, ...] | None = Field(
+        None, description="sources whose test split is compared; None: every built-in source of a benchmark"
+    )
+    similarity: float = Field(
+        0.8, gt=0, le=1, description="Jaccard similarity of word triples from which two texts are the same"
+    )
+    documents: bool = Field(
+        False, description="compare positives with the documents of the test split too, not only the queries"
     )
 
 
@@ -24,3 +69,16 @@ class DataConfig(Frozen):
     sources: dict[str, UserSourceConfig] = Field(
         default_factory=dict, description="name -> source of the user's own"
     )
+    contamination: ContaminationConfig = Field(
+        ContaminationConfig(), description="guard against training on rows of an evaluation"
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _names_are_folders(cls, sources: dict[str, UserSourceConfig]) -> dict[str, UserSourceConfig]:
+        for name in sources:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+                raise ValueError(
+                    f"source name {name!r} is a folder name too; use lower-case letters, digits and -._"
+                )
+        return sources

@@ -1,22 +1,25 @@
-"""The three row layouts of the platform and the checks a table must pass.
+"""The row layouts of the platform and the checks a table must pass.
 
-A source is a folder with `train.parquet`, `dev.parquet` and `test.parquet` in one of these layouts:
+A source is a folder of Parquet files, `train.parquet`, `dev.parquet` and `test.parquet` or numbered parts of
+them, in one of these layouts:
 
 - pairs: a query with its positives and, where known, hard negatives and the cluster whose rows answer each
   other (a class, a set of duplicates);
 - labels: a text with its class;
-- scores: two texts with a human similarity score.
+- scores: two texts with a human similarity score;
+- nli: a premise and a hypothesis with "entailment", "neutral" or "contradiction";
+- duplicates: two questions with "1" where they ask the same and "0" where they do not.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import pyarrow as pa
 
+from rayembed.config.data import SourceKind
 from rayembed.errors import DataError
 
-Kind = Literal["pairs", "labels", "scores"]
+Kind = SourceKind
 
 PAIR_SCHEMA = pa.schema(
     {
@@ -53,7 +56,23 @@ SCORE_SCHEMA = pa.schema(
     }
 )
 
-SCHEMAS: dict[Kind, pa.Schema] = {"pairs": PAIR_SCHEMA, "labels": LABEL_SCHEMA, "scores": SCORE_SCHEMA}
+SENTENCE_LABEL_SCHEMA = pa.schema(
+    {
+        "sentence1": pa.string(),
+        "sentence2": pa.string(),
+        "label": pa.string(),
+        "dataset": pa.string(),
+        "task_type": pa.string(),
+    }
+)
+
+SCHEMAS: dict[Kind, pa.Schema] = {
+    "pairs": PAIR_SCHEMA,
+    "labels": LABEL_SCHEMA,
+    "scores": SCORE_SCHEMA,
+    "nli": SENTENCE_LABEL_SCHEMA,
+    "duplicates": SENTENCE_LABEL_SCHEMA,
+}
 
 
 def document_id(text: str) -> str:
@@ -110,13 +129,31 @@ def score_row(sentence1: str, sentence2: str, score: float, *, dataset: str, tas
     }
 
 
+def sentence_label_row(sentence1: str, sentence2: str, label: str, *, dataset: str, task_type: str) -> dict:
+    """One row of SENTENCE_LABEL_SCHEMA."""
+    return {
+        "sentence1": sentence1,
+        "sentence2": sentence2,
+        "label": label,
+        "dataset": dataset,
+        "task_type": task_type,
+    }
+
+
+def row_texts(row: dict) -> list[str]:
+    """All texts of a row of any layout, the query or first sentence before the others; labels are none."""
+    if "query" in row:
+        return [row["query"], *row["positives"], *row["negatives"]]
+    return [row["text"]] if "text" in row else [row["sentence1"], row["sentence2"]]
+
+
 def to_table(rows: Iterable[dict], kind: Kind) -> pa.Table:
     """Rows of one layout as an Arrow table."""
     return pa.Table.from_pylist(list(rows), schema=SCHEMAS[kind])
 
 
 def check_table(table: pa.Table, kind: Kind, origin: str) -> pa.Table:
-    """Return `table` with exactly the columns and types of its layout, in order; optional ones may be missing.
+    """Return `table` with the columns and types of its layout, in order; optional ones may be missing.
 
     Raises DataError, naming `origin`, for a missing column, a type that cannot be read as the expected one,
     or no rows.

@@ -8,13 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayembed.data.card import make_card, read_card, write_card
-from rayembed.data.schema import check_table, to_table
+from rayembed.data.card import CARD_VERSION, make_card, read_card, write_card
+from rayembed.data.schema import Kind, check_table, to_table
 from rayembed.data.sources import SOURCES, BuiltInSource
 from rayembed.data.sources.base import Example, LabelExample, PairExample
 from rayembed.data.splits import SPLITS
+from rayembed.data.statistics import Statistics
 from rayembed.errors import DataError
-from rayembed.paths import atomic_directory
+from rayembed.paths import atomic_directory, clear_disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,13 @@ def build_source(name: str, data_dir: Path) -> Path:
     if is_built(source, target):
         return target
     logger.info("building %s in %s", name, target)
-    with atomic_directory(target) as folder:
+    with clear_disk_errors(target), atomic_directory(target) as folder:
         examples, dropped = drop_repeats(source.read(data_dir / DOWNLOADS))
         tables = _split_tables(source, examples)
         for split, table in tables.items():
             pq.write_table(table, folder / f"{split}.parquet", compression="zstd")
-        write_card(make_card(source, tables, dropped, folder), folder)
+        statistics = {split: Statistics.of([table]) for split, table in tables.items()}
+        write_card(make_card(_description(source), statistics, dropped, folder), folder)
     logger.info(
         "built %s: %s", name, ", ".join(f"{table.num_rows} {split}" for split, table in tables.items())
     )
@@ -56,23 +58,42 @@ def is_built(source: BuiltInSource, folder: Path) -> bool:
     return (
         card is not None
         and card.get("builder_version") == source.version
+        and card.get("card_version") == CARD_VERSION
         and all((folder / name).is_file() for name in card["sha256"])
     )
 
 
 def read_split(data_dir: Path, name: str, split: str) -> pa.Table:
-    """Read one split of a built source.
+    """Read one split of a built source, the user's own included.
 
-    Raises DataError when it is not built, has no such split, or its file is damaged, mistyped or empty.
+    Raises DataError when it is not built, has no such split, or a file is damaged, mistyped or empty.
     """
-    source = built_in_source(name)
-    path = data_dir / name / f"{split}.parquet"
-    if not (data_dir / name).is_dir():
+    folder = data_dir / name
+    kind = source_kind(data_dir, name)
+    if not folder.is_dir():
         raise DataError(f"{data_dir} has no source {name}; run `rayembed data build {name} --out {data_dir}`")
-    if not path.is_file():
-        splits = ", ".join(sorted(file.stem for file in path.parent.glob("*.parquet")))
+    files = split_files(folder, split)
+    if not files:
+        splits = ", ".join(
+            dict.fromkeys(file.stem.split("-")[0] for file in sorted(folder.glob("*.parquet")))
+        )
         raise DataError(f"{name} has no split {split!r}; it has {splits or 'none'}")
-    return check_table(read_parquet(path), source.kind, str(path))
+    return pa.concat_tables(check_table(read_parquet(file), kind, str(file)) for file in files)
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """Parquet files of a split of a built source, in order: `train.parquet`, or `train-00000.parquet`, ..."""
+    return sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")])
+
+
+def source_kind(data_dir: Path, name: str) -> Kind:
+    """Layout of a built source; DataError when it is neither built-in nor built."""
+    if name in SOURCES:
+        return SOURCES[name].kind
+    card = read_card(data_dir / name)
+    if card is None:
+        raise DataError(f"{data_dir} has no source {name}; built-in ones are {', '.join(SOURCES)}")
+    return card["kind"]
 
 
 def read_parquet(path: Path) -> pa.Table:
@@ -120,3 +141,17 @@ def _split_tables(source: BuiltInSource, examples: list[Example]) -> dict[str, p
     if not rows:
         raise DataError(f"{source.name} gave no rows from {source.origin}")
     return {split: to_table(rows[split], source.kind) for split in SPLITS if rows[split]}
+
+
+def _description(source: BuiltInSource) -> dict[str, object]:
+    """What the card says of a source apart from its rows."""
+    return {
+        "name": source.name,
+        "title": source.title,
+        "kind": source.kind,
+        "task_type": source.task_type,
+        "origin": source.origin,
+        "licence": source.licence,
+        "terms": source.terms,
+        "builder_version": source.version,
+    }

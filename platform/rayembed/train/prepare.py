@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.config import RunConfig, SourceConfig, StageConfig
+from rayembed.data.build import build_user_source
 from rayembed.data.labels import example_based_rows, label_based_rows
 from rayembed.data.plan import PlannedSource, fingerprint, plan_batches, stored_fingerprint, write_plan
 from rayembed.data.sources import SOURCES
-from rayembed.data.store import build_source, read_split
+from rayembed.data.store import build_source, read_split, split_files
 from rayembed.data.stream import StreamSpec
-from rayembed.data.user_source import load_user_source
 from rayembed.errors import ConfigError, DataError
 from rayembed.mining.bm25 import mine_bm25
 from rayembed.paths import atomic_write, file_digest, resolve
@@ -104,15 +104,13 @@ def _prepare_source(config: RunConfig, entry: SourceConfig, folder: Path) -> Pat
 
 def _read_source(config: RunConfig, name: str) -> tuple[pa.Table, str]:
     """Training rows of a source and a digest of where they came from."""
-    if name in config.data.sources:
-        declared = config.data.sources[name]
-        path = resolve(declared.path)
-        table = load_user_source(path, declared.kind, name, declared.task_type)
-        files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-        return table, fingerprint({file.name: file_digest(file) for file in files})
     data_dir = resolve(config.data.directory)
-    folder = build_source(name, data_dir)
-    return read_split(data_dir, name, "train"), file_digest(folder / "train.parquet")
+    if name in config.data.sources:
+        folder = build_user_source(name, config.data.sources[name], data_dir)
+    else:
+        folder = build_source(name, data_dir)
+    digests: dict[str, object] = {file.name: file_digest(file) for file in split_files(folder, "train")}
+    return read_split(data_dir, name, "train"), fingerprint(digests)
 
 
 def _with_negatives(table: pa.Table, entry: SourceConfig, kind: str, seed: int) -> pa.Table:

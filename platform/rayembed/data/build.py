@@ -1,0 +1,210 @@
+"""A source of the user's own -> a folder of checked Parquet files, a card and a list of what was left out.
+
+The source is cut into parts. Each part is streamed to its own file by a task of a Ray Data job (by this
+process where there is one part only), so memory does not limit the size: this process keeps 16 bytes of each
+row, to find duplicates. Parts that are complete outlive an error, and the next run continues with the others.
+"""
+
+import json
+import logging
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayembed.config import UserSourceConfig
+from rayembed.data.card import CARD_VERSION, make_card, read_card, write_card
+from rayembed.data.columns import Columns
+from rayembed.data.part_writer import FinishJob, PartJob, finish_part, write_part
+from rayembed.data.readers import find_files, find_parts
+from rayembed.data.sources import SOURCES
+from rayembed.data.statistics import Statistics
+from rayembed.data.tasks import run_tasks
+from rayembed.errors import ConfigError, DataError
+from rayembed.paths import atomic_directory, clear_disk_errors
+
+logger = logging.getLogger(__name__)
+
+BUILDER_VERSION = 1
+REJECTS_FILE = "rejects.jsonl"
+
+
+def build_user_source(
+    name: str, source: UserSourceConfig, data_dir: Path, *, rejects: Path | None = None
+) -> Path:
+    """Return the folder of a user's source, building it when it is missing, or its files or settings changed.
+
+    The folder has `train-N.parquet`, `card.json` and `rejects.jsonl`. After too many bad rows it is not made,
+    and the list is in `rejects` (None: `NAME.rejects.jsonl` beside the folder).
+
+    Raises:
+        ConfigError: a mapped column that the layout does not have.
+        DataError: nothing to read, a wrong column, a damaged file, too many bad rows, or no good one.
+        ResourceError: the store does not answer, or the disk is full.
+    """
+    if name in SOURCES:
+        raise ConfigError(f"data.sources.{name} has the name of a built-in source; choose another")
+    Columns.of(source.kind, source.columns)
+    rejects = rejects or data_dir / f"{name}.rejects.jsonl"
+    state = source_state(name, source)
+    target = data_dir / name
+    card = read_card(target)
+    if card is not None and card.get("state") == state and card["card_version"] == CARD_VERSION:
+        return target
+    work = data_dir / f".{name}.parts-{state[:12]}"
+    for other in data_dir.glob(f".{name}.parts-*"):
+        if other != work:
+            shutil.rmtree(other)
+    with clear_disk_errors(data_dir):
+        work.mkdir(parents=True, exist_ok=True)
+        parts = find_parts(source, work)
+    jobs = [PartJob(name, source, part, index, work) for index, part in enumerate(parts)]
+    logger.info("building %s from %s in %d parts", name, source.path, len(jobs))
+    summaries = list(_with_progress(run_tasks(write_part, jobs), len(jobs), name))
+    duplicates = _duplicates(jobs)
+    _refuse_bad(source, jobs, summaries, duplicates, rejects)
+    description = {
+        "name": name,
+        "title": f"{name}: {source.path}",
+        "kind": source.kind,
+        "task_type": source.task_type,
+        "origin": source.path,
+        "licence": source.licence,
+        "state": state,
+    }
+    with clear_disk_errors(data_dir), atomic_directory(target) as folder:
+        finishing = [
+            FinishJob(
+                job.path(".parquet"), folder / f"train-{index:05d}.parquet", tuple(duplicates[job.index])
+            )
+            for index, job in enumerate(_with_rows(jobs, summaries))
+        ]
+        statistics = Statistics()
+        for part_statistics in run_tasks(finish_part, finishing):
+            statistics.add(part_statistics)
+        _write_rejects(jobs, summaries, duplicates, folder / REJECTS_FILE)
+        write_card(
+            make_card(description, {"train": statistics}, _dropped(summaries, duplicates), folder), folder
+        )
+    shutil.rmtree(work)
+    rejects.unlink(missing_ok=True)
+    logger.info("built %s: %d rows", name, statistics.rows)
+    return target
+
+
+def source_state(name: str, source: UserSourceConfig) -> str:
+    """Digest of the settings of a source and of the names, sizes and times of its files.
+
+    Raises:
+        DataError, ResourceError: nothing is there, or the store does not answer.
+    """
+    settings = source.model_dump(mode="json", exclude={"licence", "label_texts"})
+    files = [asdict(file) for file in find_files(source)]
+    return sha256(json.dumps([BUILDER_VERSION, name, settings, files], sort_keys=True).encode()).hexdigest()
+
+
+def _with_progress(summaries: Iterator[dict[str, Any]], parts: int, name: str) -> Iterator[dict[str, Any]]:
+    rows = 0
+    for number, summary in enumerate(summaries, start=1):
+        rows += summary["rows"]
+        if parts > 1:
+            logger.info("%s: %d of %d parts, %d rows", name, number, parts, rows)
+        yield summary
+
+
+def _with_rows(jobs: Sequence[PartJob], summaries: Sequence[dict[str, Any]]) -> list[PartJob]:
+    return [job for job, summary in zip(jobs, summaries, strict=True) if summary["rows"]]
+
+
+def _duplicates(jobs: Sequence[PartJob]) -> dict[int, list[int]]:
+    """Part -> positions of rows that say the same as an earlier row of any part."""
+    hashes = [_row_index(job)["hashes"] for job in jobs]
+    starts = np.cumsum([0, *map(len, hashes)])
+    everything = np.concatenate(hashes)
+    order = np.argsort(everything, kind="stable")
+    repeated = order[1:][everything[order[1:]] == everything[order[:-1]]]
+    found: dict[int, list[int]] = defaultdict(list)
+    for position in np.sort(repeated).tolist():
+        part = int(np.searchsorted(starts, position, side="right")) - 1
+        found[part].append(position - int(starts[part]))
+    return found
+
+
+def _row_index(job: PartJob) -> dict[str, np.ndarray]:
+    with np.load(job.path(".npz"), allow_pickle=False) as stored:
+        return {"hashes": stored["hashes"], "numbers": stored["numbers"]}
+
+
+def _dropped(summaries: Sequence[dict[str, Any]], duplicates: dict[int, list[int]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for summary in summaries:
+        counts.update(summary["rejected"])
+    repeated = sum(map(len, duplicates.values()))
+    return dict(counts.most_common()) | ({"duplicate": repeated} if repeated else {})
+
+
+def _refuse_bad(
+    source: UserSourceConfig,
+    jobs: Sequence[PartJob],
+    summaries: Sequence[dict[str, Any]],
+    duplicates: dict[int, list[int]],
+    rejects: Path,
+) -> None:
+    """Say what is left out; DataError when it is more than the source's limits allow, or everything."""
+    dropped = _dropped(summaries, duplicates)
+    repeated = dropped.get("duplicate", 0)
+    bad = sum(dropped.values()) - repeated
+    total = bad + sum(summary["rows"] for summary in summaries)
+    name, limits = jobs[0].name, source.validation
+    if total == 0:
+        raise DataError(f"source {name}: {source.path} has no rows; supply a file that is not empty")
+    if not dropped:
+        return
+    _write_rejects(jobs, summaries, duplicates, rejects)
+    with rejects.open(encoding="utf-8") as stream:
+        first = json.loads(stream.readline())
+    counts = ", ".join(f"{count} x {reason}" for reason, count in dropped.items())
+    message = (
+        f"source {name}: {bad} of {total} rows are bad and {repeated} are duplicates ({counts}); the first "
+        f"is {first['place']} ({first['reason']}: {first['detail']})"
+    )
+    over_bad, over_repeated = (
+        bad > limits.largest_bad_share * total,
+        repeated > limits.largest_duplicate_share * total,
+    )
+    if over_bad or over_repeated or bad == total:
+        setting = "largest_duplicate_share" if over_repeated and not over_bad else "largest_bad_share"
+        raise DataError(
+            f"{message}. validation.{setting} allows {getattr(limits, setting):.1%}; {rejects} lists them "
+            "all: correct the file or raise the limit"
+        )
+    logger.warning("%s; they are left out and listed in %s", message, REJECTS_FILE)
+
+
+def _write_rejects(
+    jobs: Sequence[PartJob],
+    summaries: Sequence[dict[str, Any]],
+    duplicates: dict[int, list[int]],
+    path: Path,
+) -> None:
+    """One line a row that was left out: its file and line, the reason, the detail and its beginning."""
+    before: Counter[str] = Counter()  # lines of the earlier parts of a file
+    with clear_disk_errors(path.parent), path.open("w", encoding="utf-8") as listed:
+        for job, summary in zip(jobs, summaries, strict=True):
+            file = job.part.file
+            with job.path(".rejects.jsonl").open(encoding="utf-8") as rejects:
+                for reject in map(json.loads, rejects):
+                    place = f"{file.name}:{before[file.uri] + reject.pop('number')}"
+                    listed.write(json.dumps({"place": place, **reject}, ensure_ascii=False) + "\n")
+            repeated = duplicates[job.index]
+            for number in _row_index(job)["numbers"][repeated].tolist() if repeated else []:
+                place = f"{file.name}:{before[file.uri] + number}"
+                listed.write(
+                    json.dumps({"place": place, "reason": "duplicate", "detail": "of an earlier row"}) + "\n"
+                )
+            before[file.uri] += summary["lines"]

@@ -1,0 +1,158 @@
+"""One part of a user's source -> one Parquet file of checked rows, in bounded memory.
+
+Written are `part-N.parquet`, `part-N.rejects.jsonl`, `part-N.npz` with a content hash and the line of each
+row, and last `part-N.json`, whose presence says that the part is complete.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayembed.config import UserSourceConfig
+from rayembed.data.columns import Columns
+from rayembed.data.readers import Part, Row, Unreadable, read_part
+from rayembed.data.schema import SCHEMAS, row_texts
+from rayembed.data.statistics import Statistics
+from rayembed.data.validation import BadRow, RowChecker
+from rayembed.paths import atomic_write, clear_disk_errors
+
+ROWS = 4096  # written at a time
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """A part to be written."""
+
+    name: str  # of the source
+    source: UserSourceConfig
+    part: Part
+    index: int
+    folder: Path
+
+    def path(self, suffix: str) -> Path:
+        """One of the part's files."""
+        return self.folder / f"part-{self.index:05d}{suffix}"
+
+
+def write_part(job: PartJob) -> dict[str, Any]:
+    """Read, check and write a part, unless that was done before; returns its summary.
+
+    Raises:
+        DataError: the file is damaged or lacks a column.
+        ResourceError: the disk is full.
+    """
+    if job.path(".json").is_file():
+        return json.loads(job.path(".json").read_text())
+    source = job.source
+    columns = Columns.of(source.kind, source.columns)
+    checker = RowChecker(source.kind, columns, job.name, source.task_type, source.validation.longest_text)
+    rejected: Counter[str] = Counter()
+    hashes, numbers, last = [], [], 0
+    schema = SCHEMAS[source.kind]
+    with (
+        clear_disk_errors(job.folder),
+        job.path(".rejects.jsonl").open("w", encoding="utf-8") as rejects,
+        pq.ParquetWriter(job.path(".parquet"), schema, compression="zstd") as writer,
+    ):
+        batch: list[dict[str, Any]] = []
+        for row in _checked_columns(read_part(job.part), columns, job.part.file.uri):
+            last = row.number
+            if row.record is None:
+                continue
+            try:
+                checked = checker.row(row.record)
+            except BadRow as bad:
+                rejected[bad.reason] += 1
+                _write_reject(rejects, row, bad)
+                continue
+            hashes.append(content_hash(checked))
+            numbers.append(row.number)
+            batch.append(checked)
+            if len(batch) == ROWS:
+                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+                batch = []
+        if batch:
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    with clear_disk_errors(job.folder):
+        with job.path(".npz").open("wb") as stream:
+            np.savez(
+                stream,
+                allow_pickle=False,
+                hashes=np.array(hashes, dtype=np.uint64),
+                numbers=np.array(numbers, dtype=np.int64),
+            )
+        summary = {"rows": len(hashes), "rejected": dict(rejected), "lines": last}
+        atomic_write(job.path(".json"), json.dumps(summary))
+    return summary
+
+
+def content_hash(row: dict[str, Any]) -> int:
+    """64-bit hash of what a row says; rows that say the same have the same."""
+    said = [*row_texts(row), row.get("label"), row.get("score")]
+    return int.from_bytes(hashlib.sha256(json.dumps(said).encode()).digest()[:8])
+
+
+@dataclass(frozen=True)
+class FinishJob:
+    """A written part that goes into the finished source without its duplicates."""
+
+    written: Path
+    finished: Path
+    duplicates: tuple[int, ...]  # positions in the part
+
+
+def finish_part(job: FinishJob) -> Statistics:
+    """Copy a written part without its duplicates and look at what is left; the written one stays."""
+    with clear_disk_errors(job.finished.parent):
+        if job.duplicates:
+            _write_without(job.written, job.finished, job.duplicates)
+        else:
+            _link(job.written, job.finished)
+    with pq.ParquetFile(job.finished) as opened:
+        return Statistics.of(pa.Table.from_batches([batch]) for batch in opened.iter_batches(ROWS))
+
+
+def _write_without(written: Path, finished: Path, duplicates: tuple[int, ...]) -> None:
+    first = 0
+    with (
+        pq.ParquetFile(written) as opened,
+        pq.ParquetWriter(finished, opened.schema_arrow, compression="zstd") as writer,
+    ):
+        for batch in opened.iter_batches(ROWS):
+            keep = ~np.isin(np.arange(first, first + batch.num_rows), duplicates)
+            writer.write_batch(batch.filter(pa.array(keep)))
+            first += batch.num_rows
+
+
+def _link(written: Path, finished: Path) -> None:
+    """A second name costs no space; where the filesystem has none, a copy."""
+    try:
+        finished.hardlink_to(written)
+    except (PermissionError, NotImplementedError):
+        shutil.copyfile(written, finished)
+
+
+def _checked_columns(rows: Iterator[Row], columns: Columns, origin: str) -> Iterator[Row]:
+    """The rows; the first record is refused when it lacks a column."""
+    checked = False
+    for row in rows:
+        if not checked and isinstance(row.record, dict):
+            columns.check(list(row.record), origin)
+            checked = True
+        yield row
+
+
+def _write_reject(rejects: TextIO, row: Row, bad: BadRow) -> None:
+    """A line of the rejects file; its number is still that in the part."""
+    shown = row.record.text if isinstance(row.record, Unreadable) else repr(row.record)
+    content = {"number": row.number, "reason": bad.reason, "detail": bad.detail, "row": shown[:500]}
+    rejects.write(json.dumps(content) + "\n")
