@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayembed.config import UserSourceConfig
-from rayembed.data.readers import csv_pairs, json_lines, parquet
+from rayembed.data.readers import beir, csv_pairs, hugging_face, json_lines, mteb_tasks, parquet, triples
 from rayembed.data.readers.base import Part, Reader, Row, Unreadable, with_suffix
 from rayembed.data.readers.locations import StoredFile, list_files
 from rayembed.errors import DataError
@@ -13,6 +13,10 @@ _ALL = (
     parquet.READER,
     json_lines.READER,
     csv_pairs.READER,
+    beir.READER,
+    hugging_face.READER,
+    mteb_tasks.READER,
+    triples.READER,
 )
 
 READERS: dict[str, Reader] = {reader.name: reader for reader in _ALL}

@@ -18,18 +18,18 @@ from rayembed.data.readers.locations import StoredFile
 from rayembed.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".json.gz")
-UNCOMPRESSED = (".jsonl", ".json", ".ndjson")
+COMPRESSED = (".gz", ".zst", ".bz2")
 
 
 def parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> list[Part]:
     """Ranges of bytes of about PART_BYTES each; a compressed file is one part."""
     found = []
     for file in files:
-        if file.name.lower().endswith(UNCOMPRESSED):
+        if file.name.lower().endswith(COMPRESSED):
+            found.append(Part("json-lines", file))
+        else:
             starts = range(0, max(file.size, 1), PART_BYTES)
             found += [Part("json-lines", file, start, start + PART_BYTES) for start in starts]
-        else:
-            found.append(Part("json-lines", file))
     return found
 
 
