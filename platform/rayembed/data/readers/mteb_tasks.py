@@ -56,9 +56,7 @@ def load_task(name: str) -> Any:
 
 def _subsets(dataset: Mapping[str, Any], split: str, name: str) -> list[Mapping[str, Any]]:
     """The split of each subset; a task without subsets has one."""
-    subsets = (
-        [dataset] if split in dataset else [part for part in dataset.values() if isinstance(part, Mapping)]
-    )
+    subsets = [part for part in dataset.values() if isinstance(part, Mapping)] or [dataset]
     found = [subset[split] for subset in subsets if split in subset]
     if not found:
         splits = sorted({known for subset in subsets for known in subset})
