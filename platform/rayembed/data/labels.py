@@ -1,8 +1,8 @@
 """Labelled texts -> contrastive rows.
 
-Example-based rows contrast texts with texts: the positive is another text of the class, the negatives are
-texts of other classes. Label-based rows contrast a text with the names of the classes. NV-Embed (Lee et al.,
-2024) describes both and found the example-based rows better.
+Example-based rows contrast texts with texts, label-based rows contrast a text with the names of the classes.
+NV-Embed (Lee et al., 2024) describes both, found the example-based rows better for many classes and for
+clustering, and keeps label texts for two classes.
 """
 
 import logging
@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 def example_based_rows(table: pa.Table, *, negatives_per_query: int, seed: int) -> pa.Table:
     """One pair row for each text that has another of its class.
+
+    NV-Embed, for classes and clusters alike: the positive is a random other text of the class, the negatives
+    are random texts of other classes. Query and documents are the same kind of text, so both carry the
+    instruction.
 
     Fewer than `negatives_per_query` negatives are given only where the other classes have fewer texts.
     Raises DataError when there are fewer than two classes or no class has two texts.
@@ -60,6 +64,9 @@ def label_based_rows(
     seed: int,
 ) -> pa.Table:
     """One pair row for each text: its class name is the positive, other class names are the negatives.
+
+    NV-Embed, for two classes, and its first version for all: the text of the label is the document. Only the
+    query carries the instruction.
 
     `label_texts` maps a label to the text that stands for it; without it the labels themselves are used.
     Raises DataError when there are fewer than two classes or a label has no text.

@@ -1,0 +1,105 @@
+import pytest
+
+from rayembed.data.contrastive import contrastive_rows, is_symmetric
+from rayembed.data.schema import PAIR_SCHEMA, label_row, score_row, sentence_label_row, to_table
+from rayembed.errors import DataError
+
+
+def table(kind, *rows):
+    make = score_row if kind == "scores" else sentence_label_row
+    return to_table([make(*row, dataset="d", task_type="sts") for row in rows], kind)
+
+
+def contrasted(kind, *rows, **settings):
+    made = contrastive_rows(
+        table(kind, *rows), kind, labels="example", negatives_per_query=1, seed=0, **settings
+    )
+    assert made.schema == PAIR_SCHEMA
+    return [(row["query"], row["positives"], row["negatives"]) for row in made.to_pylist()]
+
+
+def test_sentences_with_a_score_of_four_are_rows_in_both_directions():
+    rows = [("a", "b", 4.0), ("c", "d", 3.9), ("e", "e", 5.0), ("f", "g", 4.6)]
+    assert contrasted("scores", *rows) == [
+        ("a", ["b"], []),
+        ("b", ["a"], []),
+        ("f", ["g"], []),
+        ("g", ["f"], []),
+    ]
+    assert len(contrasted("scores", *rows, least_score=4.5)) == 2
+    with pytest.raises(DataError, match="score of 9 or more"):
+        contrasted("scores", *rows, least_score=9)
+
+
+def test_inference_gives_premise_entailment_and_contradictions():
+    rows = [
+        ("a man plays", "a person plays", "entailment"),
+        ("a man plays", "nobody plays", "contradiction"),
+        ("a man plays", "he plays well", "neutral"),
+        ("a man plays", "someone plays", "entailment"),
+        ("a dog runs", "an animal runs", "entailment"),
+        ("a cat", "a dog", "contradiction"),
+    ]
+    assert contrasted("nli", *rows) == [
+        ("a man plays", ["a person plays"], ["nobody plays"]),
+        ("a man plays", ["someone plays"], ["nobody plays"]),
+        ("a dog runs", ["an animal runs"], []),
+    ]
+    with pytest.raises(DataError, match="no pair is labelled entailment"):
+        contrasted("nli", rows[1])
+
+
+def test_duplicates_are_rows_in_both_directions_and_differences_are_negatives():
+    rows = [
+        ("a", "b", "1"),
+        ("b", "c", "1"),
+        ("a", "c", "0"),
+        ("a", "x", "0"),
+        ("y", "y", "1"),
+        ("u", "v", "1"),
+    ]
+    assert contrasted("duplicates", *rows) == [
+        ("a", ["b"], ["x"]),
+        ("b", ["a"], []),
+        ("b", ["c"], []),
+        ("c", ["b"], []),
+        ("u", ["v"], []),
+        ("v", ["u"], []),
+    ]
+    made = contrastive_rows(
+        table("duplicates", *rows), "duplicates", labels="example", negatives_per_query=1, seed=0
+    )
+    clusters = made["cluster"].to_pylist()
+    assert len(set(clusters[:4])) == 1
+    assert clusters[4] not in clusters[:4]
+    with pytest.raises(DataError, match="labelled 1"):
+        contrasted("duplicates", rows[3])
+
+
+@pytest.mark.parametrize(("classes", "positive"), [("ab", "good"), ("abc", None)])
+def test_two_classes_are_named_and_more_are_shown_by_examples(classes, positive):
+    rows = [
+        label_row(f"{label}{number}", label, dataset="d", task_type="classification")
+        for label in classes
+        for number in range(3)
+    ]
+    made = contrastive_rows(
+        to_table(rows, "labels"),
+        "labels",
+        labels="auto",
+        label_texts={"a": "good", "b": "bad"},
+        negatives_per_query=1,
+        seed=0,
+    ).to_pylist()
+    if positive:
+        assert (made[0]["positives"], made[0]["negatives"]) == (["good"], ["bad"])
+    else:
+        assert made[0]["positives"][0] in ("a1", "a2")
+
+
+def test_the_instruction_goes_on_both_sides_where_they_could_change_places():
+    assert is_symmetric("labels", "classification", "example")
+    assert not is_symmetric("labels", "classification", "label")
+    assert is_symmetric("duplicates", "retrieval", "example")
+    assert is_symmetric("pairs", "bitext", "example")
+    assert not is_symmetric("pairs", "retrieval", "example")
