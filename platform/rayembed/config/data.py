@@ -52,7 +52,9 @@ class ContaminationConfig(Frozen):
 
     enabled: bool = Field(True, description="compare, drop and count")
     against: tuple[str, ...] | None = Field(
-        None, description="sources whose test split is compared; None: every built-in source of a benchmark"
+        None,
+        description="built-in sources whose test split is compared, and sources of yours whose rows all are; "
+        "None: the built-in ones of the blend",
     )
     similarity: float = Field(
         0.8, gt=0, le=1, description="Jaccard similarity of word triples from which two texts are the same"

@@ -1,0 +1,190 @@
+"""Training rows that are near-duplicates of rows of an evaluation are dropped and counted.
+
+NV-Embed (Lee et al., 2024) removes training rows that resemble the test sets of MTEB. Here two texts are the
+same when the Jaccard similarity of their word triples reaches a threshold, case and punctuation aside.
+MinHash (Broder, 1997) with locality-sensitive hashing finds the candidates; the similarity itself decides.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from datasketch import MinHash, MinHashLSH
+
+from rayembed.config import DataConfig
+from rayembed.data.build import build_user_source
+from rayembed.data.sources import SOURCES
+from rayembed.data.store import build_source, read_split
+from rayembed.paths import resolve
+
+logger = logging.getLogger(__name__)
+
+PERMUTATIONS = 128
+SHINGLE_WORDS = 3
+# A character of Chinese, Japanese or Thai is a word: these are written without blanks.
+_WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
+QUERY_COLUMNS = ("query", "text", "sentence1", "sentence2")
+EXAMPLES = 5  # of dropped rows that a report shows
+
+
+@dataclass
+class ContaminationReport:
+    """What the guard found in a source.
+
+    Attributes:
+        rows: rows that were looked at.
+        dropped: evaluation -> training rows that resemble one of its texts.
+        examples: (evaluation, its text, training text) of the first few.
+    """
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{count} like {name}" for name, count in self.dropped.most_common())
+        return f"{self.dropped.total()} of {self.rows} rows resemble evaluation texts and are dropped" + (
+            f" ({found})" if found else ""
+        )
+
+
+class ContaminationGuard:
+    """An index of the texts of evaluations."""
+
+    def __init__(self, similarity: float = 0.8):
+        """Args: similarity: Jaccard similarity of word triples from which two texts are the same."""
+        self._similarity = similarity
+        # Recall weighs more than precision: every candidate is compared exactly.
+        self._index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS, weights=(0.2, 0.8))
+        self._texts: list[tuple[str, str, frozenset[bytes]]] = []
+        self._position_of: dict[frozenset[bytes], int] = {}
+        self._known: set[bytes] = set()
+
+    def add(self, evaluation: str, texts: Iterable[str]) -> None:
+        """Index the texts of an evaluation.
+
+        Texts of fewer than three words are left out: that two texts use one word says nothing.
+        """
+        for text in texts:
+            parts = shingles(text)
+            if parts and parts not in self._position_of:
+                position = len(self._texts)
+                self._position_of[parts] = position
+                self._texts.append((evaluation, text, parts))
+                self._known |= parts
+                self._index.insert(position, _minhash(parts))
+
+    def match(self, text: str) -> tuple[str, str] | None:
+        """Evaluation and text that `text` is a near-duplicate of, None where there is none."""
+        parts = shingles(text)
+        # Most texts share too few triples with all evaluations together to resemble one text of them.
+        if not parts or len(parts & self._known) < self._similarity * len(parts):
+            return None
+        if parts in self._position_of:
+            return self._texts[self._position_of[parts]][:2]
+        for position in sorted(self._index.query(_minhash(parts))):
+            evaluation, known, others = self._texts[position]
+            if len(parts & others) >= self._similarity * len(parts | others):
+                return evaluation, known
+        return None
+
+    def clean(self, table: pa.Table, *, documents: bool = False) -> tuple[pa.Table, ContaminationReport]:
+        """Leave out the rows of a table, of any layout, that resemble an indexed text.
+
+        Args:
+            table: rows of a source.
+            documents: compare the positives of pairs too, not only the queries.
+
+        Returns:
+            The other rows, and what was found.
+        """
+        columns = [name for name in QUERY_COLUMNS if name in table.column_names]
+        if documents and "positives" in table.column_names:
+            columns.append("positives")
+        report = ContaminationReport(rows=table.num_rows)
+        keep = []
+        for values in zip(*(table[name].to_pylist() for name in columns), strict=True):
+            found = self._first_match(values)
+            keep.append(found is None)
+            if found is not None:
+                report.dropped[found[0]] += 1
+                if len(report.examples) < EXAMPLES:
+                    report.examples.append(found)
+        return (table if all(keep) else table.filter(pa.array(keep))), report
+
+    def _first_match(self, values: Sequence[str | list[str]]) -> tuple[str, str, str] | None:
+        texts = (text for value in values for text in ([value] if isinstance(value, str) else value))
+        for text in texts:
+            if found := self.match(text):
+                return *found, text
+        return None
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+def evaluation_texts(table: pa.Table, *, documents: bool) -> list[str]:
+    """Texts of a test split that no training row may repeat: its queries, and with `documents` its corpus."""
+    columns: Mapping[str, list] = {
+        name: table[name].to_pylist() for name in QUERY_COLUMNS if name in table.column_names
+    }
+    texts = [text for column in columns.values() for text in column]
+    if documents and "positives" in table.column_names:
+        texts += [text for positives in table["positives"].to_pylist() for text in positives]
+    return list(dict.fromkeys(texts))
+
+
+def shingles(text: str) -> frozenset[bytes]:
+    """Word triples of a text; none of a text with fewer words."""
+    words = _WORD.findall(text.lower())
+    starts = range(len(words) - SHINGLE_WORDS + 1)
+    return frozenset(" ".join(words[start : start + SHINGLE_WORDS]).encode() for start in starts)
+
+
+def _minhash(parts: frozenset[bytes]) -> MinHash:
+    sketch = MinHash(num_perm=PERMUTATIONS)
+    sketch.update_batch(list(parts))
+    return sketch
+
+
+def compared_sources(data: DataConfig, blend: Iterable[str]) -> tuple[str, ...]:
+    """Names of the sources whose rows a run must not train on.
+
+    Those of `contamination.against`; without it, the built-in sources of the blend that have a test split.
+    """
+    if not data.contamination.enabled:
+        return ()
+    if data.contamination.against is not None:
+        return data.contamination.against
+    return tuple(name for name in dict.fromkeys(blend) if name in SOURCES and SOURCES[name].kind != "scores")
+
+
+def make_guard(data: DataConfig, names: Sequence[str]) -> ContaminationGuard | None:
+    """Index the named sources, building those that are not built; None when there are none.
+
+    Of a built-in source the test split counts, of one that the recipe declares all rows.
+
+    Raises:
+        DataError: an unknown name, or a source that cannot be read.
+        ResourceError: a built-in source cannot be fetched.
+    """
+    if not names:
+        return None
+    guard = ContaminationGuard(data.contamination.similarity)
+    for name in names:
+        table = _evaluation_rows(data, name)
+        guard.add(name, evaluation_texts(table, documents=data.contamination.documents))
+    logger.info("contamination guard: %d texts of %s", len(guard), ", ".join(names))
+    return guard
+
+
+def _evaluation_rows(data: DataConfig, name: str) -> pa.Table:
+    directory = resolve(data.directory)
+    if name in data.sources:
+        build_user_source(name, data.sources[name], directory)
+        return read_split(directory, name, "train")
+    build_source(name, directory)
+    return read_split(directory, name, "test")

@@ -1,0 +1,92 @@
+import pyarrow as pa
+import pytest
+
+from rayembed.config import DataConfig
+from rayembed.data import contamination
+from rayembed.data.contamination import ContaminationGuard, evaluation_texts
+from rayembed.data.schema import label_row, pair_row, to_table
+
+KNOWN = "The quick brown fox jumps over the lazy dog and then runs away into the deep dark wood"
+
+
+@pytest.fixture
+def guard():
+    guard = ContaminationGuard(similarity=0.8)
+    guard.add("animals", [KNOWN, "one word", "Wie heißt der Fuchs im Wald?"])
+    return guard
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (KNOWN, True),
+        ("the QUICK, brown fox jumps over the lazy dog, and then runs away into the deep dark wood!", True),
+        (KNOWN + " again", True),
+        (KNOWN.replace("fox", "cat"), False),
+        ("The quick brown fox jumps over the lazy dog", False),
+        (" ".join(reversed(KNOWN.split())), False),
+        ("wie heisst der fuchs im wald", False),
+        ("wie heißt der fuchs im wald", True),
+        ("one word", False),
+        ("", False),
+    ],
+)
+def test_near_duplicates_are_found_and_others_are_not(guard, text, found):
+    assert (guard.match(text) is not None) == found
+
+
+def test_characters_of_chinese_are_words():
+    guard = ContaminationGuard()
+    guard.add("zh", ["今天天气很好我们去公园散步吧然后回家吃饭看电视"])
+    assert guard.match("今天天气很好我们去公园散步吧然后回家吃饭看电视。")
+    assert not guard.match("明天天气不好我们在家里看书")
+
+
+def test_search_finds_what_comparing_all_pairs_finds():
+    words = [f"word{number}" for number in range(30)]
+    texts = [" ".join(words[start : start + 20]) for start in range(8)]
+    guard = ContaminationGuard(similarity=0.8)
+    guard.add("here", texts[:1])
+    # 18 triples each; shifted by s words, 18 - s of them are shared.
+    expected = [(18 - shift) / (18 + shift) >= 0.8 for shift in range(8)]
+    assert [guard.match(text) is not None for text in texts] == expected
+
+
+def test_rows_are_dropped_and_counted(guard):
+    pairs = [
+        pair_row("where does the quick fox live now", [KNOWN], [], dataset="d", task_type="retrieval"),
+        pair_row(KNOWN, ["a text about foxes"], [], dataset="d", task_type="retrieval"),
+    ]
+    kept, report = guard.clean(to_table(pairs, "pairs"))
+    assert kept["query"].to_pylist() == ["where does the quick fox live now"]
+    assert (report.rows, dict(report.dropped)) == (2, {"animals": 1})
+    assert str(report) == "1 of 2 rows resemble evaluation texts and are dropped (1 like animals)"
+    kept, report = guard.clean(to_table(pairs, "pairs"), documents=True)
+    assert (kept.num_rows, report.examples[0]) == (0, ("animals", KNOWN, KNOWN))
+    labels = [
+        label_row(text, "x", dataset="d", task_type="classification") for text in (KNOWN, "other text here")
+    ]
+    assert guard.clean(to_table(labels, "labels"))[0]["text"].to_pylist() == ["other text here"]
+
+
+def test_a_run_is_compared_with_its_built_in_sources_unless_it_says_otherwise(monkeypatch):
+    blend = ["mine", "vader-tweets", "wordnet-glosses"]
+    assert contamination.compared_sources(DataConfig(), blend) == ("vader-tweets", "wordnet-glosses")
+    chosen = DataConfig(contamination={"against": ["vader-amazon"]})
+    assert contamination.compared_sources(chosen, blend) == ("vader-amazon",)
+    assert contamination.compared_sources(DataConfig(contamination={"enabled": False}), blend) == ()
+    assert contamination.make_guard(DataConfig(), ()) is None
+
+
+def test_guard_reads_test_splits_and_declared_sources(home):
+    (home / "held_out.csv").write_text(f"text,label\n{KNOWN},animals\n")
+    data = DataConfig(sources={"held-out": {"path": "held_out.csv", "kind": "labels"}})
+    guard = contamination.make_guard(data, ["held-out"])
+    assert guard is not None
+    assert guard.match(KNOWN) == ("held-out", KNOWN)
+
+
+def test_texts_of_an_evaluation():
+    pairs = pa.Table.from_pylist([pair_row("q", ["p"], ["n"], dataset="d", task_type="t")])
+    assert evaluation_texts(pairs, documents=False) == ["q"]
+    assert evaluation_texts(pairs, documents=True) == ["q", "p"]
