@@ -9,6 +9,7 @@ from rayembed import __version__
 from rayembed.data.commands import app as data_app
 from rayembed.entry import run_command
 from rayembed.evaluation.commands import evaluate
+from rayembed.mining.commands import mine
 from rayembed.model.commands import export_checkpoint, import_checkpoint
 from rayembed.serving.commands import serve
 from rayembed.train.commands import train
@@ -17,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Train, evaluate and serve embeddings."
 )
 app.add_typer(data_app, name="data")
+app.command()(mine)
 app.command()(train)
 app.command()(evaluate)
 app.command()(serve)

@@ -1,14 +1,13 @@
 import math
-import time
 
 import numpy as np
 import pytest
 
 from rayembed.data.schema import document_id, pair_row, to_table
 from rayembed.errors import DataError
-from rayembed.mining import mine_bm25
 from rayembed.mining.bm25 import BM25Search, best_documents
 from rayembed.mining.filters import below_positive_share
+from rayembed.mining.in_memory import mine_bm25
 
 PAIRS = [
     ("open a text file", "open the text file for reading"),
@@ -36,8 +35,6 @@ def test_filter_keeps_what_scores_clearly_below_the_positive():
 def test_near_duplicate_of_the_positive_is_rejected_and_the_next_best_is_mined():
     table, report = mine_bm25(pairs(*PAIRS), negatives_per_query=1, seed=0)
     assert negatives(table)["open a text file"] == ["close file handle quietly"]
-    unfiltered, _ = mine_bm25(pairs(*PAIRS), negatives_per_query=1, positive_share=1.01, seed=0)
-    assert negatives(unfiltered)["open a text file"] == ["open the text file for writing"]
     assert report.rejected >= 1
 
 
@@ -95,13 +92,3 @@ def test_search_splits_identifiers_and_ranks_best_first():
     scores = next(BM25Search(["def read_file(): pass", "def write_file(): pass", "x"]).scores(["read file"]))
     assert best_documents(scores, 5, excluded=set()).tolist() == [0, 1]
     assert best_documents(scores, 5, excluded={0}).tolist() == [1]
-
-
-def test_ten_thousand_rows_take_seconds():
-    generator = np.random.default_rng(0)
-    words = np.array([f"word{number}" for number in range(5000)])
-    texts = [" ".join(generator.choice(words, 12)) for _ in range(10_000)]
-    start = time.monotonic()
-    table, _ = mine_bm25(pairs(*((text[:40], text) for text in texts)), negatives_per_query=2, seed=0)
-    assert table.num_rows == 10_000
-    assert time.monotonic() - start < 30

@@ -20,7 +20,7 @@ from rayembed.data.sources import SOURCES
 from rayembed.data.store import build_source, read_split, split_files
 from rayembed.data.stream import StreamSpec
 from rayembed.errors import ConfigError, DataError
-from rayembed.mining.bm25 import mine_bm25
+from rayembed.mining.in_memory import mine_bm25
 from rayembed.paths import atomic_write, file_digest, resolve
 
 logger = logging.getLogger(__name__)

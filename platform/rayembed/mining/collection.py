@@ -1,0 +1,177 @@
+"""The distinct queries and documents of a source, and which documents are no candidates for which query.
+
+Shapes: R rows, Q distinct queries, N distinct documents.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayembed.config import DataConfig
+from rayembed.data.schema import document_id
+from rayembed.data.store import build_source, built_in_source, read_parquet, read_split
+from rayembed.data.user_source import load_user_source
+from rayembed.errors import DataError
+from rayembed.mining.search import Excluded
+from rayembed.paths import resolve
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What is searched for one source.
+
+    Attributes:
+        queries: texts of the Q queries.
+        documents: texts of the N documents: positives, then given negatives, then the extra corpus.
+        document_ids: their content hashes.
+        query_of_row: position of each row's query (R).
+        positives: (query, document) pairs that are known to be right, in ascending order of queries.
+        given: (row, document) pairs: negatives that the rows bring, in ascending order of rows.
+        excluded: pairs that are never candidates: known positives, documents that equal the query, and
+            documents of the query's clusters.
+    """
+
+    queries: pa.Array
+    documents: pa.Array
+    document_ids: pa.Array
+    query_of_row: np.ndarray
+    positives: tuple[np.ndarray, np.ndarray]
+    given: tuple[np.ndarray, np.ndarray]
+    excluded: Excluded
+
+
+def read_pairs(data: DataConfig, name: str) -> pa.Table:
+    """Training rows of a source in the pair layout.
+
+    Raises:
+        DataError: the source is unknown, cannot be read, or has another layout.
+    """
+    if name in data.sources:
+        declared = data.sources[name]
+        if declared.kind != "pairs":
+            raise DataError(f"source {name} has {declared.kind}; negatives are mined for pairs only")
+        return load_user_source(resolve(declared.path), "pairs", name, declared.task_type)
+    if built_in_source(name).kind != "pairs":
+        raise DataError(f"source {name} has {built_in_source(name).kind}; negatives are mined for pairs only")
+    build_source(name, resolve(data.directory))
+    return read_split(resolve(data.directory), name, "train")
+
+
+def read_corpus(path: Path) -> pa.Array:
+    """Texts of the column `text` of a Parquet file.
+
+    Raises:
+        DataError: the file is damaged or has no such column.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no corpus at {path}; give a Parquet file with a column `text`")
+    table = read_parquet(path)
+    if "text" not in table.column_names:
+        raise DataError(f"{path} has no column `text`; it has {', '.join(table.column_names)}")
+    return _flat(table["text"].cast(pa.string())).drop_null()
+
+
+def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collection:
+    """Find the distinct texts of a pair table and what each query may not get as a candidate.
+
+    Args:
+        table: rows in the pair layout.
+        extra_documents: further documents to search.
+    """
+    query_of_row, first_rows = _codes(_flat(table["query_id"]))
+    queries = _flat(table["query"]).take(pa.array(first_rows))
+    row_of_positive, positive_texts, positive_ids = _documents(table, "positives")
+    row_of_negative, negative_texts, negative_ids = _documents(table, "negatives")
+    extra = extra_documents if extra_documents is not None else pa.array([], pa.string())
+    extra_ids = pa.array([document_id(text) for text in extra.to_pylist()], pa.string())
+    document_of_text, first_texts = _codes(pa.concat_arrays([positive_ids, negative_ids, extra_ids]))
+    first = pa.array(first_texts)
+    documents = pa.concat_arrays([positive_texts, negative_texts, extra]).take(first)
+    document_ids = pa.concat_arrays([positive_ids, negative_ids, extra_ids]).take(first)
+    document_of_positive = document_of_text[: len(positive_ids)]
+    document_of_negative = document_of_text[len(positive_ids) : len(positive_ids) + len(negative_ids)]
+    positives = _distinct(query_of_row[row_of_positive], document_of_positive)
+    parts = [positives, _equal_texts(_flat(table["query_id"]).take(pa.array(first_rows)), document_ids)]
+    cluster_of_row = _clusters(_flat(table["cluster"]))
+    queries_in = _distinct(cluster_of_row, query_of_row)
+    documents_in = _distinct(cluster_of_row[row_of_positive], document_of_positive)
+    parts.append(_same_cluster(queries_in, documents_in))
+    pairs = _distinct(*(np.concatenate(side) for side in zip(*parts, strict=True)))
+    logger.info(
+        "%d rows: %d queries, %d documents, %d pairs left out",
+        table.num_rows, len(queries), len(documents), len(pairs[0]),
+    )  # fmt: skip
+    return Collection(
+        queries,
+        documents,
+        document_ids,
+        query_of_row,
+        positives,
+        (row_of_negative, document_of_negative.astype(np.int64)),
+        Excluded.of(*pairs),
+    )
+
+
+def _documents(table: pa.Table, column: str) -> tuple[np.ndarray, pa.Array, pa.Array]:
+    """Row, text and content hash of every document of a list column."""
+    lists = _flat(table[column])
+    counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    before = _counts(table, "positives") if column == "negatives" else np.zeros_like(counts)
+    identifiers = _flat(table["document_ids"])
+    starts = identifiers.offsets.to_numpy()[:-1] - identifiers.offsets[0].as_py() + before
+    rows = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ids = pc.list_flatten(identifiers).take(pa.array(starts[rows] + within))
+    return rows, pc.list_flatten(lists), ids
+
+
+def _counts(table: pa.Table, column: str) -> np.ndarray:
+    return pc.list_value_length(_flat(table[column])).to_numpy(zero_copy_only=False)
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+
+
+def _codes(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each value in order of first appearance, and where each number appears first."""
+    codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    return codes, np.unique(codes, return_index=True)[1]
+
+
+def _clusters(column: pa.Array) -> np.ndarray:
+    """Number of each row's cluster; a row without one is a cluster of its own."""
+    codes = column.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(float)
+    alone = np.isnan(codes)
+    codes[alone] = np.flatnonzero(alone) + len(codes)
+    return codes.astype(np.int64)
+
+
+def _distinct(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct pairs in ascending order."""
+    pairs = np.unique(np.stack([first, second], axis=1).astype(np.int64), axis=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _equal_texts(query_ids: pa.Array, document_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a query and the document that equals it word for word."""
+    found = pc.index_in(query_ids, document_ids)
+    queries = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+    return queries, found.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _same_cluster(
+    queries: tuple[np.ndarray, np.ndarray], documents: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of query and document that share a cluster; both arguments are (cluster, member), ascending."""
+    starts, stops = (np.searchsorted(documents[0], queries[0], side) for side in ("left", "right"))
+    counts = stops - starts
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(queries[1], counts), documents[1][np.repeat(starts, counts) + within]

@@ -1,0 +1,147 @@
+"""The recipe of a mining run: teachers, sources, filters."""
+
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from rayembed.config import DataConfig
+from rayembed.endpoint import EndpointConfig
+from rayembed.mining.filters import FILTERS
+from rayembed.model.configuration import Frozen
+
+
+class CheckpointTeacher(Frozen):
+    """A checkpoint of this platform."""
+
+    kind: Literal["checkpoint"]
+    path: str = Field(description="checkpoint folder, relative to the workspace")
+    token_budget: int = Field(8192, ge=1, description="most tokens in one forward pass")
+
+
+class SentenceTransformersTeacher(Frozen):
+    """A folder that sentence-transformers loads."""
+
+    kind: Literal["sentence-transformers"]
+    path: str = Field(description="model folder, or all-minilm-l6-v2, which comes from a package index")
+    query_prompt: str | None = Field(
+        None, description="text before every query; None: the model's own. {instruction} is replaced"
+    )
+    document_prompt: str | None = Field(None, description="text before every document; None: the model's own")
+    batch_size: int = Field(64, ge=1, description="texts of one forward pass")
+
+
+class EndpointTeacher(EndpointConfig):
+    """An OpenAI-compatible embeddings endpoint."""
+
+    kind: Literal["endpoint"]
+    batch_size: int = Field(64, ge=1, description="texts of one request")
+    dimensions: int | None = Field(None, ge=1, description="width to ask for; None: the model's own")
+    query_prompt: str = Field("", description="text before every query; {instruction} is replaced")
+    document_prompt: str = Field("", description="text before every document")
+    send_instruction: bool = Field(
+        False, description="send the instruction in the field `instruction`, as rayembed's endpoint takes it"
+    )
+
+
+class BM25Teacher(Frozen):
+    """Shared words."""
+
+    kind: Literal["bm25"]
+
+
+Teacher = Annotated[
+    CheckpointTeacher | SentenceTransformersTeacher | EndpointTeacher | BM25Teacher,
+    Field(discriminator="kind"),
+]
+
+
+class FilterConfig(Frozen):
+    """A filter of the candidates by their scores."""
+
+    name: str = Field(description="one of naive, shifted-rank, absolute, margin, percentage")
+    value: float | None = Field(None, description="None: the filter's default")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FilterConfig":
+        if self.name not in FILTERS:
+            raise ValueError(f"there is no filter {self.name!r}; choose one of {', '.join(FILTERS)}")
+        if self.value is not None and FILTERS[self.name].default is None:
+            raise ValueError(f"filter {self.name} takes no value; remove {self.value}")
+        if self.value is not None and self.value < 0:
+            raise ValueError(f"filter {self.name}: value {self.value} must not be negative")
+        if self.name == "percentage" and self.value is not None and not 0 < self.value <= 1:
+            raise ValueError(f"filter percentage: value {self.value} must be a share above 0, at most 1")
+        return self
+
+
+class SourceMining(Frozen):
+    """How one source's hard negatives are found."""
+
+    source: str = Field(description="name of a built-in source, or of one declared under data.sources")
+    instruction: str | None = Field(None, description="task instruction for the queries")
+    symmetric: bool = Field(False, description="give the instruction to the documents as well")
+    corpus: str | None = Field(
+        None, description="Parquet file with a column `text`: documents besides those of the rows"
+    )
+    teachers: tuple[str, ...] | None = Field(None, min_length=1, description="names; None: all teachers")
+    top_k: int = Field(100, ge=1, description="candidates that each teacher finds for a query")
+    negatives_per_query: int = Field(4, ge=1, description="negatives a row shall have")
+    filters: tuple[FilterConfig, ...] = Field(
+        (FilterConfig(name="percentage"),), description="a candidate must pass all of them"
+    )
+    sample_from: int | None = Field(
+        None, ge=1, description="draw the negatives among so many of the best; None: take the best"
+    )
+    veto: bool = Field(
+        True, description="with several teachers: what one's filters reject, no other may bring in"
+    )
+    fill: Literal["random", "none"] = Field(
+        "random", description="complete rows that are short with random documents, or leave them short"
+    )
+    known_positives: str | None = Field(
+        None,
+        description="Parquet file with columns query and positives: further right answers that mining does "
+        "not see, to measure the share of false negatives",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "SourceMining":
+        if self.sample_from is not None and self.sample_from < self.negatives_per_query:
+            raise ValueError(
+                f"source {self.source}: sample_from {self.sample_from} is below negatives_per_query "
+                f"{self.negatives_per_query}; raise it"
+            )
+        return self
+
+
+class MiningRecipe(Frozen):
+    """A whole mining run."""
+
+    output: str = Field("mined", description="folder of the results, relative to the workspace")
+    seed: int = Field(17, description="decides what is sampled and filled")
+    data: DataConfig = Field(DataConfig(), description="where the sources are")
+    models_directory: str = Field("models", description="where packaged teachers are kept")
+    teachers: dict[str, Teacher] = Field(min_length=1, description="name -> teacher")
+    sources: tuple[SourceMining, ...] = Field(min_length=1, description="sources to mine, each once")
+    actors: int | None = Field(
+        None, ge=0, description="Ray actors; None: one for each GPU or CPU, 0: this process alone"
+    )
+
+    def to_yaml(self) -> str:
+        """Resolved recipe as YAML, every value spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @model_validator(mode="after")
+    def _check(self) -> "MiningRecipe":
+        names = [entry.source for entry in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a source appears twice in {names}; merge the entries")
+        for entry in self.sources:
+            unknown = sorted(set(entry.teachers or ()) - self.teachers.keys())
+            if unknown:
+                raise ValueError(
+                    f"source {entry.source}: no teacher is named {unknown[0]!r}; there are "
+                    f"{', '.join(self.teachers)}"
+                )
+        return self

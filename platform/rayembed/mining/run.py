@@ -1,0 +1,158 @@
+"""A mining run: collect, encode, search, choose, report; every part that is on disk already is reused.
+
+Folder of a source:
+
+- `train.parquet`: the rows with negatives, an ordinary source;
+- `report.json`, `report.md`: what was found and chosen;
+- `work/`: texts, vectors and candidates with scores. Filters are run again on the candidates alone.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayembed.data.schema import PAIR_SCHEMA, document_id
+from rayembed.data.store import read_parquet
+from rayembed.errors import DataError
+from rayembed.mining.audit import Audit
+from rayembed.mining.candidates import (
+    SearchJob,
+    find_candidates,
+    read_candidates,
+    write_pairs,
+)
+from rayembed.mining.collection import Collection, collect, read_corpus, read_pairs
+from rayembed.mining.config import BM25Teacher, MiningRecipe, SourceMining, Teacher
+from rayembed.mining.report import MiningReport, RowOutcome, markdown
+from rayembed.mining.rows import complete_rows
+from rayembed.mining.teachers import prepare_teacher
+from rayembed.mining.vectors import VectorJob, encode, write_texts
+from rayembed.paths import atomic_write, resolve
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "train.parquet"
+
+
+@dataclass(frozen=True)
+class MinedSource:
+    """Result of one source: its Parquet file and its counts."""
+
+    name: str
+    path: Path
+    report: MiningReport
+
+
+def mine(recipe: MiningRecipe, *, filters_only: bool = False) -> list[MinedSource]:
+    """Mine all sources of a recipe.
+
+    Args:
+        recipe: teachers, sources, filters.
+        filters_only: refuse to encode or search; use the candidates of an earlier run.
+
+    Raises:
+        DataError: a source or a teacher cannot be read, is too small, or has no stored candidates.
+        ResourceError: an endpoint does not answer, or a package is missing.
+    """
+    models_dir = resolve(recipe.models_directory)
+    teachers = {
+        name: teacher if isinstance(teacher, BM25Teacher) else prepare_teacher(teacher, models_dir)
+        for name, teacher in recipe.teachers.items()
+    }
+    return [_mine_source(recipe, entry, teachers, filters_only) for entry in recipe.sources]
+
+
+def _mine_source(
+    recipe: MiningRecipe, entry: SourceMining, teachers: Mapping[str, Teacher], filters_only: bool
+) -> MinedSource:
+    folder = resolve(recipe.output) / entry.source
+    table = read_pairs(recipe.data, entry.source)
+    collection = collect(table, read_corpus(resolve(entry.corpus)) if entry.corpus else None)
+    chosen = {name: teachers[name] for name in entry.teachers or teachers}
+    searches = _searches(collection, entry, chosen, folder / "work")
+    for name, search in searches.items():
+        if filters_only and not all(path.is_file() for path in search.parts):
+            raise DataError(
+                f"{folder} has no complete candidates of teacher {name} for these rows; run once without "
+                "--filters-only"
+            )
+        _find(recipe, entry, name, chosen[name], search)
+    audit = Audit(list(chosen), entry, _known(collection, entry))
+    outcomes: list[RowOutcome] = []
+    found = zip(*(read_candidates(search.parts) for search in searches.values()), strict=True)
+    rows = complete_rows(table, collection, found, entry, seed=recipe.seed, outcomes=outcomes, audit=audit)
+    _write_rows(rows, folder / RESULT_FILE)
+    report = MiningReport.of(outcomes, documents=len(collection.documents))
+    summary = audit.summary()
+    content = {"counts": asdict(report), "settings": entry.model_dump(mode="json"), **summary}
+    atomic_write(folder / "report.json", json.dumps(content, indent=2) + "\n")
+    atomic_write(folder / "report.md", markdown(entry.source, report, entry.negatives_per_query, summary))
+    logger.info("source %s: %s", entry.source, report)
+    return MinedSource(entry.source, folder / RESULT_FILE, report)
+
+
+def _searches(
+    collection: Collection, entry: SourceMining, teachers: Mapping[str, Teacher], work: Path
+) -> dict[str, SearchJob]:
+    """Job of each teacher; the texts and pairs that they read are written."""
+    queries = write_texts(collection.queries, work / "queries.parquet")
+    documents = write_texts(collection.documents, work / "documents.parquet")
+    pairs = write_pairs(collection, work / "pairs.npz")
+    searches = {}
+    for name, teacher in teachers.items():
+        vectors: tuple[VectorJob | None, VectorJob | None] = None, None
+        if not isinstance(teacher, BM25Teacher):
+            document_instruction = entry.instruction if entry.symmetric else None
+            vectors = (
+                VectorJob.of(queries, work / name, teacher, "query", entry.instruction),
+                VectorJob.of(documents, work / name, teacher, "document", document_instruction),
+            )
+        searches[name] = SearchJob(queries, documents, *vectors, pairs, entry.top_k, work / name)
+    return searches
+
+
+def _find(recipe: MiningRecipe, entry: SourceMining, name: str, teacher: Teacher, search: SearchJob) -> None:
+    """Encode and search whatever is not on disk yet."""
+    if all(path.is_file() for path in search.parts):
+        logger.info("source %s, teacher %s: candidates are there already", entry.source, name)
+        return
+    title = f"source {entry.source}, teacher {name}"
+    if not isinstance(teacher, BM25Teacher):
+        assert search.queries is not None
+        assert search.documents is not None
+        encode(teacher, (search.queries, search.documents), actors=recipe.actors, title=f"{title}, encoding")
+    find_candidates(search, actors=recipe.actors, title=f"{title}, search")
+
+
+def _known(collection: Collection, entry: SourceMining) -> dict[int, Set[int]] | None:
+    """Further right documents of each query, as positions; None where the entry declares none."""
+    if entry.known_positives is None:
+        return None
+    path = resolve(entry.known_positives)
+    if not path.is_file():
+        raise DataError(f"there are no known positives at {path}")
+    table = read_parquet(path)
+    if not {"query", "positives"} <= set(table.column_names):
+        raise DataError(f"{path} needs the columns query and positives; it has {table.column_names}")
+    query_at = {document_id(text): number for number, text in enumerate(collection.queries.to_pylist())}
+    document_at = {key: number for number, key in enumerate(collection.document_ids.to_pylist())}
+    known: dict[int, Set[int]] = {}
+    for row in table.select(["query", "positives"]).to_pylist():
+        query = query_at.get(document_id(row["query"]))
+        if query is not None:
+            found = {document_at.get(document_id(text)) for text in row["positives"]}
+            known[query] = set(known.get(query, ())) | {number for number in found if number is not None}
+    return known
+
+
+def _write_rows(tables: Iterator[pa.Table], path: Path) -> None:
+    temporary = path.with_suffix(".writing")
+    with pq.ParquetWriter(temporary, PAIR_SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+    temporary.rename(path)

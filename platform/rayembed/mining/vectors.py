@@ -1,0 +1,108 @@
+"""Texts and their vectors on disk, in shards: a run that is cut off continues with the missing ones.
+
+A texts file has one row group for each shard. The vectors of shard 3 are `00003.npy` in a folder named by
+everything they depend on: texts, teacher, side and instruction.
+"""
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayembed.data.plan import fingerprint
+from rayembed.mining.teachers import DenseTeacher, Encoder, Side, identity, load_teacher, unit_vectors
+from rayembed.paths import atomic_write, file_digest
+from rayembed.pool import run_on_actors
+
+logger = logging.getLogger(__name__)
+
+SHARD_ROWS = 8192  # enough for batches of neighbours in length, few enough to be done again
+
+
+@dataclass(frozen=True)
+class VectorJob:
+    """Texts of one side that a teacher encodes, and where their vectors go."""
+
+    texts: Path
+    folder: Path
+    side: Side
+    instruction: str | None
+
+    @classmethod
+    def of(
+        cls, texts: Path, folder: Path, teacher: DenseTeacher, side: Side, instruction: str | None
+    ) -> "VectorJob":
+        """Job whose folder, inside `folder`, is named by what the vectors depend on."""
+        made_from: dict[str, object] = {
+            "texts": file_digest(texts),
+            "teacher": identity(teacher),
+            "side": side,
+            "instruction": instruction,
+        }
+        return cls(texts, folder / f"{side}-{fingerprint(made_from)[:12]}", side, instruction)
+
+    @property
+    def shards(self) -> list[Path]:
+        """Files of vectors in order, whether or not they are there yet."""
+        count = pq.ParquetFile(self.texts).num_row_groups
+        return [self.folder / f"{index:05d}.npy" for index in range(count)]
+
+    def open(self) -> list[np.ndarray]:
+        """All shards, memory-mapped."""
+        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.shards]
+
+
+class EncodeShard:
+    """Encodes one shard of a job and leaves its vectors on disk; an actor's worker."""
+
+    def __init__(self, teacher: DenseTeacher, jobs: Sequence[VectorJob]):
+        self._teacher = teacher
+        self._jobs = jobs
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return load_teacher(self._teacher)
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Encode shard `item["shard"]` of job `item["job"]`."""
+        job = self._jobs[item["job"]]
+        texts = pq.ParquetFile(job.texts).read_row_group(item["shard"], ["text"])["text"].to_pylist()
+        vectors = unit_vectors(self._encoder, texts, job.side, job.instruction)
+        stream = io.BytesIO()
+        np.save(stream, vectors, allow_pickle=False)
+        atomic_write(job.shards[item["shard"]], stream.getvalue())
+        return {"texts": len(texts)}
+
+
+def write_texts(texts: pa.Array, path: Path) -> Path:
+    """Store texts with one row group for each shard."""
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), stream, row_group_size=SHARD_ROWS, compression="zstd")
+    atomic_write(path, stream.getvalue())
+    return path
+
+
+def encode(teacher: DenseTeacher, jobs: Sequence[VectorJob], *, actors: int | None, title: str) -> int:
+    """Encode all shards that are not on disk yet, on one pool of actors; returns how many texts that were.
+
+    Raises:
+        UserError: the teacher cannot be loaded, or fails on a text. What was encoded stays.
+    """
+    missing = [
+        {"job": number, "shard": shard}
+        for number, job in enumerate(jobs)
+        for shard, path in enumerate(job.shards)
+        if not path.is_file()
+    ]
+    total = sum(len(job.shards) for job in jobs)
+    if len(missing) < total:
+        logger.info("%s: %d of %d shards are there already", title, total - len(missing), total)
+    results = run_on_actors(EncodeShard, (teacher, tuple(jobs)), missing, actors=actors, title=title)
+    return sum(result["texts"] for result in results)

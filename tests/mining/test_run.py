@@ -1,0 +1,156 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayembed.config import UserSourceConfig, load_recipe
+from rayembed.data.user_source import load_user_source
+from rayembed.errors import ConfigError, DataError
+from rayembed.mining import run, vectors
+from rayembed.mining.config import MiningRecipe
+from rayembed.mining.teachers import _LOADERS
+
+TOPICS = ("apple", "river", "stone", "cloud")
+
+
+class LetterCounts:
+    """Vectors of letter counts: texts with the same letters are near each other."""
+
+    encoded: list[str] = []
+
+    def __init__(self, config):
+        pass
+
+    def encode(self, texts, side, instruction):
+        LetterCounts.encoded += texts
+        return np.array([[1 + text.count(chr(97 + letter)) for letter in range(26)] for text in texts])
+
+
+@pytest.fixture
+def source(home):
+    rows = [
+        {
+            "query": f"{topic} {number}",
+            "positive": f"{topic} document {number}",
+            "cluster": f"{topic}{number // 2}",
+        }
+        for topic in TOPICS
+        for number in range(6)
+    ]
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "teacher").mkdir()
+    (home / "teacher" / "config.json").write_text("{}")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(vectors, "SHARD_ROWS", 7)
+    monkeypatch.setitem(_LOADERS, "sentence-transformers", LetterCounts)
+    monkeypatch.setattr(LetterCounts, "encoded", [])
+
+
+def recipe(**source):
+    return MiningRecipe.model_validate(
+        {
+            "data": {"sources": {"mine": UserSourceConfig(path="rows.jsonl")}},
+            "teachers": {
+                "letters": {"kind": "sentence-transformers", "path": "teacher"},
+                "words": {"kind": "bm25"},
+            },
+            "sources": [{"source": "mine", "top_k": 10, "negatives_per_query": 2, **source}],
+            "actors": 0,
+        }
+    )
+
+
+def test_a_mined_source_is_an_ordinary_source_with_the_report_beside_it(source):
+    (result,) = run.mine(recipe())
+    table = load_user_source(result.path, "pairs", "mined", "retrieval")
+    assert table.num_rows == 24
+    for row in table.to_pylist():
+        assert len(set(row["negatives"])) == 2
+        assert not set(row["negatives"]) & set(row["positives"])
+    cluster_of = {row["positives"][0]: row["cluster"] for row in table.to_pylist()}
+    assert all(cluster_of[text] != row["cluster"] for row in table.to_pylist() for text in row["negatives"])
+    report = json.loads((result.path.parent / "report.json").read_text())
+    assert report["counts"]["rows"] == 24
+    assert set(report["teachers"]) == {"letters", "words"}
+    assert 0 <= report["teacher_overlap"]["letters | words"] <= 1
+    assert sum(report["teachers"]["letters"]["candidates_by_share_of_positive"]) == 24 * 10
+    assert "Teacher letters" in (result.path.parent / "report.md").read_text()
+
+
+def test_filters_run_again_without_encoding(source):
+    first = run.mine(recipe())[0]
+    encoded = len(LetterCounts.encoded)
+    assert encoded == 48
+    again = run.mine(recipe(filters=[{"name": "shifted-rank", "value": 3}]), filters_only=True)[0]
+    assert len(LetterCounts.encoded) == encoded
+    assert again.report != first.report
+    with pytest.raises(DataError, match="no complete candidates of teacher letters"):
+        run.mine(recipe(top_k=9), filters_only=True)
+
+
+def test_a_run_that_was_cut_off_does_only_what_is_missing_and_ends_equal(source):
+    whole = pq.read_table(run.mine(recipe())[0].path)
+    work = source / "mined" / "mine" / "work" / "letters"
+    removed = next(work.glob("document-*")) / "00001.npy"
+    before = np.load(removed)
+    removed.unlink()
+    for part in work.glob("candidates-*/00002.parquet"):
+        part.unlink()
+    LetterCounts.encoded.clear()
+    assert pq.read_table(run.mine(recipe())[0].path) == whole
+    assert len(LetterCounts.encoded) == 7
+    np.testing.assert_array_equal(np.load(removed), before)
+
+
+def test_vectors_of_another_teacher_or_instruction_are_not_reused(source):
+    run.mine(recipe())
+    run.mine(recipe(instruction="Find it"))
+    assert len(LetterCounts.encoded) == 48 + 24  # the documents carry no instruction
+    (source / "teacher" / "config.json").write_text('{"changed": true}')
+    run.mine(recipe(instruction="Find it"))
+    assert len(LetterCounts.encoded) == 48 + 24 + 48
+
+
+def test_known_positives_tell_the_share_of_false_negatives(source):
+    known = pa.table(
+        {"query": ["apple 0", "not there"], "positives": [["apple document 4", "apple document 5"], ["x"]]}
+    )
+    pq.write_table(known, source / "known.parquet")
+    naive = run.mine(recipe(teachers=["words"], filters=[{"name": "naive"}], known_positives="known.parquet"))
+    report = json.loads((naive[0].path.parent / "report.json").read_text())
+    row = next(row for row in pq.read_table(naive[0].path).to_pylist() if row["query"] == "apple 0")
+    right = {"apple document 4", "apple document 5"} & set(row["negatives"])
+    assert report["false_negatives"]["chosen"] == len(right) / 2
+
+
+def test_a_corpus_beside_the_rows_is_searched_too(source):
+    pq.write_table(pa.table({"text": ["apple apple 0 extra"]}), source / "corpus.parquet")
+    (result,) = run.mine(recipe(corpus="corpus.parquet", filters=[{"name": "naive"}]))
+    assert any("apple apple 0 extra" in row["negatives"] for row in pq.read_table(result.path).to_pylist())
+
+
+def test_recipes_that_make_no_sense_are_refused(source, tmp_path):
+    with pytest.raises(ValueError, match="no teacher is named 'other'"):
+        recipe(teachers=["other"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text("teachers: {words: {kind: bm25}}\nsources: [{source: mine, topk: 3}]\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'sources.0.topk'; did you mean 'top_k'"):
+        load_recipe(path, MiningRecipe)
+
+
+@pytest.mark.ray
+def test_actors_find_the_same_and_report_a_mistake_in_one_sentence(source):
+    settings = recipe(teachers=["words"])
+    alone = pq.read_table(run.mine(settings)[0].path)
+    for part in (source / "mined").rglob("candidates-*/*.parquet"):
+        part.unlink()
+    assert pq.read_table(run.mine(settings.model_copy(update={"actors": 2}))[0].path) == alone
+    (source / "rows.jsonl").write_text('{"query": "?", "positive": "!"}\n{"query": "??", "positive": "!!"}\n')
+    with pytest.raises(DataError, match="none of the 2 documents has a word"):
+        run.mine(settings.model_copy(update={"actors": 2}))
