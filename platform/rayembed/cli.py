@@ -12,6 +12,7 @@ from rayembed.evaluation.commands import evaluate
 from rayembed.mining.commands import mine
 from rayembed.model.commands import export_checkpoint, import_checkpoint
 from rayembed.serving.commands import serve
+from rayembed.synthesis.commands import synthesize
 from rayembed.train.commands import train
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(mine)
+app.command()(synthesize)
 app.command()(train)
 app.command()(evaluate)
 app.command()(serve)

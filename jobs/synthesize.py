@@ -1,0 +1,14 @@
+"""Cluster job: make synthetic training rows.
+
+ray job submit --working-dir . -- python jobs/synthesize.py --config jobs/configs/synthesize.yaml
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from rayembed.synthesis.commands import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Synthetic training rows: a language model invents tasks, then a triplet for each of them."""

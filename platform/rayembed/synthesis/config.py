@@ -1,0 +1,83 @@
+"""The recipe of a synthesis run."""
+
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from rayembed.endpoint import EndpointConfig
+from rayembed.model.configuration import Frozen
+from rayembed.synthesis.kinds import KINDS
+
+
+class EndpointGenerator(EndpointConfig):
+    """A language model behind an OpenAI-compatible endpoint."""
+
+    kind: Literal["endpoint"]
+    temperature: float = Field(1.0, ge=0, description="of sampling")
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that is sampled from")
+    max_tokens: int = Field(1024, ge=16, description="most tokens of an answer")
+    json_mode: bool = Field(False, description="ask for `response_format: json_object`; needs its support")
+    price_prompt: float = Field(0.0, ge=0, description="price of a million prompt tokens, for the report")
+    price_answer: float = Field(0.0, ge=0, description="price of a million answer tokens, for the report")
+
+
+class LocalGenerator(Frozen):
+    """A causal language model in a local Hugging Face folder, on Ray Data actors."""
+
+    kind: Literal["local"]
+    path: str = Field(description="model folder, relative to the workspace")
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that is sampled from")
+    max_tokens: int = Field(512, ge=1, description="most tokens of an answer")
+    batch_size: int = Field(8, ge=1, description="prompts of one batch")
+    actors: int | None = Field(None, ge=0, description="Ray actors; None: one a GPU or CPU, 0: this process")
+
+
+Generator = Annotated[EndpointGenerator | LocalGenerator, Field(discriminator="kind")]
+
+
+class KindSynthesis(Frozen):
+    """How much of one kind is made."""
+
+    kind: str = Field(description="one of short-long, long-short, short-short, sts, bitext")
+    tasks: int = Field(ge=1, description="tasks to invent; of sts and bitext, settings to draw")
+    examples_per_task: int = Field(2, ge=1, description="most rows of one task")
+
+    @model_validator(mode="after")
+    def _check(self) -> "KindSynthesis":
+        if self.kind not in KINDS:
+            raise ValueError(f"there is no kind {self.kind!r}; choose one of {', '.join(KINDS)}")
+        return self
+
+
+class SynthesisRecipe(Frozen):
+    """A whole synthesis run."""
+
+    name: str = Field("synthetic", pattern=r"^[a-z0-9][a-z0-9._-]*$", description="of the sources' dataset")
+    output: str = Field("synthetic", description="folder of the results, relative to the workspace")
+    seed: int = Field(17, description="decides lengths, languages and sampling")
+    generator: Generator = Field(description="the language model")
+    kinds: tuple[KindSynthesis, ...] = Field(min_length=1, description="what to make, each kind once")
+    languages: tuple[str, ...] = Field(("English",), min_length=1, description="drawn for every task")
+    language_pairs: tuple[tuple[str, str], ...] = Field(
+        (("English", "German"), ("English", "French"), ("English", "Spanish")),
+        min_length=1,
+        description="drawn for every bitext setting",
+    )
+    tasks_per_request: int = Field(20, ge=1, description="tasks to invent in one answer")
+    attempts: int = Field(3, ge=1, description="times an answer that does not fit is asked for again")
+    similarity: float = Field(
+        0.8, gt=0, le=1, description="share of word triples in common from which two texts are duplicates"
+    )
+
+    def to_yaml(self) -> str:
+        """Resolved recipe as YAML, every value spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @model_validator(mode="after")
+    def _check(self) -> "SynthesisRecipe":
+        names = [entry.kind for entry in self.kinds]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a kind appears twice in {names}; merge the entries")
+        return self

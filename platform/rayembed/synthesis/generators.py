@@ -1,0 +1,141 @@
+"""Language models that answer prompts: an endpoint, or a local model on Ray Data actors."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rayembed.endpoint import ask_all, connect_endpoint
+from rayembed.errors import DataError
+from rayembed.paths import resolve
+from rayembed.pool import run_on_actors
+from rayembed.synthesis.config import EndpointGenerator, LocalGenerator
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the name of the request; `seed` decides what is sampled."""
+
+    name: str
+    text: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to a prompt and what it cost in tokens."""
+
+    name: str
+    text: str
+    prompt_tokens: int
+    answer_tokens: int
+
+
+def complete(config: EndpointGenerator | LocalGenerator, prompts: Sequence[Prompt]) -> Iterator[Completion]:
+    """Yield the answers to all prompts, each as soon as it is there where the generator allows.
+
+    Raises:
+        ResourceError: the endpoint fails after all repetitions, or a package is missing.
+        DataError: there is no local model.
+    """
+    if isinstance(config, EndpointGenerator):
+        yield from _from_endpoint(config, prompts)
+        return
+    if not (resolve(config.path) / "config.json").is_file():
+        raise DataError(f"generator: {resolve(config.path)} is no Hugging Face model folder")
+    size = config.batch_size
+    batches = [
+        {"prompts": [vars(prompt) for prompt in prompts[start : start + size]]}
+        for start in range(0, len(prompts), size)
+    ]
+    for batch in run_on_actors(LocalModel, (config,), batches, actors=config.actors, title="generating"):
+        for answer in batch["answers"]:
+            yield Completion(**answer)
+
+
+def _from_endpoint(config: EndpointGenerator, prompts: Sequence[Prompt]) -> Iterator[Completion]:
+    client = connect_endpoint(config)
+    options: dict[str, Any] = {"response_format": {"type": "json_object"}} if config.json_mode else {}
+
+    def ask(prompt: Prompt) -> Completion:
+        answer = client.chat.completions.create(
+            model=config.model,
+            messages=[{"role": "user", "content": prompt.text}],
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=config.max_tokens,
+            seed=prompt.seed,
+            **options,
+        )
+        text = answer.choices[0].message.content or ""
+        used = answer.usage
+        return Completion(
+            prompt.name, text, used.prompt_tokens if used else 0, used.completion_tokens if used else 0
+        )
+
+    yield from ask_all(config, ask, prompts)
+
+
+class LocalModel:
+    """A causal language model in transformers; an actor's worker."""
+
+    def __init__(self, config: LocalGenerator):
+        self._config = config
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from rayembed.model.precision import resolve_device, resolve_precision
+
+        folder, device = resolve(self._config.path), resolve_device("auto")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_precision("auto", device))
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model.eval()
+        return torch.nn.Module.to(model, device), tokenizer
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Answer the prompts of a batch; the batch's names and seeds decide what is sampled."""
+        import torch
+
+        model, tokenizer = self._loaded
+        prompts = [Prompt(**prompt) for prompt in item["prompts"]]
+        inputs = tokenizer(
+            [_chat(tokenizer, prompt.text) for prompt in prompts], return_tensors="pt", padding=True
+        ).to(model.device)
+        key = "|".join(f"{prompt.name}/{prompt.seed}" for prompt in prompts)
+        torch.manual_seed(int(hashlib.sha256(key.encode()).hexdigest()[:12], 16))
+        with torch.inference_mode():
+            outputs = model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=self._config.max_tokens,
+                do_sample=True,
+                temperature=self._config.temperature,
+                top_p=self._config.top_p,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        answers = outputs[:, inputs["input_ids"].shape[1] :]
+        return {
+            "answers": [
+                {
+                    "name": prompt.name,
+                    "text": tokenizer.decode(tokens, skip_special_tokens=True),
+                    "prompt_tokens": int(mask.sum()),
+                    "answer_tokens": int((tokens != tokenizer.pad_token_id).sum()),
+                }
+                for prompt, tokens, mask in zip(prompts, answers, inputs["attention_mask"], strict=True)
+            ]
+        }
+
+
+def _chat(tokenizer: Any, text: str) -> str:
+    """The prompt as the model's chat template has it, or as it is."""
+    if not tokenizer.chat_template:
+        return text
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

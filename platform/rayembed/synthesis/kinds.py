@@ -1,0 +1,136 @@
+"""The kinds of rows that can be made. A new one is a prompt file and a line in `KINDS`.
+
+The two steps, and the split of retrieval-like tasks by the lengths of their two sides, follow E5-Mistral
+(arXiv 2401.00368, section 3). The prompts are our own.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
+
+
+class Triplet(BaseModel):
+    """What a model must answer with: a query, a text that fits it and one that only seems to."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    query: Text
+    positive: Text
+    negative: Text
+
+
+class Misfit(ValueError):
+    """Why an answer cannot be used, in words that are the same for all such answers."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of row.
+
+    Attributes:
+        task_type: recorded with the rows.
+        invents_tasks: whether tasks are invented in a step of their own.
+        long_query, long_positive: which side is a passage; checked by the number of words.
+        instruction: of kinds without invented tasks.
+    """
+
+    task_type: str
+    invents_tasks: bool
+    long_query: bool = False
+    long_positive: bool = False
+    instruction: str = ""
+
+
+KINDS: Mapping[str, Kind] = {
+    "short-long": Kind("retrieval", invents_tasks=True, long_positive=True),
+    "long-short": Kind("classification", invents_tasks=True, long_query=True),
+    "short-short": Kind("retrieval", invents_tasks=True),
+    "sts": Kind("sts", invents_tasks=False, instruction="Find a sentence that means the same"),
+    "bitext": Kind("retrieval", invents_tasks=False, instruction="Find the translation of this sentence"),
+}
+
+LONG_WORDS = 20  # fewer make no passage
+TOPICS = (
+    "health", "law", "cooking", "travel", "software", "sports", "history", "finance", "gardening", "music",
+    "physics", "schools", "farming", "weather", "film", "shipping", "housing", "biology", "art", "energy",
+)  # fmt: skip
+
+
+def tasks_prompt(kind: str, *, count: int, language: str, generator: np.random.Generator) -> str:
+    """Ask for `count` new tasks of a kind; topics are drawn so that answers differ."""
+    topics = generator.choice(TOPICS, size=3, replace=False).tolist()
+    return _template("tasks").render(kind=kind, count=count, language=language, topics=topics)
+
+
+def example_prompt(
+    kind: str, *, task: str, languages: tuple[str, str], generator: np.random.Generator
+) -> str:
+    """Ask for one triplet; length, difficulty and topic are drawn so that answers differ."""
+    return _template(kind).render(
+        task=task,
+        language=languages[0],
+        other_language=languages[1],
+        query_length=generator.choice(["at most 5 words", "5 to 15 words", "at least 10 words"]),
+        passage_length=generator.choice(["50", "100", "200", "300"]),
+        clarity=generator.choice(["clear", "understandable with some effort", "ambiguous"]),
+        education=generator.choice(["high school", "college", "expert"]),
+        topic=generator.choice(TOPICS),
+    )
+
+
+def parse_tasks(answer: str) -> list[str]:
+    """Tasks of an answer; Misfit when it is no JSON list of texts."""
+    try:
+        tasks = TypeAdapter(list[Text]).validate_python(_json(answer, "[", "]"))
+    except ValidationError:
+        raise Misfit("not a list of texts") from None
+    if not tasks:
+        raise Misfit("an empty list")
+    return [" ".join(task.split()) for task in tasks]
+
+
+def parse_triplet(answer: str, kind: str) -> Triplet:
+    """Triplet of an answer; Misfit when it lacks a text, repeats one, or a passage is too short."""
+    try:
+        triplet = Triplet.model_validate(_json(answer, "{", "}"))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the answer"
+        raise Misfit(f"{where}: {problem['type']}") from None
+    if len({triplet.query.lower(), triplet.positive.lower(), triplet.negative.lower()}) < 3:
+        raise Misfit("two of the three texts are the same")
+    for is_long, name in ((KINDS[kind].long_query, "query"), (KINDS[kind].long_positive, "positive")):
+        if is_long and len(getattr(triplet, name).split()) < LONG_WORDS:
+            raise Misfit(f"{name} is too short for a passage")
+    return triplet
+
+
+def _json(answer: str, opening: str, closing: str) -> Any:
+    """The JSON value between the first opening and the last closing bracket, with or without a fence."""
+    found = re.search(re.escape(opening) + r".*" + re.escape(closing), answer, re.DOTALL)
+    if not found:
+        raise Misfit("no JSON")
+    try:
+        return json.loads(found.group(0), strict=False)
+    except json.JSONDecodeError:
+        raise Misfit("broken JSON") from None
+
+
+@cache
+def _template(name: str) -> Any:
+    environment = Environment(
+        loader=PackageLoader("rayembed.synthesis", "prompts"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(f"{name}.txt")

@@ -1,0 +1,156 @@
+import json
+import re
+import threading
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from rayembed.data.user_source import load_user_source
+from rayembed.errors import DataError, ResourceError
+from rayembed.synthesis.config import SynthesisRecipe
+from rayembed.synthesis.run import synthesize
+from tests.fake_endpoint import chat, fake_endpoint
+from tests.tiny import make_tokenizer
+
+PASSAGE = "each of these words stands in a passage that is long enough to be one " * 2
+
+
+class Model:
+    """Invents tasks and triplets; every fifth answer is no JSON."""
+
+    def __init__(self):
+        self.prompts = Counter()
+        self.fail_after = None
+        self.same = False
+        self._lock = threading.Lock()
+
+    def __call__(self, path, body):
+        assert path == "/v1/chat/completions"
+        prompt = body["messages"][0]["content"]
+        with self._lock:
+            self.prompts[prompt] += 1
+            number = self.prompts.total()
+        if self.fail_after is not None and number > self.fail_after:
+            return 400, {"error": {"message": "out of credit", "type": "billing"}}
+        if "Invent" in prompt:
+            count = int(re.search(r"Invent (\d+)", prompt).group(1))
+            topic = "the same" if self.same else f"topic {number}"
+            return chat(
+                json.dumps([f"Find thing {index} {index} {index} of {topic}" for index in range(count)])
+            )
+        if number % 5 == 0:
+            return chat("I would rather not")
+        subject = "same" if self.same else str(number)
+        return chat(
+            json.dumps(
+                {
+                    "query": f"query {subject}",
+                    "positive": f"{subject} {subject} {PASSAGE}",
+                    "negative": f"not {number} {PASSAGE}",
+                }
+            )
+        )
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+@pytest.fixture
+def url(home, model):
+    with fake_endpoint(model) as address:
+        yield address
+
+
+def recipe(url, *kinds, **changes):
+    generator = {"kind": "endpoint", "url": url, "model": "fake", "price_prompt": 1.0, "price_answer": 2.0}
+    kinds = kinds or ({"kind": "short-long", "tasks": 6, "examples_per_task": 2},)
+    generator |= {"retries": 0, "concurrency": 2} | changes.pop("generator", {})
+    return SynthesisRecipe.model_validate(
+        {"generator": generator, "kinds": kinds, "tasks_per_request": 3, "similarity": 0.95} | changes
+    )
+
+
+def test_rows_are_an_ordinary_source_with_yield_and_cost(url, home):
+    kinds = ({"kind": "short-long", "tasks": 6}, {"kind": "sts", "tasks": 4}, {"kind": "bitext", "tasks": 3})
+    results = synthesize(recipe(url, *kinds))
+    table = load_user_source(results[0].path, "pairs", "synthetic", "retrieval")
+    assert table.num_rows == results[0].report.rows == 12
+    stored = pq.read_table(results[0].path).to_pylist()
+    assert all(row["instruction"].startswith("Find thing") for row in stored)
+    assert max(Counter(row["instruction"] for row in stored).values()) <= 2
+    report = results[0].report
+    assert report.tasks == 6
+    assert report.answers == 2 + 12 + sum(report.misfits.values())
+    assert set(report.misfits) == {"no JSON"}
+    assert report.cost == pytest.approx(report.answers * (10 * 1.0 + 5 * 2.0) / 1e6)
+    assert [result.report.kind for result in results] == ["short-long", "sts", "bitext"]
+    assert "| sts |" in (home / "synthetic" / "report.md").read_text()
+
+
+def test_an_interrupted_run_keeps_its_answers_and_asks_only_for_the_others(url, model, home):
+    model.fail_after = 9
+    with pytest.raises(ResourceError, match="status 400 after 0 repetitions; out of credit"):
+        synthesize(recipe(url))
+    ledger = next(home.rglob("examples.jsonl"))
+    kept = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert kept
+    with ledger.open("a") as stream:
+        stream.write('{"name": "half a li')
+    asked = set(model.prompts)
+    model.fail_after = None
+    before = model.prompts.total()
+    (result,) = synthesize(recipe(url))
+    assert result.report.rows == 12
+    again = [prompt for prompt, count in model.prompts.items() if prompt in asked and count > 1]
+    assert len(again) <= 3  # those that failed or were in flight
+    assert model.prompts.total() - before < 2 + 12 + 4
+    total = model.prompts.total()
+    assert synthesize(recipe(url))[0].report == result.report
+    assert model.prompts.total() == total  # nothing is left to ask
+
+
+def test_repeated_tasks_and_rows_are_dropped_and_counted(url, model):
+    model.same = True
+    (result,) = synthesize(recipe(url))
+    assert result.report.rows == 1
+    assert result.report.tasks == 3  # every answer brings the same three
+    assert result.report.exact_duplicates == 5
+
+
+def test_a_model_that_never_answers_in_json_is_refused_with_the_reason(home):
+    with (
+        fake_endpoint(lambda path, body: chat("Sorry")) as url,
+        pytest.raises(DataError, match=r"sts: none of 4 answers can be used \(4 x no JSON\)"),
+    ):
+        synthesize(recipe(url, {"kind": "sts", "tasks": 2, "examples_per_task": 1}, attempts=2))
+
+
+def test_an_address_where_nobody_listens_is_one_sentence(home):
+    settings = recipe("http://127.0.0.1:9/v1", {"kind": "sts", "tasks": 1})
+    with pytest.raises(ResourceError, match="gave no answer after 0 repetitions"):
+        synthesize(settings)
+
+
+def test_a_local_model_generates_and_its_misfits_are_counted(home):
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048,
+        eos_token_id=0, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(home / "generator")
+    make_tokenizer().save_pretrained(home / "generator")
+    local = {"kind": "local", "path": "generator", "max_tokens": 4, "batch_size": 2, "actors": 0}
+    settings = SynthesisRecipe.model_validate(
+        {"generator": local, "kinds": [{"kind": "sts", "tasks": 3, "examples_per_task": 1}], "attempts": 1}
+    )
+    with pytest.raises(DataError, match="sts: none of 3 answers can be used"):
+        synthesize(settings)
+    records = [json.loads(line) for line in next(home.rglob("examples.jsonl")).read_text().splitlines()]
+    assert all(0 < record["answer_tokens"] <= 4 for record in records)
+    assert all(record["prompt_tokens"] > 100 for record in records)
