@@ -8,7 +8,7 @@ import numpy as np
 
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.inference.engine import Encoded
-from rayembed.serving.config import ServeConfig
+from rayembed.serving.config import ModelSettings
 
 POISON = "poison"
 VOCABULARY = 10_000
@@ -20,6 +20,7 @@ class WordTokenizer:
 
     bos_token_id = None
     eos_token_id = 1
+    all_special_ids = (1,)
 
     def __call__(self, text, add_special_tokens=True, **_):
         if isinstance(text, str):
@@ -28,6 +29,9 @@ class WordTokenizer:
 
     def __len__(self):
         return VOCABULARY
+
+    def decode(self, ids):
+        return "</s>" if ids == [self.eos_token_id] else f"word{ids[0]}"
 
     @staticmethod
     def word_id(word):
@@ -41,8 +45,8 @@ class FakeEngine:
     name = "fake"
     digest = "f" * 64
 
-    def __init__(self, seconds_per_batch=0.0, instructions=None):
-        self.contract = Contract(max_length=8, instructions=instructions or {})
+    def __init__(self, seconds_per_batch=0.0, instructions=None, max_length=8):
+        self.contract = Contract(max_length=max_length, instructions=instructions or {})
         self.tokenizer = WordTokenizer()
         self.seconds_per_batch = seconds_per_batch
         self.batches = []
@@ -64,11 +68,11 @@ class FakeEngine:
         return vector / np.linalg.norm(vector)
 
 
-def load_fake(config: ServeConfig) -> FakeEngine:
+def load_fake(settings: ModelSettings) -> FakeEngine:
     return FakeEngine()
 
 
-def load_slow_fake(config: ServeConfig) -> FakeEngine:
+def load_slow_fake(settings: ModelSettings) -> FakeEngine:
     return FakeEngine(seconds_per_batch=0.2)
 
 
@@ -80,3 +84,9 @@ class LocalHandle:
 
     def __getattr__(self, method):
         return SimpleNamespace(remote=getattr(self._target, method))
+
+    def broadcast(self, method):
+        async def results():
+            return [await getattr(self._target, method)()]
+
+        return SimpleNamespace(results_async=results)

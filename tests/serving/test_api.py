@@ -5,6 +5,7 @@ import base64
 import numpy as np
 import pytest
 
+from rayembed.inference.quantisation import quantise
 from tests.serving.fakes import WIDTH, FakeEngine, WordTokenizer
 
 
@@ -99,4 +100,58 @@ def test_models_and_health(make_client):
     assert card["instructions"] == {"query": "find"}
     assert client.get("/v1/models/fake").json() == card
     assert client.get("/health/live").json() == {"status": "live"}
-    assert client.get("/health/ready").json() == {"status": "ready", "model": "fake", "digest": "f" * 64}
+    assert client.get("/health/ready").json() == {"status": "ready"}
+
+
+def test_long_inputs_are_cut_at_the_chosen_side(client):
+    """8 tokens fit: 7 words and the end token."""
+    words = [f"word{number}" for number in range(12)]
+    text = " ".join(words)
+    ids = [WordTokenizer.word_id(word) for word in words]
+    end = vectors(embed(client, input=" ".join(words[:7])))
+    start = vectors(embed(client, input=" ".join(words[-7:])))
+    np.testing.assert_array_equal(vectors(embed(client, input=text, truncate="END")), end)
+    for long in (text, ids):
+        response = embed(client, input=[long] if isinstance(long, str) else long, truncate="START")
+        np.testing.assert_array_equal(vectors(response), start)
+        assert response.json()["usage"]["truncated"] == 1
+
+
+def test_cut_at_the_start_keeps_the_instruction(client):
+    words = [f"word{number}" for number in range(12)]
+    cut = vectors(embed(client, input=" ".join(words), instruction="find", truncate="START"))
+    kept = vectors(embed(client, input=" ".join(words[-4:]), instruction="find"))
+    np.testing.assert_array_equal(cut, kept)
+
+
+def test_short_inputs_are_the_same_under_every_truncation(client):
+    expected = vectors(embed(client, input="short"))
+    for truncate in ("NONE", "START", "END"):
+        np.testing.assert_array_equal(vectors(embed(client, input="short", truncate=truncate)), expected)
+
+
+def test_vectors_that_are_cut_and_not_normalised(client):
+    full = vectors(embed(client, input="some text"))[0]
+    np.testing.assert_array_equal(
+        vectors(embed(client, input="some text", dimensions=4, normalize=False))[0], full[:4]
+    )
+
+
+def test_quantised_vectors(client):
+    full = vectors(embed(client, input="some text"))
+    for kind in ("int8", "uint8", "binary", "ubinary"):
+        expected = quantise(full, kind)
+        [item] = embed(client, input="some text", embedding_type=kind).json()["data"]
+        assert item["embedding"] == expected[0].tolist()
+        [item] = embed(client, input="some text", embedding_type=kind, encoding_format="base64").json()[
+            "data"
+        ]
+        assert base64.b64decode(item["embedding"]) == expected[0].tobytes()
+    [item] = embed(client, input="some text", embedding_types=["float", "binary"]).json()["data"]
+    assert item["embeddings"]["binary"] == quantise(full, "binary")[0].tolist()
+    assert item["embedding"] == item["embeddings"]["float"]
+
+
+def test_request_id_is_repeated_or_made(client):
+    assert client.get("/health/live", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
+    assert len(client.get("/health/live", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"]) == 32

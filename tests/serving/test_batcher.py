@@ -5,12 +5,17 @@ import pytest
 
 from rayembed.contract import TokenizedTexts
 from rayembed.serving.batcher import TokenBatcher
+from rayembed.serving.metrics import ReplicaMetrics
 
 BAD = 666
 
 
 def texts(*lengths, fill=1):
     return TokenizedTexts([[fill] * length for length in lengths], [0] * len(lengths), [False] * len(lengths))
+
+
+def batcher_of(encode, token_budget):
+    return TokenBatcher(encode, token_budget, ReplicaMetrics("fake"))
 
 
 class Model:
@@ -26,32 +31,79 @@ class Model:
         return np.array([[float(length)] for length in tokenized.lengths])
 
 
-def test_batches_keep_the_budget_and_the_order():
+def test_batches_keep_the_budget_and_answers_keep_the_order():
     async def scenario():
         model = Model()
-        batcher = TokenBatcher(model.encode, token_budget=10)
+        batcher = batcher_of(model.encode, token_budget=10)
         vectors = await asyncio.gather(
             *(batcher.encode(texts(*lengths)) for lengths in ([4, 5, 3], [2], [6, 6]))
         )
         return model.batches, vectors
 
     batches, vectors = asyncio.run(scenario())
-    assert batches == [[4, 5], [3, 2], [6], [6]]
+    assert all(sum(lengths) <= 10 for lengths in batches)
+    assert sorted(length for lengths in batches for length in lengths) == [2, 3, 4, 5, 6, 6]
     assert [vector[:, 0].tolist() for vector in vectors] == [[4, 5, 3], [2], [6, 6]]
+
+
+def test_backlog_is_batched_by_length():
+    async def scenario():
+        model = Model()
+        await batcher_of(model.encode, token_budget=12).encode(texts(2, 9, 2, 10, 2, 2, 2, 2))
+        return model.batches
+
+    assert asyncio.run(scenario()) == [[2, 2, 2, 2, 2, 2], [9], [10]]
+
+
+def test_small_requests_do_not_wait_for_a_huge_one():
+    """The huge request has 50 batches of work when the small ones arrive; each is in the next batch,
+    and the model may have begun two more when the answers are seen."""
+
+    async def scenario():
+        model = Model()
+        batcher = batcher_of(model.encode, token_budget=4)
+        huge = asyncio.create_task(batcher.encode(texts(*[1] * 200)))
+        await asyncio.sleep(0)
+        await asyncio.gather(*(batcher.encode(texts(1)) for _ in range(3)))
+        batches_before_the_small = len(model.batches)
+        huge.cancel()
+        return batches_before_the_small
+
+    assert asyncio.run(scenario()) <= 5
+
+
+def test_bulk_work_waits_for_online_work_and_still_advances():
+    async def scenario():
+        done = []
+        batcher = batcher_of(Model().encode, token_budget=1)
+
+        async def work(name, priority):
+            await batcher.encode(texts(1), priority)
+            done.append(name)
+
+        await asyncio.gather(
+            *(work("bulk", "bulk") for _ in range(2)), *(work("online", "online") for _ in range(20))
+        )
+        return done
+
+    done = asyncio.run(scenario())
+    first = done.index("bulk")
+    assert first == 7  # the eighth batch
+    assert done.index("bulk", first + 1) == 15
 
 
 def test_text_above_the_budget_is_computed_alone():
     async def scenario():
         model = Model()
-        await TokenBatcher(model.encode, token_budget=10).encode(texts(3, 25, 4))
+        await batcher_of(model.encode, token_budget=10).encode(texts(3, 25, 4))
         return model.batches
 
-    assert asyncio.run(scenario()) == [[3], [25], [4]]
+    assert asyncio.run(scenario()) == [[3, 4], [25]]
 
 
 def test_bad_text_fails_only_its_own_request():
     async def scenario():
-        batcher = TokenBatcher(Model().encode, token_budget=100)
+        batcher = batcher_of(Model().encode, token_budget=100)
         answers = await asyncio.gather(
             batcher.encode(texts(3, 4)),
             batcher.encode(texts(5, fill=BAD)),
@@ -73,7 +125,7 @@ def test_vector_that_is_not_finite_fails_only_its_own_request():
         return np.array([[np.nan if length == 5 else 1.0] for length in tokenized.lengths])
 
     async def scenario():
-        batcher = TokenBatcher(encode, token_budget=100)
+        batcher = batcher_of(encode, token_budget=100)
         return await asyncio.gather(*(batcher.encode(texts(n)) for n in (4, 5, 6)), return_exceptions=True)
 
     first, bad, third = asyncio.run(scenario())
@@ -84,7 +136,7 @@ def test_vector_that_is_not_finite_fails_only_its_own_request():
 def test_abandoned_request_is_not_computed():
     async def scenario():
         model = Model()
-        batcher = TokenBatcher(model.encode, token_budget=5)
+        batcher = batcher_of(model.encode, token_budget=5)
         kept = asyncio.create_task(batcher.encode(texts(5)))
         abandoned = asyncio.create_task(batcher.encode(texts(4)))
         await asyncio.sleep(0)

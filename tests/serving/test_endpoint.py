@@ -104,7 +104,6 @@ def test_raw_http(url):
 
 
 def test_shown_curl_line_works(url):
-
     answer = subprocess.run(example_request(url, "fake"), shell=True, capture_output=True, text=True)
     assert '"object":"list"' in answer.stdout
 

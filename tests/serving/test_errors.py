@@ -6,8 +6,8 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
+from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.ingress import create_app
 from tests.serving.fakes import POISON, VOCABULARY, FakeEngine
 
 SECRET = "sesame-1234"
@@ -35,6 +35,11 @@ BAD_REQUESTS = {
     "unknown prompt name": ({"input": SECRET, "prompt_name": SECRET}, 400, "prompt_name"),
     "no query instruction": ({"input": SECRET, "input_type": "query"}, 400, "input_type"),
     "instruction without room for text": ({"input": SECRET, "instruction": "w " * 9}, 400, None),
+    "text above the maximum length": ({"input": "w " * 9, "truncate": "NONE"}, 400, "input"),
+    "unknown truncation": ({"input": SECRET, "truncate": SECRET}, 400, "truncate"),
+    "unknown vector format": ({"input": SECRET, "embedding_type": SECRET}, 400, "embedding_type"),
+    "no vector format": ({"input": SECRET, "embedding_types": []}, 400, "embedding_types"),
+    "normalize as text": ({"input": SECRET, "normalize": SECRET}, 400, "normalize"),
     "unknown field": ({"input": SECRET, SECRET: 1}, 400, None),
     "unknown model": ({"input": SECRET, "model": SECRET}, 404, "model"),
     "text that breaks the model": ({"input": f"{POISON} {SECRET}"}, 500, None),
@@ -86,6 +91,22 @@ def test_malformed_body(client, body):
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_unknown_priority(client):
+    response = client.post(
+        "/v1/embeddings", json={"model": "fake", "input": "x"}, headers={"X-Rayembed-Priority": SECRET}
+    )
+    assert_error(response, 400, "X-Rayembed-Priority")
+
+
+def test_other_interfaces_fail_in_the_same_shape(client):
+    assert_error(client.post("/v2/embed", json={"model": SECRET, "texts": ["x"]}), 404, "model")
+    assert_error(client.post("/v2/embed", json={"model": "fake", "texts": []}), 400, "texts")
+    assert_error(client.post("/v1/rerank", json={"model": "fake", "query": SECRET}), 400, "documents")
+    assert_error(client.post("/embed", json={"inputs": ["w " * 9], "truncate": False}), 400, "input")
+    assert_error(client.post("/similarity", json={"inputs": SECRET}), 400, "inputs")
+    assert_error(client.post("/tokenize", json={"inputs": SECRET, "prompt_name": SECRET}), 400, "prompt_name")
+
+
 def test_wrong_content_type_is_explained(client):
     response = client.post(
         "/v1/embeddings", content=json.dumps({"input": SECRET}), headers={"Content-Type": "text/plain"}
@@ -127,8 +148,8 @@ def test_replica_out_of_reach(failure, status):
         async def remote(self, _):
             raise failure
 
-    config = ServeConfig(checkpoint="unused", model_name="fake")
-    client = TestClient(create_app(config, Broken()), raise_server_exceptions=False)
+    config = ServeConfig(checkpoint="unused", model_name="fake", retries=0)
+    client = TestClient(create_app(config, {"fake": Broken()}), raise_server_exceptions=False)
     response = client.post("/v1/embeddings", json={"model": "fake", "input": SECRET})
     assert_error(response, status)
     assert ("Retry-After" in response.headers) == (status != 500)

@@ -5,7 +5,8 @@ import pytest
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import Problem
 from rayembed.serving.limits import TokenLimit
-from rayembed.serving.replica import Embeddings, Encoder, EncodeRequest
+from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs
+from rayembed.serving.replica import Encoder
 from tests.serving.fakes import FakeEngine
 
 
@@ -23,11 +24,19 @@ def test_limit_counts_and_releases_also_on_failure():
     assert limit.queued == 0
 
 
-@pytest.mark.parametrize(("speed", "seconds"), [(0, 1), (1e6, 1), (10, 10), (0.1, 60)])
+@pytest.mark.parametrize(("speed", "seconds"), [(0, 1), (1e6, 1), (10, 4), (0.1, 60)])
 def test_retry_after_follows_the_measured_speed(speed, seconds):
+    """40 queued tokens have to go before 40 more fit beside 100 of 100."""
     limit = TokenLimit(100)
     with limit.hold(100):
-        assert limit.retry_after_s(speed) == seconds
+        assert limit.retry_after_s(40, speed) == seconds
+
+
+def test_bulk_work_leaves_room_for_online_work():
+    limit = TokenLimit(100)
+    with limit.hold(70):
+        assert not limit.has_room(10, "bulk")
+        assert limit.has_room(10, "online")
 
 
 @pytest.mark.parametrize("texts_per_request", [1, 4])
@@ -37,7 +46,7 @@ def test_overload_is_refused_by_tokens_whatever_the_request_size(texts_per_reque
     async def scenario():
         config = ServeConfig(checkpoint="unused", model_name="fake", max_queued_tokens=32)
         encoder = Encoder(config, lambda _: FakeEngine(seconds_per_batch=0.05))
-        request = EncodeRequest(texts=["one two three"] * texts_per_request)
+        request = EncodeRequest([Inputs(["one two three"] * texts_per_request)])
         return await asyncio.gather(*(encoder.encode(request) for _ in range(16 // texts_per_request)))
 
     answers = asyncio.run(scenario())

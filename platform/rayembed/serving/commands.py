@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,9 @@ def serve(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any other serving setting")
     ] = None,
+    drain_seconds: Annotated[
+        float, typer.Option(help="on SIGTERM, seconds from the failing readiness probe to the stop")
+    ] = 10,
     blocking: Annotated[
         bool, typer.Option(help="stay until Ctrl-C; --no-blocking leaves it on the cluster of RAY_ADDRESS")
     ] = True,
@@ -51,7 +56,7 @@ def serve(
     )
     typer.echo(f"ready: {url}\ntry it:\n  {example_request(url, ServeConfig.parse(arguments).served_name)}")
     if blocking:
-        _stay_until_interrupted()
+        _stay_until_stopped(drain_seconds)
 
 
 app = typer.Typer()
@@ -79,13 +84,21 @@ def _split_setting(setting: str) -> tuple[str, str]:
     return key, value
 
 
-def _stay_until_interrupted() -> None:
+def _stay_until_stopped(drain_seconds: float) -> None:
+    """Wait for Ctrl-C, or for SIGTERM, after which orchestrators keep sending requests for a while."""
     from ray import serve as ray_serve
 
+    from rayembed.serving.deploy import drain
+
+    terminated = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     logger.info("press Ctrl-C to stop")
     try:
-        while True:
-            time.sleep(3600)
+        terminated.wait()
+        logger.info("the readiness probe fails from now on; stopping in %g s", drain_seconds)
+        drain()
+        time.sleep(drain_seconds)
     except KeyboardInterrupt:
-        logger.info("stopping")
-        ray_serve.shutdown()
+        pass
+    logger.info("stopping")
+    ray_serve.shutdown()

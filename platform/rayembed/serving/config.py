@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rayembed.errors import ConfigError
 from rayembed.model.configuration import Precision
 from rayembed.paths import resolve
+from rayembed.serving.cache import CacheKind
+
+Authentication = Literal["auto", "required", "off"]
 
 
-class ServeConfig(BaseModel):
-    """What to serve and within which limits; unknown keys are refused."""
+class ModelSettings(BaseModel):
+    """One served model and the replicas that compute it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -20,6 +23,7 @@ class ServeConfig(BaseModel):
     model_name: str = Field(
         "", description="name that requests must give as `model`; empty takes the checkpoint's folder name"
     )
+    aliases: tuple[str, ...] = Field((), description="further names that requests may give for this model")
     precision: Precision = Field("auto", description="number format of the weights")
     max_length: int | None = Field(
         None,
@@ -32,12 +36,18 @@ class ServeConfig(BaseModel):
         ge=1,
         description="most tokens accepted and not yet answered, a replica; more gets status 429",
     )
-    max_inputs: int = Field(2048, ge=1, description="most inputs in one request")
-    max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body; more gets status 413")
+    cache: CacheKind = Field("off", description="where vectors of texts are kept: off, memory or redis")
+    cache_bytes: int = Field(256 * 2**20, ge=1, description="size of the memory cache of one replica")
     min_replicas: int = Field(1, ge=0, description="model replicas that always run; 0 scales to zero")
     max_replicas: int = Field(1, ge=1, description="most model replicas")
     target_ongoing_requests: float = Field(
         16, gt=0, description="requests in progress on one replica above which another one is started"
+    )
+    target_queued_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens in progress on one replica above which another one is started; "
+        "replaces target_ongoing_requests",
     )
     upscale_delay_s: float = Field(10, ge=0, description="seconds of load before a replica is added")
     downscale_delay_s: float = Field(300, ge=0, description="seconds of rest before a replica is removed")
@@ -45,10 +55,15 @@ class ServeConfig(BaseModel):
         1, gt=0, description="processor cores of one model replica; also its torch threads"
     )
     num_gpus: float = Field(0, ge=0, description="GPUs of one model replica; a fraction shares one")
-    ingress_replicas: int = Field(1, ge=1, description="HTTP front ends")
+
+    @field_validator("aliases", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        """The command line gives one text."""
+        return tuple(value.split(",")) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _replicas_are_a_range(self) -> "ServeConfig":
+    def _replicas_are_a_range(self) -> "ModelSettings":
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
         return self
@@ -62,6 +77,62 @@ class ServeConfig(BaseModel):
     def served_name(self) -> str:
         """Name that requests must give as `model`."""
         return self.model_name or self.checkpoint_path.name
+
+
+class ServeConfig(ModelSettings):
+    """What to serve and within which limits; unknown keys are refused."""
+
+    models: tuple[ModelSettings, ...] = Field(
+        (),
+        description="further models; what an entry leaves out it takes from the settings above, "
+        "except model_name and aliases",
+    )
+    max_inputs: int = Field(2048, ge=1, description="most inputs in one request")
+    max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body; more gets status 413")
+    ingress_replicas: int = Field(1, ge=1, description="HTTP front ends")
+    surge_percent: int = Field(
+        100,
+        ge=0,
+        le=100,
+        description="replicas that an update starts before it stops old ones, in percent of those running; "
+        "0 stops first, for a cluster without room for both",
+    )
+    retries: int = Field(
+        4, ge=0, description="how often a request is sent again when the replica that had it dies"
+    )
+    authentication: Authentication = Field(
+        "auto",
+        description="auto asks for a key where keys are configured and refuses to listen beyond loopback "
+        "without any; required always asks; off never does",
+    )
+    api_keys_file: str = Field("", description="file of API keys; also RAYEMBED_API_KEYS in the environment")
+    access_log: bool = Field(False, description="log a line a request, as JSON and without its inputs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _entries_take_what_they_leave_out(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(values.get("models"), (list, tuple)):
+            return values
+        own = {"model_name", "aliases"}
+        shared = {
+            key: value for key, value in values.items() if key in ModelSettings.model_fields.keys() - own
+        }
+        entries = [{**shared, **entry} if isinstance(entry, Mapping) else entry for entry in values["models"]]
+        return {**values, "models": entries}
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "ServeConfig":
+        names = [name for model in self.all_models for name in (model.served_name, *model.aliases)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two models are called {', '.join(twice)}; give each a model_name of its own")
+        return self
+
+    @property
+    def all_models(self) -> tuple[ModelSettings, ...]:
+        """Every served model, the first one being the default of interfaces that name none."""
+        first = {key: getattr(self, key) for key in ModelSettings.model_fields}
+        return (ModelSettings.model_construct(**first), *self.models)
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any]) -> "ServeConfig":

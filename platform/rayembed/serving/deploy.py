@@ -17,8 +17,10 @@ from ray.serve.schema import ApplicationStatus
 from rayembed.cluster import connect
 from rayembed.errors import CheckpointError, ResourceError
 from rayembed.model.checkpoint import read_manifest
+from rayembed.serving.authentication import load_keyring
 from rayembed.serving.builder import APPLICATION_NAME, build_application
 from rayembed.serving.config import ServeConfig
+from rayembed.serving.ingress import INGRESS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +40,24 @@ def deploy(
     Args:
         arguments: fields of `ServeConfig`; without num_cpus and num_gpus a replica gets one GPU where
             there is any, else its share of the largest node's cores.
-        host: address to listen on; anything but a loopback address needs an authenticating proxy in front.
+        host: address to listen on; anything but a loopback address needs API keys.
         port: TCP port.
         timeout_s: longest wait for the model to load.
 
     Raises:
-        ConfigError: an argument is unknown or out of range.
+        ConfigError: an argument is unknown or out of range, or API keys are needed and there are none.
         CheckpointError: the checkpoint folder is incomplete or its model does not load.
         ResourceError: the port is taken or the cluster has no room.
     """
     config = ServeConfig.parse(arguments)
-    read_manifest(config.checkpoint_path)
+    load_keyring(config.authentication, config.api_keys_file, host)
+    for model in config.all_models:
+        read_manifest(model.checkpoint_path)
     connect()
-    config = ServeConfig.parse({**_fitting_resources(config.max_replicas), **arguments})
+    replicas = sum(model.max_replicas for model in config.all_models)
+    config = ServeConfig.parse({**_fitting_resources(replicas), **arguments})
     if not _serve_is_running():
         check_port(host, port)
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        logger.warning(
-            "listening on %s: this endpoint has no authentication, put a proxy in front of it", host
-        )
     serve.start(http_options={"host": host, "port": port})
     run_many(
         [RunTarget(build_application(config), name=APPLICATION_NAME, route_prefix="/")],
@@ -68,18 +69,23 @@ def deploy(
     return url
 
 
+def drain() -> None:
+    """Make the readiness probe of every HTTP front end fail; requests are answered as before."""
+    serve.get_deployment_handle(INGRESS_NAME, APPLICATION_NAME).broadcast("drain").results()
+
+
 def example_request(url: str, model: str) -> str:
     """A curl line that asks the endpoint for a vector."""
     body = f'{{"model": "{model}", "input": "How do I read a file?"}}'
     return f"curl -s {url}/v1/embeddings -H 'Content-Type: application/json' -d '{body}'"
 
 
-def _fitting_resources(max_replicas: int) -> dict[str, float]:
+def _fitting_resources(replicas: int) -> dict[str, float]:
     """Processor cores and GPUs of a replica when the user names none."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(resources.get("GPU") for resources in nodes):
         return {"num_gpus": 1}
-    return {"num_cpus": max(1, max(int(resources.get("CPU", 0)) for resources in nodes) // max_replicas)}
+    return {"num_cpus": max(1, max(int(resources.get("CPU", 0)) for resources in nodes) // replicas)}
 
 
 def _serve_is_running() -> bool:

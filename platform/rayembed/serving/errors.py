@@ -15,13 +15,19 @@ from starlette.exceptions import HTTPException
 
 logger = logging.getLogger(__name__)
 
-_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error"}
+_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 500: "internal_error"}
 _MESSAGES = {
-    404: "no such path; there are POST /v1/embeddings, GET /v1/models, GET /health/live and /health/ready",
-    405: "this path does not take that method; /v1/embeddings takes POST, all others take GET",
+    404: "no such path; GET /docs lists what there is, such as POST /v1/embeddings and GET /v1/models",
+    405: "this path does not take that method; the header Allow names those it takes",
     413: "the request body is too large; send fewer or shorter inputs in one request",
 }
+_PLACES = ("body", "header", "path", "query")
 _INPUT_RULE = (
     "input must be a non-empty string, or a non-empty list of non-empty strings, of token ids, "
     "or of non-empty lists of token ids"
@@ -54,7 +60,11 @@ class Problem:
             "param": self.param,
             "code": self.code or _CODES.get(self.status, "invalid_request"),
         }
-        headers = {"Retry-After": str(self.retry_after_s)} if self.retry_after_s is not None else None
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse({"error": error}, status_code=self.status, headers=headers)
 
 
@@ -94,7 +104,10 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return Problem(error.status_code, _MESSAGES.get(error.status_code, str(error.detail))).response()
+        message = _MESSAGES.get(error.status_code, str(error.detail))
+        response = Problem(error.status_code, message).response()
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -105,7 +118,7 @@ def install_handlers(app: FastAPI) -> None:
 def _validation_problem(errors: Sequence[Any]) -> Problem:
     """One sentence for what pydantic found wrong with a body."""
     first = errors[0]
-    location = [part for part in first["loc"] if part != "body"]
+    location = [part for part in first["loc"] if part not in _PLACES]
     if first["type"] == "json_invalid":
         return Problem(400, f"the body is not valid JSON (character {location[0]})", code="invalid_json")
     if not location:

@@ -4,7 +4,10 @@ import contextlib
 import math
 from collections.abc import Iterator
 
+from rayembed.serving.messages import Priority
+
 _LONGEST_WAIT_S = 60
+_BULK_SHARE = 0.75  # of the limit, so that a full bulk backlog leaves room for online requests
 
 
 class TokenLimit:
@@ -14,9 +17,13 @@ class TokenLimit:
         self.max_tokens = max_tokens
         self.queued = 0
 
-    def has_room(self, tokens: int) -> bool:
+    def limit(self, priority: Priority = "online") -> int:
+        """Most tokens that may be queued when a request of this priority is admitted."""
+        return int(self.max_tokens * _BULK_SHARE) if priority == "bulk" else self.max_tokens
+
+    def has_room(self, tokens: int, priority: Priority = "online") -> bool:
         """Whether a request of `tokens` tokens fits now."""
-        return self.queued + tokens <= self.max_tokens
+        return self.queued + tokens <= self.limit(priority)
 
     @contextlib.contextmanager
     def hold(self, tokens: int) -> Iterator[None]:
@@ -27,8 +34,9 @@ class TokenLimit:
         finally:
             self.queued -= tokens
 
-    def retry_after_s(self, tokens_per_second: float) -> int:
-        """Whole seconds, from 1 to 60, in which the present queue is worked off at the measured speed."""
+    def retry_after_s(self, tokens: int, tokens_per_second: float, priority: Priority = "online") -> int:
+        """Whole seconds, from 1 to 60, until `tokens` fit when the queue drains at the measured speed."""
         if tokens_per_second <= 0:
             return 1
-        return min(max(math.ceil(self.queued / tokens_per_second), 1), _LONGEST_WAIT_S)
+        missing = self.queued + tokens - self.limit(priority)
+        return min(max(math.ceil(missing / tokens_per_second), 1), _LONGEST_WAIT_S)

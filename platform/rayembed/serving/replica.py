@@ -4,73 +4,89 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from prometheus_client.metrics_core import Metric
+from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from rayembed import logs
-from rayembed.contract import Contract, TokenizedTexts
+from rayembed.contract import TokenizedTexts
 from rayembed.errors import RequestError
 from rayembed.inference.engine import Engine
+from rayembed.serving import tracing
+from rayembed.serving.autoscaling import QUEUED_TOKENS
 from rayembed.serving.batcher import TokenBatcher
-from rayembed.serving.config import ServeConfig
+from rayembed.serving.cache import CachedVector, cache_key, make_cache
+from rayembed.serving.config import ModelSettings
 from rayembed.serving.errors import ApiError, Problem, overloaded
 from rayembed.serving.limits import TokenLimit
-from rayembed.serving.schemas import ModelCard
-
-QUERY_INSTRUCTION = "query"
-"""Name of the contract's instruction that `input_type: query` stands for."""
-
-
-@dataclass(frozen=True)
-class EncodeRequest:
-    """What the ingress asks of a replica: N texts, or N lists of token ids, under one instruction."""
-
-    texts: Sequence[str] = ()
-    token_ids: Sequence[Sequence[int]] = ()
-    instruction: str | None = None
-    prompt_name: str | None = None
-    input_type: str | None = None
-    dimensions: int | None = None
+from rayembed.serving.messages import (
+    Embeddings,
+    EncodeRequest,
+    Inputs,
+    Token,
+    TokenizeRequest,
+)
+from rayembed.serving.metrics import ReplicaMetrics
+from rayembed.serving.schemas.openai import ModelCard
+from rayembed.serving.tokenizing import RequestTokenizer
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """N vectors of one model.
+class ReplicaStatus:
+    """What /debug shows of one model replica.
 
     Attributes:
-        vectors: fp32 unit vectors, shape (N, D).
-        tokens: tokens computed, instruction and end token included.
-        truncated: number of inputs that were cut to the maximum length.
-        digest: digest of the checkpoint that made the vectors.
+        process: name of the replica.
+        queued_tokens: accepted and not yet answered.
+        max_queued_tokens: where 429 begins.
+        tokens_per_second: recent speed of the model; 0 before the first batch.
+        uptime_s: seconds since the model was loaded.
+        digest: digest of the weights.
     """
 
-    vectors: np.ndarray
-    tokens: int
-    truncated: int
+    process: str
+    queued_tokens: int
+    max_queued_tokens: int
+    tokens_per_second: float
+    uptime_s: float
     digest: str
 
 
-def load_engine(config: ServeConfig) -> Engine:
+def load_engine(settings: ModelSettings) -> Engine:
     """Load the checkpoint onto the device that the replica was given."""
     return Engine.load(
-        config.checkpoint_path,
-        device="cuda" if config.num_gpus else "cpu",
-        precision=config.precision,
-        token_budget=config.token_budget,
+        settings.checkpoint_path,
+        device="cuda" if settings.num_gpus else "cpu",
+        precision=settings.precision,
+        token_budget=settings.token_budget,
     )
+
+
+def process_name() -> str:
+    """Name of the Serve replica that this code runs in; "local" outside Ray Serve."""
+    try:
+        return serve.get_replica_context().replica_tag
+    except RayServeException:
+        return "local"
 
 
 class Encoder:
     """Ray Serve deployment around one engine."""
 
-    def __init__(self, config: ServeConfig, load: Callable[[ServeConfig], Engine] = load_engine):
+    def __init__(self, settings: ModelSettings, load: Callable[[ModelSettings], Engine] = load_engine):
         logs.configure()
-        self._config = config
-        self._engine = load(config)
-        self._started = int(time.time())
-        self._limit = TokenLimit(config.max_queued_tokens)
-        self._batcher = TokenBatcher(self._engine.encode_tokens, config.token_budget)
+        tracing.configure()
+        self._settings = settings
+        self._engine = load(settings)
+        self._started = time.time()
+        self._limit = TokenLimit(settings.max_queued_tokens)
+        self._metrics = ReplicaMetrics(settings.served_name)
+        self._batcher = TokenBatcher(self._engine.encode_tokens, settings.token_budget, self._metrics)
+        self._cache = make_cache(settings.cache, settings.cache_bytes)
+        self._tokenizer = RequestTokenizer(self._engine.contract, self._engine.tokenizer, settings.max_length)
         # One thread, because a tokenizer's truncation settings are shared state; it is parallel inside.
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._engine.encode(["A first text makes a broken checkpoint fail here instead of on a request."])
@@ -80,91 +96,158 @@ class Encoder:
 
         Refusals are values: raising one would cost a logged traceback, most of all under overload.
         """
+        with tracing.span("encode", request.trace, inputs=len(request)):
+            try:
+                self._check_dimensions(request.dimensions)
+                return await self._encode(request)
+            except ApiError as error:
+                return error.problem
+            except RequestError as error:
+                return Problem(400, str(error))
+
+    async def tokenize(self, request: TokenizeRequest) -> list[list[Token]] | Problem:
+        """The tokens of texts, or why there are none."""
         try:
-            self._check_dimensions(request.dimensions)
-            instruction = choose_instruction(self._engine.contract, request)
-            texts = await asyncio.get_running_loop().run_in_executor(
-                self._tokenizer_thread, self._tokenize, request, instruction
-            )
+            return await self._in_tokenizer_thread(self._tokenizer.show, request)
         except ApiError as error:
             return error.problem
         except RequestError as error:
             return Problem(400, str(error))
-        tokens = sum(texts.lengths)
-        if tokens > self._limit.max_tokens:
-            return Problem(
-                413,
-                f"the request has {tokens} tokens and the endpoint accepts {self._limit.max_tokens} at once; "
-                "spread the inputs over several requests",
-                param="input",
-            )
-        if not self._limit.has_room(tokens):
-            return overloaded(self._limit.retry_after_s(self._batcher.tokens_per_second))
-        with self._limit.hold(tokens):
-            vectors = await self._batcher.encode(texts)
-        return Embeddings(cut(vectors, request.dimensions), tokens, sum(texts.truncated), self._engine.digest)
 
     async def describe(self) -> ModelCard:
         """The served model; an answer also means that the replica is ready."""
         return ModelCard(
-            id=self._config.served_name,
-            created=self._started,
+            id=self._settings.served_name,
+            created=int(self._started),
             digest=self._engine.digest,
             dimensions=self._engine.dimensions,
-            max_length=self._max_length,
+            max_length=self._tokenizer.max_length,
+            vocabulary=len(self._engine.tokenizer),
             instructions=self._engine.contract.instructions,
+            aliases=list(self._settings.aliases),
         )
 
-    @property
-    def _max_length(self) -> int:
-        own = self._engine.contract.max_length
-        return min(self._config.max_length or own, own)
+    async def status(self) -> ReplicaStatus:
+        """Load and speed of this replica."""
+        return ReplicaStatus(
+            process_name(),
+            self._limit.queued,
+            self._limit.max_tokens,
+            round(self._batcher.tokens_per_second, 1),
+            round(time.time() - self._started, 1),
+            self._engine.digest,
+        )
+
+    async def metrics(self) -> tuple[str, list[Metric]]:
+        """This process's name and the present values of its metrics."""
+        self._metrics.queued_tokens.set(self._limit.queued)
+        self._metrics.tokens_per_second.set(self._batcher.tokens_per_second)
+        return process_name(), self._metrics.collect()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray Serve for the autoscaler."""
+        return {QUEUED_TOKENS: float(self._limit.queued)}
+
+    async def _encode(self, request: EncodeRequest) -> Embeddings:
+        if not self._limit.has_room(1, request.priority):
+            self._refuse(1, request)  # before the work of tokenising
+        keys = [key for group in request.groups for key in self._keys(group, request)]
+        known = await self._cache.find(keys)
+        texts = await self._tokenize_missing(request, known)
+        self._admit(sum(texts.lengths), request)
+        computed: Sequence[np.ndarray] = []
+        if len(texts):
+            with self._limit.hold(sum(texts.lengths)):
+                computed = list(await self._batcher.encode(texts, request.priority))
+        new = [CachedVector(*each) for each in zip(computed, texts.lengths, texts.truncated, strict=True)]
+        remaining = iter(new)
+        answers = [entry or next(remaining) for entry in known]
+        await self._cache.store(
+            {key: answer for key, answer, entry in zip(keys, answers, known, strict=True) if entry is None}
+        )
+        return self._embeddings(answers, len(answers) - len(new), request)
+
+    def _embeddings(self, answers: Sequence[CachedVector], cached: int, request: EncodeRequest) -> Embeddings:
+        tokens = sum(answer.tokens for answer in answers)
+        truncated = sum(answer.truncated for answer in answers)
+        self._metrics.inputs.inc(len(answers))
+        self._metrics.tokens.inc(tokens)
+        self._metrics.truncated.inc(truncated)
+        self._metrics.cache_hits.inc(cached)
+        vectors = cut(np.stack([answer.vector for answer in answers]), request.dimensions, request.normalize)
+        return Embeddings(vectors, tokens, truncated, self._engine.digest, cached)
+
+    async def _tokenize_missing(
+        self, request: EncodeRequest, known: Sequence[CachedVector | None]
+    ) -> TokenizedTexts:
+        """Tokens of the inputs whose vector is not known, in order."""
+        texts = TokenizedTexts([], [], [])
+        first = 0
+        started = time.perf_counter()
+        for group in request.groups:
+            missing = [position for position in range(len(group)) if known[first + position] is None]
+            first += len(group)
+            if missing:
+                part = await self._in_tokenizer_thread(
+                    self._tokenizer, _chosen(group, missing), request.truncate
+                )
+                texts.input_ids.extend(part.input_ids)
+                texts.pool_starts.extend(part.pool_starts)
+                texts.truncated.extend(part.truncated)
+        self._metrics.tokenize_seconds.observe(time.perf_counter() - started)
+        return texts
+
+    def _admit(self, tokens: int, request: EncodeRequest) -> None:
+        limit = self._limit.limit(request.priority)
+        if tokens > limit:
+            raise ApiError(
+                Problem(
+                    413,
+                    f"the request has {tokens} tokens and the endpoint accepts {limit} at once; "
+                    "spread the inputs over several requests",
+                    param="input",
+                )
+            )
+        if not self._limit.has_room(tokens, request.priority):
+            self._refuse(tokens, request)
+
+    def _refuse(self, tokens: int, request: EncodeRequest) -> None:
+        speed = self._batcher.tokens_per_second
+        raise ApiError(overloaded(self._limit.retry_after_s(tokens, speed, request.priority)))
+
+    def _keys(self, group: Inputs, request: EncodeRequest) -> list[str]:
+        if self._settings.cache == "off":
+            return [""] * len(group)
+        given = (group.instruction, group.prompt_name, group.input_type)
+        rules = repr((given, self._tokenizer.max_length, request.truncate))
+        return [cache_key(self._engine.digest, rules, text) for text in group.texts or group.token_ids]
+
+    async def _in_tokenizer_thread(self, function: Callable, *arguments):
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizer_thread, function, *arguments)
 
     def _check_dimensions(self, dimensions: int | None) -> None:
         width = self._engine.dimensions
         if dimensions is not None and dimensions > width:
             raise ApiError(Problem(400, f"dimensions must be between 1 and {width}", param="dimensions"))
 
-    def _tokenize(self, request: EncodeRequest, instruction: str | None) -> TokenizedTexts:
-        contract, tokenizer = self._engine.contract, self._engine.tokenizer
-        if request.texts:
-            return contract.tokenize(tokenizer, request.texts, instruction, self._max_length)
-        vocabulary = len(tokenizer)
-        if any(token_id >= vocabulary for ids in request.token_ids for token_id in ids):
-            raise ApiError(Problem(400, f"input: token ids must be below {vocabulary}", param="input"))
-        return contract.tokenize_ids(tokenizer, request.token_ids, instruction, self._max_length)
+
+def _chosen(group: Inputs, positions: Sequence[int]) -> Inputs:
+    """The same group with only some of its inputs."""
+    if len(positions) == len(group):
+        return group
+    return replace(
+        group,
+        texts=[group.texts[position] for position in positions] if group.texts else (),
+        token_ids=[group.token_ids[position] for position in positions] if group.token_ids else (),
+    )
 
 
-def choose_instruction(contract: Contract, request: EncodeRequest) -> str | None:
-    """Instruction text of a request: given literally, by name, or through its input type; None for none.
-
-    Raises:
-        ApiError: the name is unknown, or the model was trained with instructions and has none for queries.
-    """
-    known = contract.instructions
-    names = ", ".join(sorted(known)) or "none; send `instruction` instead"
-    if request.instruction is not None:
-        return request.instruction or None
-    if request.prompt_name is not None:
-        if request.prompt_name not in known:
-            raise ApiError(Problem(400, f"unknown prompt_name; this model has: {names}", param="prompt_name"))
-        return known[request.prompt_name]
-    if request.input_type != "query" or not known:
-        return None
-    if QUERY_INSTRUCTION not in known:
-        raise ApiError(
-            Problem(
-                400,
-                f"this model has no instruction for queries in general; choose one with prompt_name: {names}",
-                param="input_type",
-            )
-        )
-    return known[QUERY_INSTRUCTION]
-
-
-def cut(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
-    """First `dimensions` components of unit vectors (N, D), scaled back to unit length."""
+def cut(vectors: np.ndarray, dimensions: int | None, normalize: bool = True) -> np.ndarray:
+    """First `dimensions` components of unit vectors (N, D), scaled back to unit length unless told not to."""
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
     kept = vectors[:, :dimensions]
+    if not normalize:
+        return kept
     return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,0 +1,159 @@
+"""From a model's name to an answer of one of its replicas, whatever happens to a single replica."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.errors import ApiError, Problem, overloaded, unavailable
+from rayembed.serving.messages import Embeddings, EncodeRequest, Token, TokenizeRequest
+from rayembed.serving.metrics import IngressMetrics
+from rayembed.serving.records import RequestRecord
+from rayembed.serving.schemas.openai import ModelCard
+
+logger = logging.getLogger(__name__)
+
+_READY_TIMEOUT_S = 5
+_CARD_LIFETIME_S = 5
+_FIRST_PAUSE_S = 0.1
+
+
+class Gateway:
+    """Knows the served models and asks their replicas."""
+
+    def __init__(self, config: ServeConfig, encoders: Mapping[str, Any], metrics: IngressMetrics):
+        """`encoders` maps each model's name to the Serve handle of its `Encoder` deployment."""
+        self._config = config
+        self._encoders = encoders
+        self._metrics = metrics
+        self._names = {
+            name: model.served_name
+            for model in config.all_models
+            for name in (model.served_name, *model.aliases)
+        }
+        self._cards: dict[str, tuple[float, ModelCard]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that a request may give, the default model's first."""
+        return list(self._names)
+
+    def resolve(self, name: str | None) -> str:
+        """The served model behind a name or an alias; the default one for None.
+
+        Raises:
+            ApiError: 404, no model has that name.
+        """
+        if name is None:
+            return self._config.served_name
+        if name not in self._names:
+            known = ", ".join(sorted(self._names))
+            raise ApiError(
+                Problem(404, f"no such model; this endpoint serves {known}", "model", "model_not_found")
+            )
+        return self._names[name]
+
+    async def encode(self, model: str | None, request: EncodeRequest, record: RequestRecord) -> Embeddings:
+        """Vectors of all inputs from one replica, hence from one set of weights.
+
+        Raises:
+            ApiError: the request was refused, or no replica could answer it.
+        """
+        name = self.resolve(model)
+        record.model, record.inputs = name, len(request)
+        if len(request) > self._config.max_inputs:
+            message = (
+                f"the request has {len(request)} inputs and the endpoint takes {self._config.max_inputs}; "
+                "send several requests"
+            )
+            raise ApiError(Problem(400, message, param="input"))
+        answer = await self._ask(name, "encode", request)
+        if isinstance(answer, Problem):
+            raise ApiError(answer)
+        record.tokens, record.truncated, record.digest = answer.tokens, answer.truncated, answer.digest
+        return answer
+
+    async def tokenize(self, model: str | None, request: TokenizeRequest) -> list[list[Token]]:
+        """The tokens of texts.
+
+        Raises:
+            ApiError: as `encode`.
+        """
+        answer = await self._ask(self.resolve(model), "tokenize", request)
+        if isinstance(answer, Problem):
+            raise ApiError(answer)
+        return answer
+
+    async def card(self, model: str | None) -> ModelCard:
+        """Description of a model; starts no replica when one has described it before.
+
+        Raises:
+            ApiError: unknown model, or no replica answers.
+        """
+        name = self.resolve(model)
+        known = self._cards.get(name)
+        if known and time.monotonic() - known[0] < _CARD_LIFETIME_S:
+            return known[1]
+        running = await self._broadcast(name, "describe")
+        card = running[0] if running else known[1] if known else await self._ask(name, "describe")
+        self._cards[name] = (time.monotonic(), card)
+        return card
+
+    async def cards(self) -> list[ModelCard]:
+        """Description of every model."""
+        return [await self.card(model.served_name) for model in self._config.all_models]
+
+    @property
+    def known_cards(self) -> list[ModelCard]:
+        """Descriptions that replicas have given so far."""
+        return [card for _, card in self._cards.values()]
+
+    async def check_ready(self) -> None:
+        """Raise ApiError 503 unless every model that always has replicas has one that answers."""
+        for model in self._config.all_models:
+            if model.min_replicas:
+                try:
+                    card = await asyncio.wait_for(self._ask(model.served_name, "describe"), _READY_TIMEOUT_S)
+                    self._cards[model.served_name] = (time.monotonic(), card)
+                except TimeoutError as error:
+                    problem = unavailable(
+                        f"no replica of {model.served_name} answered in {_READY_TIMEOUT_S} s"
+                    )
+                    raise ApiError(problem) from error
+
+    async def from_every_replica(self, method: str) -> list[Any]:
+        """Answers of all running replicas of all models."""
+        lists = await asyncio.gather(*(self._broadcast(name, method) for name in self._encoders))
+        return [answer for answers in lists for answer in answers]
+
+    async def _broadcast(self, name: str, method: str) -> Sequence[Any]:
+        """Answers of the running replicas of one model; none where one of them fails to answer in time."""
+        try:
+            return await asyncio.wait_for(
+                self._encoders[name].broadcast(method).results_async(), _READY_TIMEOUT_S
+            )
+        except (TimeoutError, RayActorError, DeploymentUnavailableError) as error:
+            logger.warning("not every replica of %s answered: %s", name, type(error).__name__)
+            return []
+
+    async def _ask(self, name: str, method: str, *arguments: Any) -> Any:
+        """Call one replica; embedding twice does no harm, so a replica's death leads to another try."""
+        for attempt in range(self._config.retries + 1):
+            try:
+                return await getattr(self._encoders[name], method).remote(*arguments)
+            except BackPressureError as error:
+                raise ApiError(overloaded(1)) from error
+            except DeploymentUnavailableError as error:
+                raise ApiError(unavailable(f"{name} could not be started")) from error
+            except (RayActorError, WorkerCrashedError, ReplicaUnavailableError) as error:
+                if attempt == self._config.retries:
+                    raise ApiError(unavailable("the model replica is not available")) from error
+                logger.warning("a replica of %s was lost, request sent again", name)
+                self._metrics.retries.labels(name).inc()
+                await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")

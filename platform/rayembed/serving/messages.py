@@ -1,0 +1,93 @@
+"""What the HTTP side and the model replicas say to each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Truncation = Literal["NONE", "START", "END"]
+Priority = Literal["online", "bulk"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """N texts, or N lists of token ids, under one instruction.
+
+    Attributes:
+        texts: the inputs where they are texts.
+        token_ids: the inputs where the client tokenised them.
+        instruction: what they are for, in words; wins over the two below and may be empty for none.
+        prompt_name: name of an instruction that the model was trained with.
+        input_type: query, passage, document, or the name of an instruction to use where the model has it.
+    """
+
+    texts: Sequence[str] = ()
+    token_ids: Sequence[Sequence[int]] = ()
+    instruction: str | None = None
+    prompt_name: str | None = None
+    input_type: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts) + len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class EncodeRequest:
+    """What the ingress asks of one replica; its vectors all come from one set of weights.
+
+    Attributes:
+        groups: inputs in the order in which their vectors are wanted.
+        dimensions: width to cut the vectors to; None for the full width.
+        truncate: what happens to an input above the maximum length: refuse, cut its start, cut its end.
+        normalize: scale vectors that were cut to `dimensions` back to unit length.
+        priority: bulk work is computed when online work leaves room.
+        trace: headers of the trace that the request belongs to.
+    """
+
+    groups: Sequence[Inputs]
+    dimensions: int | None = None
+    truncate: Truncation = "END"
+    normalize: bool = True
+    priority: Priority = "online"
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """N vectors of one model.
+
+    Attributes:
+        vectors: fp32 vectors, shape (N, D).
+        tokens: tokens of the inputs, instruction and end token included.
+        truncated: number of inputs that were cut to the maximum length.
+        digest: digest of the checkpoint that made the vectors.
+        cached: number of inputs whose vector came from the cache.
+    """
+
+    vectors: np.ndarray
+    tokens: int
+    truncated: int
+    digest: str
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class TokenizeRequest:
+    """Texts whose tokens a client wants to see."""
+
+    texts: Sequence[str]
+    prompt_name: str | None = None
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a text: its id, its text, and whether the text does not contain it."""
+
+    id: int
+    text: str
+    special: bool

@@ -1,0 +1,121 @@
+"""Around every route: request ids, metrics, the access log, authentication and the size of the body."""
+
+import json
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rayembed.serving.authentication import Keyring
+from rayembed.serving.errors import ApiError
+from rayembed.serving.metrics import IngressMetrics
+from rayembed.serving.records import RequestRecord
+
+access_logger = logging.getLogger("rayembed.access")
+
+REQUEST_ID_HEADER = "X-Request-Id"
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_DISCONNECTED = 499  # the client left; never sent
+_OPEN_PATHS = ("/", "/docs", "/openapi.json")
+_OPEN_FOLDERS = ("/health/", "/assets/", "/static-offline-docs/")
+
+
+class Observation:
+    """Gives each request a record, and counts, times and logs it."""
+
+    def __init__(self, app: ASGIApp, metrics: IngressMetrics, access_log: bool):
+        self._app = app
+        self._metrics = metrics
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry point."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        record = RequestRecord(_request_id(scope))
+        scope.setdefault("state", {})["record"] = record
+        status = _DISCONNECTED
+        started = time.perf_counter()
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = record.request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        except Exception:
+            status = 500  # written by the application's outermost handler
+            raise
+        finally:
+            self._finish(scope, record, status, time.perf_counter() - started)
+
+    def _finish(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.responses.labels(route, record.model, status).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        if self._access_log:
+            line = {"route": route, "status": status, "seconds": round(seconds, 4), **vars(record)}
+            access_logger.info(json.dumps(line))
+
+
+class Authentication:
+    """Lets a request through when its key is known and within its limits."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring):
+        self._app = app
+        self._keyring = keyring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry point."""
+        if scope["type"] != "http" or _is_open(scope):
+            return await self._app(scope, receive, send)
+        try:
+            client = self._keyring.admit(Headers(scope=scope).get("authorization", ""))
+        except ApiError as error:
+            return await error.problem.response()(scope, receive, send)
+        record: RequestRecord = scope["state"]["record"]
+        record.client = client.name
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            client.charge(record.tokens)
+
+
+class BodyLimit:
+    """Refuses a body above `max_bytes` while it arrives."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int):
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry point; raises HTTPException 413 into the application's read of the body."""
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise HTTPException(413)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _is_open(scope: Scope) -> bool:
+    """Pages without data, and the probes of orchestrators."""
+    path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)

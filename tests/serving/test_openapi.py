@@ -1,0 +1,41 @@
+"""The OpenAPI document is true: requests made from it get documented answers of the documented shape."""
+
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, Phase, settings
+
+from rayembed.serving.app import create_app
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.replica import Encoder
+from tests.serving.fakes import FakeEngine, LocalHandle
+
+config = ServeConfig(checkpoint="unused", model_name="fake", max_inputs=50)
+engine = FakeEngine(instructions={"query": "find", "topics": "sort"}, max_length=512)
+app = create_app(config, {"fake": LocalHandle(Encoder(config, lambda _: engine))})
+TestClient(app).get("/health/ready")  # from now on the document knows the model
+schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+@schema.parametrize()
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+def test_answers_are_as_documented(case):
+    case.call_and_validate()
+
+
+def test_document_has_the_rules_of_the_served_model():
+    schemas = TestClient(app).get("/openapi.json").json()["components"]["schemas"]
+    fields = schemas["EmbeddingRequest"]["properties"]
+    assert fields["model"]["enum"] == ["fake"]
+    assert fields["dimensions"]["anyOf"][0]["maximum"] == engine.dimensions
+    assert fields["prompt_name"]["anyOf"][0]["enum"] == ["query", "topics"]
+
+
+def test_every_path_is_documented():
+    paths = TestClient(app).get("/openapi.json").json()["paths"]
+    assert {"/v1/embeddings", "/v1/models", "/v1/rerank", "/v2/embed", "/embed", "/similarity"} <= set(paths)
