@@ -1,7 +1,16 @@
-from collections.abc import Callable
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import ray
+import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from ray import serve
 
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
@@ -30,3 +39,42 @@ def make_client() -> Callable[..., TestClient]:
 @pytest.fixture
 def client(make_client) -> TestClient:
     return make_client()
+
+
+@pytest.fixture(scope="module")
+def serve_app() -> Iterator[Callable[[FastAPI], str]]:
+    """Puts applications on loopback ports without Ray and returns their URLs."""
+    with contextlib.ExitStack() as servers:
+        yield lambda app: servers.enter_context(_listening(app))
+
+
+@contextlib.contextmanager
+def _listening(app: FastAPI) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    [listener] = server.servers
+    yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="package")
+def serve_url() -> Iterator[str]:
+    """Base URL of a Ray Serve instance without applications, shared by all tests that need one."""
+    root = Path(__file__).resolve().parents[2]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        runtime_env={"env_vars": {"PYTHONPATH": f"{root}/platform:{root}"}},
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()

@@ -8,7 +8,8 @@ import numpy as np
 
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.inference.engine import Encoded
-from rayembed.serving.config import ModelSettings
+from rayembed.serving.builder import build_application
+from rayembed.serving.config import ModelSettings, ServeConfig
 
 POISON = "poison"
 VOCABULARY = 10_000
@@ -74,6 +75,18 @@ def load_fake(settings: ModelSettings) -> FakeEngine:
 
 def load_slow_fake(settings: ModelSettings) -> FakeEngine:
     return FakeEngine(seconds_per_batch=0.2)
+
+
+def load_updated_fake(settings: ModelSettings) -> FakeEngine:
+    engine = FakeEngine()
+    engine.digest = "e" * 64
+    return engine
+
+
+def application(load, **settings):
+    """The real Serve application around a fake engine."""
+    config = ServeConfig.parse({"checkpoint": "unused", "model_name": "fake", "num_cpus": 0.1, **settings})
+    return build_application(config, load=load)
 
 
 class LocalHandle:

@@ -1,52 +1,34 @@
 """The real thing: Ray Serve on a loopback port, driven by the official OpenAI client and by raw HTTP."""
 
 import base64
-import socket
+import re
 import subprocess
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
-import ray
 import requests
 from ray import serve
 
-from rayembed.serving.builder import build_application
-from rayembed.serving.config import ServeConfig
 from rayembed.serving.deploy import example_request
-from tests.serving.fakes import POISON, WIDTH, WordTokenizer, load_fake, load_slow_fake
+from tests.serving.fakes import POISON, WIDTH, WordTokenizer, application, load_fake, load_slow_fake
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def application(load, **settings):
-    config = ServeConfig.parse({"checkpoint": "unused", "model_name": "fake", **settings})
-    return build_application(config, load=load)
-
 
 @pytest.fixture(scope="module")
-def url():
-    """Base URL of one Serve instance with an endpoint at / and one that is easily overloaded at /slow."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        runtime_env={"env_vars": {"PYTHONPATH": f"{ROOT}/platform:{ROOT}"}},
-    )
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+def url(serve_url):
+    """Base URL of an endpoint at /, with one that is easily overloaded at /slow."""
     serve.run(application(load_fake), name="fast", route_prefix="/")
-    serve.run(application(load_slow_fake, max_queued_tokens=32), name="slow", route_prefix="/slow")
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
-    ray.shutdown()
+    serve.run(
+        application(load_slow_fake, max_queued_tokens=32, token_budget=4), name="slow", route_prefix="/slow"
+    )
+    yield serve_url
+    serve.delete("fast")
+    serve.delete("slow")
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +105,21 @@ def test_overload_gets_only_200_and_429(url):
     assert all(int(response.headers["Retry-After"]) >= 1 for response in refused)
     assert {response.json()["error"]["code"] for response in refused} == {"rate_limit_exceeded"}
     assert request(None).status_code == 200
+
+
+def test_work_of_a_client_that_left_is_dropped(url):
+    """The request is 8 batches of 0.2 s long and its client waits for less than one of them."""
+
+    def metric(name):
+        text = requests.get(f"{url}/slow/metrics").text
+        return float(re.search(rf"^rayembed_{name}{{.*}} (\S+)$", text, flags=re.MULTILINE)[1])
+
+    before = metric("compute_seconds_count")
+    body = {"model": "fake", "input": ["one two three"] * 8}
+    with pytest.raises(requests.Timeout):
+        requests.post(f"{url}/slow/v1/embeddings", json=body, timeout=0.1)
+    deadline = time.monotonic() + 30
+    while metric("queued_tokens"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert metric("compute_seconds_count") - before < 8

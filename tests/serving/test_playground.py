@@ -1,12 +1,8 @@
 """The page at `/` in a real browser."""
 
 import shutil
-import socket
-import threading
-import time
 
 import pytest
-import uvicorn
 
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import Keyring, KeySettings
@@ -24,23 +20,12 @@ KEY = "sesame-1234"
 
 
 @pytest.fixture(scope="module")
-def url():
+def url(serve_app):
     """The endpoint on a loopback port, with a fake engine and an API key."""
     config = ServeConfig(checkpoint="unused", model_name="fake")
     encoder = Encoder(config, lambda _: FakeEngine(instructions={"query": "find"}))
     keyring = Keyring([KeySettings(name="a", key=KEY)])
-    app = create_app(config, {"fake": LocalHandle(encoder)}, keyring=keyring)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    return serve_app(create_app(config, {"fake": LocalHandle(encoder)}, keyring=keyring))
 
 
 @pytest.fixture(scope="module")

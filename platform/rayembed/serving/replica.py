@@ -1,6 +1,7 @@
 """The model replica: tokenises, admits, batches and cuts."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ class ReplicaStatus:
 
     Attributes:
         process: name of the replica.
+        pid: its process on its node.
         queued_tokens: accepted and not yet answered.
         max_queued_tokens: where 429 begins.
         tokens_per_second: recent speed of the model; 0 before the first batch.
@@ -48,6 +50,7 @@ class ReplicaStatus:
     """
 
     process: str
+    pid: int
     queued_tokens: int
     max_queued_tokens: int
     tokens_per_second: float
@@ -131,6 +134,7 @@ class Encoder:
         """Load and speed of this replica."""
         return ReplicaStatus(
             process_name(),
+            os.getpid(),
             self._limit.queued,
             self._limit.max_tokens,
             round(self._batcher.tokens_per_second, 1),

@@ -1,0 +1,104 @@
+"""Clients that people have, unchanged, against the routes on a loopback port."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import mteb
+import numpy as np
+import pytest
+import requests
+
+from rayembed.serving.app import create_app
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.replica import Encoder
+from tests.serving.fakes import FakeEngine, LocalHandle
+
+TEXTS = ["one", "two words"]
+
+
+@pytest.fixture(scope="module")
+def url(serve_app):
+    config = ServeConfig(checkpoint="unused", model_name="fake", aliases=["text-embedding-3-small"])
+    encoder = Encoder(config, lambda _: FakeEngine(instructions={"query": "find"}, max_length=64))
+    return serve_app(create_app(config, {"fake": LocalHandle(encoder)}))
+
+
+@pytest.fixture(scope="module")
+def expected(url):
+    """Vectors of TEXTS by plain HTTP."""
+    body = {"model": "fake", "input": TEXTS}
+    answer = requests.post(f"{url}/v1/embeddings", json=body).json()
+    return np.array([item["embedding"] for item in answer["data"]])
+
+
+def test_openai_for_node(url, expected):
+    """The package is looked for where NODE_PATH says and beside the repository's own files."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node")
+    script = Path(__file__).with_name("openai_client.mjs")
+    folders = [Path(folder) for folder in os.environ.get("NODE_PATH", "").split(":") if folder]
+    folders.append(Path(__file__).parents[2] / "node_modules")
+    package = next((folder for folder in folders if (folder / "openai").is_dir()), None)
+    if package is None:
+        pytest.skip("needs the npm package openai: npm install --no-save openai, or NODE_PATH")
+    # Modules are looked up from the script's folder, so the script goes beside the package.
+    code = script.read_text().replace('"openai"', json.dumps(str(package / "openai" / "index.mjs")))
+    result = subprocess.run(
+        [node, "--input-type=module", "-", url], input=code, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    np.testing.assert_allclose(answer["vectors"], expected, rtol=1e-6)
+    assert answer["tokens"] == 5
+    assert answer["models"] == ["fake"]
+    assert answer["failure"] == {"type": "NotFoundError", "code": "model_not_found"}
+
+
+def test_mteb_wrapper(url, expected):
+    from mteb.models import OpenAIAPIEncodeWrapper
+    from torch.utils.data import DataLoader
+
+    wrapper = OpenAIAPIEncodeWrapper(url, "fake", use_chat_template=False)
+    task = mteb.get_task("STSBenchmark")
+    vectors = wrapper.encode(
+        DataLoader([{"text": text} for text in TEXTS], batch_size=2),
+        task_metadata=task.metadata,
+        hf_split="test",
+        hf_subset="default",
+    )
+    np.testing.assert_allclose(np.asarray(vectors), expected, rtol=1e-6)
+
+
+def test_cohere(url, expected):
+    cohere = pytest.importorskip("cohere", reason="needs the package cohere")
+    client = cohere.ClientV2("unused", base_url=url)
+    answer = client.embed(
+        model="fake", texts=TEXTS, input_type="search_document", embedding_types=["float", "int8"]
+    )
+    np.testing.assert_allclose(answer.embeddings.float_, expected, rtol=1e-6)
+    assert np.shape(answer.embeddings.int8) == expected.shape
+    ranked = client.rerank(model="fake", query="one", documents=TEXTS, top_n=1)
+    assert len(ranked.results) == 1
+    with pytest.raises(cohere.NotFoundError):
+        client.embed(model="other", texts=TEXTS, input_type="search_document")
+
+
+def test_langchain(url, expected):
+    langchain = pytest.importorskip("langchain_openai", reason="needs the package langchain-openai")
+    embeddings = langchain.OpenAIEmbeddings(
+        model="fake", base_url=f"{url}/v1", api_key="unused", check_embedding_ctx_length=False
+    )
+    np.testing.assert_allclose(embeddings.embed_documents(TEXTS), expected, rtol=1e-6)
+    np.testing.assert_allclose(embeddings.embed_query(TEXTS[0]), expected[0], rtol=1e-6)
+
+
+def test_llama_index(url, expected):
+    llama = pytest.importorskip(
+        "llama_index.embeddings.openai", reason="needs the package llama-index-embeddings-openai"
+    )
+    embeddings = llama.OpenAIEmbedding(model_name="fake", api_base=f"{url}/v1", api_key="unused")
+    np.testing.assert_allclose(embeddings.get_text_embedding_batch(TEXTS), expected, rtol=1e-6)
