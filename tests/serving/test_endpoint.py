@@ -42,7 +42,8 @@ def test_openai_client_gets_vectors(client):
     assert [len(item.embedding) for item in response.data] == [WIDTH, WIDTH]
     assert response.usage.prompt_tokens == 5
     floats = client.embeddings.create(model="fake", input=["one", "two words"], encoding_format="float")
-    np.testing.assert_array_equal(response.data[1].embedding, floats.data[1].embedding)
+    base64_vector, float_vector = (np.float32(each.data[1].embedding) for each in (response, floats))
+    np.testing.assert_array_equal(base64_vector, float_vector)
 
 
 def test_openai_client_sends_tokens_dimensions_and_instructions(client):

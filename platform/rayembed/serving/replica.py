@@ -71,9 +71,10 @@ def load_engine(settings: ModelSettings) -> Engine:
 def process_name() -> str:
     """Name of the Serve replica that this code runs in; "local" outside Ray Serve."""
     try:
-        return serve.get_replica_context().replica_tag
+        context = serve.get_replica_context()
     except RayServeException:
         return "local"
+    return f"{context.deployment}#{context.replica_tag}"
 
 
 class Encoder:
