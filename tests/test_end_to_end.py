@@ -41,7 +41,7 @@ def write_recipe(home: Path, base: Path, name: str, workers: int = 1) -> Path:
     for file, rows in (("pairs", pairs), ("labels", labels)):
         (home / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     retrieval = {"source": "pairs", "weight": 1, "instruction": "Find", "in_batch_negatives": True}
-    sorting = {"source": "labels", "weight": 1, "symmetric": True, "in_batch_negatives": False}
+    sorting = retrieval | {"source": "labels", "symmetric": True, "in_batch_negatives": False}
     stage = {"batch_size": 8, "learning_rate": 5e-3, "temperature": 0.1}
     recipe = {
         "name": name,

@@ -1,15 +1,17 @@
 """Collation against a brute-force reading of the same batch; texts are compared, not positions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from rayembed.config import SourceConfig
 from rayembed.contract import Contract
-from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
+from rayembed.data.collate import ChosenRow, Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch
+from rayembed.data.prepared import PreparedRows
 from rayembed.data.schema import pair_row, to_table
 from tests.tiny import make_tokenizer
 
@@ -47,8 +49,9 @@ TABLES = (
         ("t0", ["class a"], ["class b"]), ("t1", ["class b"], ["class a"]), ("t2", ["shared"], ["class b"])
     ),
 )
+SOURCES = [PreparedRows(rows.to_batches(max_chunksize=3)) for rows in TABLES]
 BATCH = PlannedBatch(
-    step=5, rows=[(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    step=5, sources=np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2]), rows=np.array([0, 1, 2, 3, 0, 1, 2, 0, 1, 2])
 )
 Document = tuple[str, str]  # text and the instruction in front of it
 
@@ -65,8 +68,8 @@ class Part:
 def collate(world_size: int, *, step: int = 5, seed: int = 1) -> list[Part]:
     parts = []
     for rank in range(world_size):
-        collator = Collator(TABLES, BLEND, CONTRACT, TOKENIZER, seed=seed, rank=rank, world_size=world_size)
-        batch = to_training_batch(collator.record(PlannedBatch(step, BATCH.rows)))
+        collator = Collator(SOURCES, BLEND, CONTRACT, TOKENIZER, seed=seed, rank=rank, world_size=world_size)
+        batch = to_training_batch(collator.record(replace(BATCH, step=step)))
         packed = batch.packed
         spans = [packed.text_index_T == position for position in packed.order_N]
         texts = [TOKENIZER.decode(packed.input_ids_T[span], skip_special_tokens=True) for span in spans]
@@ -108,7 +111,7 @@ def test_the_workers_share_the_rows_of_the_plan(world_size):
         for part in parts
         for source, row in zip(part.batch.source_Q, part.batch.rows, strict=True)
     ]
-    assert sorted(rows) == BATCH.rows
+    assert sorted(rows) == BATCH.pairs()
     for part in parts:
         for query, text in enumerate(part.queries):
             entry, row = row_of(part, query)
@@ -183,6 +186,24 @@ def test_choices_depend_on_seed_and_step():
     assert len({tuple(targets(step=step)) for step in range(8)}) > 1
 
 
+def test_every_row_draws_one_wording_for_its_query_and_its_own_documents():
+    wordings = ("sort", "arrange", "put in order")
+    entry = BLEND[2].model_copy(update={"paraphrases": wordings[1:], "in_batch_negatives": False})
+
+    def chosen(step: int, seed: int = 1) -> list[ChosenRow]:
+        collator = Collator(
+            SOURCES, (*BLEND[:2], entry), CONTRACT, TOKENIZER, seed=seed, rank=0, world_size=1
+        )
+        return [row for row in collator.choose(replace(BATCH, step=step)) if row.source == 2]
+
+    drawn = [row for step in range(8) for row in chosen(step)]
+    assert {row.instruction for row in drawn} == set(wordings)
+    for row in drawn:
+        assert {instruction for _, instruction in (row.target, *row.negatives)} == {row.instruction}
+    assert chosen(3) == chosen(3)
+    assert any(chosen(step) != chosen(step, seed=2) for step in range(8))
+
+
 def test_instructions_attend_but_are_not_pooled():
     [part] = collate(1)
     packed = part.batch.packed
@@ -195,7 +216,7 @@ def test_instructions_attend_but_are_not_pooled():
 
 def test_a_record_survives_arrow():
     """Ray Data carries records between processes as Arrow rows."""
-    record = Collator(TABLES, BLEND, CONTRACT, TOKENIZER, seed=1, rank=0, world_size=2).record(BATCH)
+    record = Collator(SOURCES, BLEND, CONTRACT, TOKENIZER, seed=1, rank=0, world_size=2).record(BATCH)
     [carried] = pa.Table.from_pylist([record]).to_pylist()
     here, there = to_training_batch(record), to_training_batch(carried)
     assert torch.equal(here.packed.input_ids_T, there.packed.input_ids_T)

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from rayembed.config import SourceConfig, StageConfig
 from rayembed.contract import Contract
-from rayembed.data.plan import plan_batches, write_plan
+from rayembed.data.plan import plan_batches
+from rayembed.data.plan_store import write_plan
+from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.data.schema import pair_row, to_table
 from rayembed.data.stream import StreamSpec
-from rayembed.train.prepare import _planned
+from rayembed.train.prepare import planned_source
 
 WORDS = ["sun", "rain", "snow", "wind", "fog", "hail", "dew", "ice", "mist", "storm", "cloud", "frost"]
 
@@ -29,7 +29,7 @@ def write_source(path: Path, rows: int = 24, negatives: int = 2, offset: int = 0
         ],
         "pairs",
     )
-    pq.write_table(table, path)
+    write_rows(table, path)
     return path
 
 
@@ -57,10 +57,13 @@ def stage(*, batch_size: int = 6, steps: int = 4, negatives: int = 2, **settings
 
 def stream_spec(folder: Path, tokenizer: Path, config: StageConfig) -> StreamSpec:
     """Write sources and plan into `folder`."""
-    paths = (write_source(folder / "one.parquet"), write_source(folder / "two.parquet", offset=100))
-    sources = [_planned(entry, path) for entry, path in zip(config.blend, paths, strict=True)]
+    paths = (write_source(folder / "one.arrow"), write_source(folder / "two.arrow", offset=100))
+    sources = [
+        planned_source(entry, PreparedRows.open(path))
+        for entry, path in zip(config.blend, paths, strict=True)
+    ]
     batches = plan_batches(sources, batch_size=config.batch_size, steps=config.steps, seed=3)
-    write_plan(folder / "plan", batches, "test")
+    write_plan(folder / "plan", batches, {"made": "for a test"})
     return StreamSpec(
         plan=folder / "plan",
         sources=paths,

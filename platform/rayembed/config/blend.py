@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayembed.model.configuration import Frozen
 
@@ -21,8 +21,25 @@ class SourceConfig(Frozen):
     """One source of a stage's blend."""
 
     source: str = Field(description="name of a built-in source, or of one declared under data.sources")
-    weight: float = Field(gt=0, description="share of the rows of a batch, relative to the other sources")
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description="share of the rows of a batch, relative to the other sources; None, for all of them "
+        "together: by number of rows, see size_temperature of the stage",
+    )
+    cap: int | None = Field(
+        None, ge=1, description="most different rows that are used, chosen by the seed; None: all"
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="most passes over the rows, after which the other sources take its place; None: as many "
+        "as the steps need",
+    )
     instruction: str | None = Field(None, description="task instruction in front of the query")
+    paraphrases: tuple[str, ...] = Field(
+        (), description="other wordings of the instruction; each row gets one of all wordings by chance"
+    )
     symmetric: bool = Field(False, description="put the instruction in front of the documents as well")
     in_batch_negatives: bool = Field(
         description="whether other rows' documents are negatives for this source's rows"
@@ -32,3 +49,31 @@ class SourceConfig(Frozen):
         "example", description="for labelled sources: documents are examples of a class, or the label texts"
     )
     mining: MiningConfig | None = Field(None, description="mine hard negatives; None: the source's own")
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """The instruction and its paraphrases; empty without an instruction."""
+        return (self.instruction, *self.paraphrases) if self.instruction else ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "SourceConfig":
+        if self.mining and self.negatives_per_query == 0:
+            raise ValueError(
+                f"source {self.source}: mining looks for negatives and negatives_per_query is 0; raise it or "
+                "remove mining"
+            )
+        if self.paraphrases and not self.instruction:
+            raise ValueError(
+                f"source {self.source}: paraphrases need the instruction that they reword; set instruction, "
+                "which evaluation and serving use, or remove paraphrases"
+            )
+        if len(set(self.wordings)) != len(self.wordings):
+            raise ValueError(
+                f"source {self.source}: a wording appears twice among instruction and paraphrases; remove one"
+            )
+        if self.symmetric and not self.instruction:
+            raise ValueError(
+                f"source {self.source}: symmetric puts the instruction in front of the documents and there "
+                "is none; set instruction or remove symmetric"
+            )
+        return self

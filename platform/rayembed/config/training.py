@@ -22,6 +22,11 @@ class TrainingConfig(Frozen):
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints of a stage that are kept")
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl and the progress line")
+    changed_data: Literal["refuse", "keep"] = Field(
+        "refuse",
+        description="when the files of a source changed since the run began: refuse to continue, or keep to "
+        "the rows that were prepared at the start",
+    )
     max_failures: int = Field(
         3, ge=-1, description="worker failures survived in one submission; -1: any number"
     )

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from rayembed.config import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.plan import PlannedBatch
+from rayembed.data.prepared import PreparedRows
 from rayembed.losses.infonce import candidate_mask
 from rayembed.model.packing import PackedBatch, pack_ids
 
@@ -29,6 +29,7 @@ class ChosenRow:
 
     source: int
     query: str
+    instruction: str
     target: DocumentKey
     positives: list[DocumentKey]
     negatives: list[DocumentKey]
@@ -84,7 +85,7 @@ class Collator:
 
     def __init__(
         self,
-        tables: Sequence[pa.Table],
+        sources: Sequence[PreparedRows],
         blend: Sequence[SourceConfig],
         contract: Contract,
         tokenizer: Any,
@@ -93,7 +94,7 @@ class Collator:
         rank: int,
         world_size: int,
     ):
-        self._tables = tables
+        self._sources = sources
         self._blend = blend
         self._contract = contract
         self._tokenizer = tokenizer
@@ -103,7 +104,7 @@ class Collator:
 
     def record(self, batch: PlannedBatch) -> dict[str, Any]:
         """Plain lists and numbers of this worker's part, ready to travel as one Arrow row."""
-        rows = [self._choose(batch.step, source, row) for source, row in batch.rows]
+        rows = self.choose(batch)
         owned = self._document_owners(rows)
         position = {key: index for index, key in enumerate(key for keys in owned for key in keys)}
         queries_of = [list(range(rank, len(rows), self._world_size)) for rank in range(self._world_size)]
@@ -112,7 +113,7 @@ class Collator:
         positions_of, answered_by = _by_text(position), _queries_answered_by(gathered)
         texts = {key: text for row in rows for key, text in row.texts.items()}
         texts_and_instructions = [
-            *((rows[index].query, self._blend[rows[index].source].instruction or "") for index in mine),
+            *((rows[index].query, rows[index].instruction) for index in mine),
             *((texts[key], key[1]) for key in owned[self._rank]),
         ]
         input_ids, pool_starts = self._tokenize(texts_and_instructions)
@@ -129,34 +130,37 @@ class Collator:
             "document_counts": [len(keys) for keys in owned],
             "query_counts": [len(part) for part in queries_of],
             "source": [rows[index].source for index in mine],
-            "row": [batch.rows[index][1] for index in mine],
+            "row": [int(batch.rows[index]) for index in mine],
         }
+
+    def choose(self, batch: PlannedBatch) -> list[ChosenRow]:
+        """The rows of a batch with their texts, the same for every worker."""
+        return [self._choose(batch.step, source, row) for source, row in batch.pairs()]
 
     def _choose(self, step: int, source: int, row: int) -> ChosenRow:
         """Pick the positive and the hard negatives of a row; seed, step and row alone decide."""
         entry = self._blend[source]
-        values = {name: column[0].as_py() for name, column in self._row_columns(source, row).items()}
-        document_instruction = (entry.symmetric and entry.instruction) or ""
-        keys = [(document_id, document_instruction) for document_id in values["document_ids"]]
-        num_positives = len(values["positives"])
+        [values] = self._sources[source].row(row).to_pylist()
         generator = np.random.default_rng([self._seed, step, source, row])
+        num_positives = len(values["positives"])
         target = int(generator.integers(num_positives))
-        wanted = min(entry.negatives_per_query, len(keys) - num_positives)
-        picked = generator.choice(len(keys) - num_positives, size=wanted, replace=False) + num_positives
+        num_negatives = len(values["negatives"])
+        wanted = min(entry.negatives_per_query, num_negatives)
+        picked = generator.choice(num_negatives, size=wanted, replace=False) + num_positives
+        instruction = entry.wordings[int(generator.integers(len(entry.wordings)))] if entry.wordings else ""
+        document_instruction = instruction if entry.symmetric else ""
+        keys = [(document_id, document_instruction) for document_id in values["document_ids"]]
         documents = values["positives"] + values["negatives"]
         used = [target, *picked.tolist()]
         return ChosenRow(
             source=source,
             query=values["query"],
+            instruction=instruction,
             target=keys[target],
             positives=keys[:num_positives],
             negatives=[keys[index] for index in picked],
             texts={keys[index]: documents[index] for index in used},
         )
-
-    def _row_columns(self, source: int, row: int) -> dict[str, pa.ChunkedArray]:
-        table = self._tables[source].slice(row, 1)
-        return {name: table[name] for name in ("query", "positives", "negatives", "document_ids")}
 
     def _document_owners(self, rows: Sequence[ChosenRow]) -> list[list[DocumentKey]]:
         """Documents of each worker: those that one of its rows is the first to name."""

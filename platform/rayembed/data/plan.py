@@ -1,72 +1,63 @@
 """The batch plan: which rows every step trains on.
 
-The plan is a pure function of the prepared sources, their weights, the batch size and the seed. It knows
-nothing of workers: a step names the rows of the global batch and each worker takes its share of them, so all
-workers have the same number of steps by construction and another number of workers continues the same
-batches.
+The plan is a pure function of the prepared sources, the blend, the batch size and the seed. It knows nothing
+of workers: a step names the rows of the global batch and each worker takes its share of them, so all workers
+have the same number of steps by construction and another number of workers continues the same batches.
 """
 
-import hashlib
-import json
-import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from rayembed.data.clashes import KeyReader, SharedKeys, find_shared_keys
+from rayembed.data.row_sequence import RowSequence
+from rayembed.data.shares import Batching, rows_of_sources, shares, unit_size
 from rayembed.errors import DataError
-from rayembed.paths import atomic_directory, atomic_write
 
-logger = logging.getLogger(__name__)
-
-PLAN_SCHEMA = pa.schema(
-    [("step", pa.int64()), ("source", pa.list_(pa.int16())), ("row", pa.list_(pa.int64()))]
-)
-STEPS_PER_FILE = 4096
-_FINGERPRINT_FILE = "plan.json"
+_WAITING_LOOKED_AT = 4  # times the rows wanted; keeps a step short where many rows wait
 
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """What the plan needs to know of a source: its share and which document answers each row."""
+    """What the plan needs to know of a source.
+
+    Attributes:
+        name: for messages.
+        num_rows: rows of the source.
+        in_batch_negatives: whether its rows take other rows' documents for negatives.
+        weight: share of the rows relative to the other sources; None: by size.
+        cap: most different rows that are used.
+        epochs: most passes over the rows; None: as many as the steps need.
+        keys: reads what its rows may not share with others of a batch.
+    """
 
     name: str
-    weight: float
+    num_rows: int
     in_batch_negatives: bool
-    target_ids: np.ndarray  # uint64 hash of each row's first positive
+    weight: float | None = 1.0
+    cap: int | None = None
+    epochs: float | None = None
+    keys: KeyReader = lambda: iter(())
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Rows of one step as (source position in the blend, row position in the source)."""
+    """Rows of one step.
+
+    Attributes:
+        step: step of the stage.
+        sources: position of each row's source in the blend [rows].
+        rows: position of each row in its source [rows].
+    """
 
     step: int
-    rows: list[tuple[int, int]]
+    sources: np.ndarray
+    rows: np.ndarray
 
-
-class _RowSequence:
-    """Endless walk over a source's rows: a new seeded permutation each epoch, postponed rows first."""
-
-    def __init__(self, num_rows: int, seed: tuple[int, ...]):
-        self._num_rows = num_rows
-        self._seed = seed
-        self._epoch = 0
-        self._rows: deque[int] = deque()
-        self.postponed: deque[int] = deque()
-
-    def next(self) -> int:
-        if self.postponed:
-            return self.postponed.popleft()
-        if not self._rows:
-            order = np.random.default_rng([*self._seed, self._epoch]).permutation(self._num_rows)
-            self._rows.extend(order.tolist())
-            self._epoch += 1
-        return self._rows.popleft()
+    def pairs(self) -> list[tuple[int, int]]:
+        """(source, row) of every row."""
+        return list(zip(self.sources.tolist(), self.rows.tolist(), strict=True))
 
 
 def plan_batches(
@@ -75,122 +66,163 @@ def plan_batches(
     batch_size: int,
     steps: int,
     seed: int,
-    batching: Literal["blended", "homogeneous"] = "blended",
+    batching: Batching = "blended",
+    sub_batch_size: int | None = None,
+    size_temperature: float = 1.0,
 ) -> Iterator[PlannedBatch]:
     """Lay down `steps` batches of `batch_size` rows.
 
-    Shares follow the weights exactly in the long run: what a source is owed and did not get in one batch is
-    carried to the next. Two rows that are answered by the same document are never in one batch where in-batch
-    negatives are on; the later one is postponed to the next batch.
+    Shares follow the weights in the long run: what a source is owed and did not get in one batch is carried
+    to the next. Rows that clash (see `clashes`) are never in one batch where one of them has in-batch
+    negatives; the later one waits for the next batch. A source whose epochs are over leaves the blend.
 
     Raises:
-        DataError: a source has fewer distinct documents than its largest share of one batch.
+        DataError: a source has too few rows without a clash for its share of a batch, or the blend's epochs
+            are over before the last step.
     """
-    sequences = [_RowSequence(len(source.target_ids), (seed, index)) for index, source in enumerate(sources)]
-    weights = np.array([source.weight for source in sources], dtype=float)
+    unit = unit_size(batching, batch_size, sub_batch_size)
+    seen_by = _clash_checks(sources)
+    sequences = [
+        RowSequence(source.num_rows, (seed, index), cap=source.cap, epochs=source.epochs)
+        for index, source in enumerate(sources)
+    ]
+    parts = shares(
+        [source.weight for source in sources],
+        [sequence.num_rows for sequence in sequences],
+        size_temperature,
+    )
     owed = np.zeros(len(sources))
-    shares = weights / weights.sum()
+    available = np.array([sequence.remaining for sequence in sequences])
     for step in range(steps):
-        owed += shares * batch_size
-        counts = _row_counts(owed, batch_size, batching)
-        owed -= counts
-        seen: set[int] = set()
-        rows: list[tuple[int, int]] = []
-        for index, count in enumerate(counts):
-            rows.extend((index, row) for row in _take(sources[index], sequences[index], count, seen))
-        yield PlannedBatch(step, rows)
+        while True:
+            present = parts * (available >= unit)
+            due = owed + present / max(present.sum(), 1e-12) * batch_size
+            counts = rows_of_sources(due, available, batch_size, unit)
+            if counts.sum() < batch_size:
+                raise _out_of_rows(sources, step, steps, batch_size)
+            taken = _take_all(sources, sequences, counts, seen_by)
+            short = [index for index, rows in taken.items() if len(rows) < counts[index]]
+            if not short:
+                break
+            for index, rows in taken.items():
+                sequences[index].put_back(rows.tolist())
+            for index in short:
+                if sources[index].epochs is None:
+                    raise _too_few(sources[index], int(counts[index]))
+                available[index] = 0  # the few rows it has left clash with each other
+        owed = due - counts
+        for index in taken:
+            if np.isfinite(available[index]):
+                available[index] = sequences[index].remaining
+        owed[available < unit] = 0
+        yield PlannedBatch(
+            step,
+            np.repeat(np.arange(len(sources), dtype=np.int16), counts),
+            np.concatenate(list(taken.values())).astype(np.int64),
+        )
 
 
-def _row_counts(owed: np.ndarray, batch_size: int, batching: str) -> list[int]:
-    """Rows that each source gives to this batch."""
-    counts = np.zeros(len(owed), dtype=int)
-    if batching == "homogeneous":
-        counts[int(np.argmax(owed))] = batch_size
-        return counts.tolist()
-    counts = np.maximum(np.floor(owed).astype(int), 0)
-    remainder = owed - counts
-    for index in np.argsort(-remainder, kind="stable")[: max(batch_size - counts.sum(), 0)]:
-        counts[index] += 1
-    while counts.sum() > batch_size:
-        counts[int(np.argmax(counts))] -= 1
-    return counts.tolist()
+@dataclass(frozen=True)
+class _ClashCheck:
+    """What is looked at before a source's row joins a batch."""
+
+    shared: SharedKeys
+    has_any: np.ndarray
 
 
-def _take(source: PlannedSource, sequence: _RowSequence, count: int, seen: set[int]) -> list[int]:
-    taken: list[int] = []
-    clashing: list[int] = []
-    while len(taken) < count:
-        if len(clashing) > max(len(source.target_ids), 10 * count):
-            raise DataError(
-                f"source {source.name} has too few distinct documents for {count} rows in one batch with "
-                "in-batch negatives; lower batch_size or its weight, or turn in_batch_negatives off"
-            )
-        row = sequence.next()
-        target = int(source.target_ids[row])
-        if source.in_batch_negatives and target in seen:
-            clashing.append(row)
-            continue
-        seen.add(target)
-        taken.append(row)
-    sequence.postponed.extend(clashing)
+@dataclass
+class _Seen:
+    """Keys of the rows that a batch has so far."""
+
+    all_rows: set[int]
+    in_batch_rows: set[int]
+
+    def admit(self, keys: list[int], in_batch_negatives: bool) -> bool:
+        """Note the keys of a row and return True, or return False where it clashes."""
+        against = self.all_rows if in_batch_negatives else self.in_batch_rows
+        if not against.isdisjoint(keys):
+            return False
+        self.all_rows.update(keys)
+        if in_batch_negatives:
+            self.in_batch_rows.update(keys)
+        return True
+
+
+def _clash_checks(sources: Sequence[PlannedSource]) -> list[_ClashCheck] | None:
+    """None where no source has in-batch negatives, so that nothing can clash."""
+    if not any(source.in_batch_negatives for source in sources):
+        return None
+    found = find_shared_keys([source.keys for source in sources], [source.num_rows for source in sources])
+    return [_ClashCheck(shared, shared.has_any()) for shared in found]
+
+
+def _take_all(
+    sources: Sequence[PlannedSource],
+    sequences: Sequence[RowSequence],
+    counts: np.ndarray,
+    checks: list[_ClashCheck] | None,
+) -> dict[int, np.ndarray]:
+    """Rows of each source that has a count; fewer than that where no others fit."""
+    seen = _Seen(set(), set())
+    taken = {}
+    for index, count in enumerate(counts.tolist()):
+        if count:
+            in_batch = sources[index].in_batch_negatives
+            check = checks[index] if checks else None
+            taken[index] = _take(sequences[index], count, check, seen, in_batch)
     return taken
 
 
-def fingerprint(description: dict[str, object]) -> str:
-    """SHA-256 of everything that a plan depends on."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+def _take(
+    sequence: RowSequence, count: int, check: _ClashCheck | None, seen: _Seen, in_batch_negatives: bool
+) -> np.ndarray:
+    taken = [np.empty(0, dtype=np.int64)]
+    passed_over: list[int] = []  # rows that have waited keep their place before those that begin to
+    clashing: list[int] = []
+    missing, waiting_budget, fresh_budget = count, _WAITING_LOOKED_AT * count, 2 * sequence.num_rows
+    while missing and fresh_budget > 0:
+        has_waited = bool(sequence.waiting) and waiting_budget > 0
+        if has_waited:
+            rows = sequence.take_waiting(min(missing, waiting_budget))
+            waiting_budget -= len(rows)
+        else:
+            rows = sequence.take_fresh(missing)
+            fresh_budget -= len(rows)
+            if not len(rows) and not sequence.waiting:
+                break
+            if not len(rows):
+                waiting_budget = len(sequence.waiting)
+        fitting = _fitting(rows, check, seen, in_batch_negatives)
+        taken.append(rows[fitting])
+        (passed_over if has_waited else clashing).extend(rows[~fitting].tolist())
+        missing -= len(taken[-1])
+    sequence.put_back(passed_over)
+    sequence.waiting.extend(clashing)
+    return np.concatenate(taken)
 
 
-def write_plan(folder: Path, batches: Iterator[PlannedBatch], plan_fingerprint: str) -> int:
-    """Store a plan as Parquet files of `STEPS_PER_FILE` steps; returns the number of steps."""
-    steps = 0
-    with atomic_directory(folder) as temporary:
-        chunk: list[PlannedBatch] = []
-        for batch in batches:
-            chunk.append(batch)
-            if len(chunk) == STEPS_PER_FILE:
-                _write_chunk(temporary, chunk)
-                steps, chunk = steps + len(chunk), []
-        if chunk:
-            _write_chunk(temporary, chunk)
-            steps += len(chunk)
-        atomic_write(
-            temporary / _FINGERPRINT_FILE,
-            json.dumps({"fingerprint": plan_fingerprint, "steps": steps}) + "\n",
-        )
-    return steps
+def _fitting(
+    rows: np.ndarray, check: _ClashCheck | None, seen: _Seen, in_batch_negatives: bool
+) -> np.ndarray:
+    """Which rows clash with none before them, in the order given: bool [rows]."""
+    fitting = np.ones(len(rows), dtype=bool)
+    if check is None:
+        return fitting
+    for position in np.flatnonzero(check.has_any[rows]).tolist():
+        fitting[position] = seen.admit(check.shared.of(rows[position]), in_batch_negatives)
+    return fitting
 
 
-def _write_chunk(folder: Path, chunk: list[PlannedBatch]) -> None:
-    columns = {
-        "step": [batch.step for batch in chunk],
-        "source": [[source for source, _ in batch.rows] for batch in chunk],
-        "row": [[row for _, row in batch.rows] for batch in chunk],
-    }
-    name = f"steps-{chunk[0].step // STEPS_PER_FILE:06d}.parquet"
-    pq.write_table(pa.table(columns, schema=PLAN_SCHEMA), folder / name, compression="zstd")
+def _too_few(source: PlannedSource, count: int) -> DataError:
+    return DataError(
+        f"source {source.name} has too few distinct documents and clusters for {count} rows in one batch "
+        "with in-batch negatives; lower batch_size or its weight, or turn in_batch_negatives off"
+    )
 
 
-def stored_fingerprint(folder: Path) -> str | None:
-    """Fingerprint of the plan in `folder`, None where there is none."""
-    path = folder / _FINGERPRINT_FILE
-    return json.loads(path.read_text())["fingerprint"] if path.is_file() else None
-
-
-class PlanReader:
-    """Random access to the steps of a stored plan; keeps one file in memory."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._file_index = -1
-        self._table: pa.Table | None = None
-
-    def read(self, step: int) -> PlannedBatch:
-        """Rows of one step."""
-        file_index, position = divmod(step, STEPS_PER_FILE)
-        if self._table is None or file_index != self._file_index:
-            self._table = pq.read_table(self._folder / f"steps-{file_index:06d}.parquet")
-            self._file_index = file_index
-        sources = self._table["source"][position].as_py()
-        rows = self._table["row"][position].as_py()
-        return PlannedBatch(step, list(zip(sources, rows, strict=True)))
+def _out_of_rows(sources: Sequence[PlannedSource], step: int, steps: int, batch_size: int) -> DataError:
+    limits = ", ".join(f"{source.name} {source.epochs:g}" for source in sources if source.epochs is not None)
+    return DataError(
+        f"the blend has rows for {step} of {steps} steps of {batch_size} rows (epochs: {limits}); "
+        f"lower steps to {step}, raise epochs, or leave epochs out for sources that may repeat"
+    )

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
 from rayembed.config import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
-from rayembed.data.plan import PlanReader
+from rayembed.data.plan_store import PlanReader
+from rayembed.data.prepared import PreparedRows
 from rayembed.model.checkpoint import load_tokenizer
 
 STEPS_PER_BLOCK = 8
@@ -38,9 +37,8 @@ class StreamSpec:
 
     def collator(self, rank: int, world_size: int) -> Collator:
         """Collator over the memory-mapped sources."""
-        tables: list[pa.Table] = [pq.read_table(path, memory_map=True) for path in self.sources]
         return Collator(
-            tables,
+            [PreparedRows.open(path) for path in self.sources],
             self.blend,
             self.contract,
             load_tokenizer(self.tokenizer),

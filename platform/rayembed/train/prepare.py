@@ -1,47 +1,32 @@
-"""From a stage's blend to files that a plan can point into.
+"""From a stage's blend to a plan and the rows that it points into."""
 
-Folder of a stage: `sources/<name>.parquet` in the pair layout with negatives filled in, and `plan/`.
-"""
-
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from rayembed.config import RunConfig, SourceConfig, StageConfig
-from rayembed.data.build import build_user_source
-from rayembed.data.labels import example_based_rows, label_based_rows
-from rayembed.data.plan import PlannedSource, fingerprint, plan_batches, stored_fingerprint, write_plan
-from rayembed.data.sources import SOURCES
-from rayembed.data.store import build_source, read_split, split_files
+from rayembed.data.plan import PlannedBatch, PlannedSource, plan_batches
+from rayembed.data.plan_store import differences, stored_description, write_plan
+from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import StreamSpec
 from rayembed.errors import ConfigError, DataError
-from rayembed.mining.in_memory import mine_bm25
-from rayembed.paths import atomic_write, file_digest, resolve
+from rayembed.train.prepared_source import check_negatives, kind_of, made_from, prepare_source, rows_digest
 
 logger = logging.getLogger(__name__)
 
 
 def check_sources(config: RunConfig) -> None:
-    """Refuse a blend that names an unknown source or asks for negatives that nothing provides.
+    """Refuse a blend that names an unknown source or uses one in a way that its layout does not allow.
 
     Raises:
         ConfigError: the source, and what to do.
     """
     for stage in config.stages:
         for entry in stage.blend:
-            kind = _kind(config, entry.source)
-            if kind == "scores":
-                raise ConfigError(f"stage {stage.name}: source {entry.source} is for evaluation only")
-            if kind == "labels" and entry.mining is not None:
-                raise ConfigError(
-                    f"stage {stage.name}: source {entry.source} has labels, its negatives are other classes; "
-                    "remove mining"
-                )
+            problem = _misuse(entry, kind_of(config, entry.source))
+            if problem:
+                raise ConfigError(f"stage {stage.name}: source {entry.source} {problem}")
 
 
 def prepare_stage(config: RunConfig, stage_index: int, folder: Path, tokenizer: str) -> StreamSpec:
@@ -50,19 +35,42 @@ def prepare_stage(config: RunConfig, stage_index: int, folder: Path, tokenizer: 
     Args:
         config: the run.
         stage_index: which stage.
-        folder: the stage's folder.
+        folder: the stage's folder; the plan goes into `plan/` in it.
         tokenizer: where workers load the tokenizer from.
 
     Raises:
-        ConfigError, DataError: a source is unknown, unreadable, empty or too small.
+        ConfigError, DataError: a source is unknown, unreadable, empty or too small, or changed since the
+            stage was planned.
     """
     stage = config.stages[stage_index]
-    paths = tuple(_prepare_source(config, entry, folder / "sources") for entry in stage.blend)
     plan = folder / "plan"
-    _ensure_plan(config, stage, stage_index, paths, plan)
+    origins = _origins(config, stage, plan)
+    paths = [prepare_source(config, entry, origins[entry.source]) for entry in stage.blend]
+    rows = [PreparedRows.open(path) for path in paths]
+    for entry, source in zip(stage.blend, rows, strict=True):
+        check_negatives(source, entry)
+    description = {
+        "sources": origins,
+        "rows": {entry.source: rows_digest(path) for entry, path in zip(stage.blend, paths, strict=True)},
+        "blend": {
+            entry.source: entry.model_dump(include={"weight", "cap", "epochs", "in_batch_negatives"})
+            for entry in stage.blend
+        },
+        "batching": stage.model_dump(
+            include={"batch_size", "steps", "batching", "sub_batch_size", "size_temperature"}
+        ),
+        "seed": config.seed + stage_index,
+    }
+    stored = stored_description(plan)
+    if stored is None:
+        planned = [planned_source(*pair) for pair in zip(stage.blend, rows, strict=True)]
+        write_plan(plan, _batches(stage, planned, config.seed + stage_index), description)
+        logger.info("stage %s: plan of %d steps of %d rows", stage.name, stage.steps, stage.batch_size)
+    elif changes := list(differences(stored, description)):
+        raise _changed(stage, plan, changes)
     return StreamSpec(
         plan=plan,
-        sources=paths,
+        sources=tuple(paths),
         blend=stage.blend,
         contract=config.contract,
         tokenizer=tokenizer,
@@ -70,117 +78,67 @@ def prepare_stage(config: RunConfig, stage_index: int, folder: Path, tokenizer: 
     )
 
 
-def _kind(config: RunConfig, name: str) -> str:
-    if name in config.data.sources:
-        return config.data.sources[name].kind
-    if name in SOURCES:
-        return SOURCES[name].kind
-    known = sorted([*config.data.sources, *SOURCES])
-    raise ConfigError(
-        f"unknown source {name!r}; declare it under data.sources or use one of {', '.join(known)}"
+def planned_source(entry: SourceConfig, rows: PreparedRows) -> PlannedSource:
+    """What the plan needs to know of an entry of the blend."""
+    return PlannedSource(
+        name=entry.source,
+        num_rows=len(rows),
+        in_batch_negatives=entry.in_batch_negatives,
+        weight=entry.weight,
+        cap=entry.cap,
+        epochs=entry.epochs,
+        keys=rows.clash_keys,
     )
 
 
-def _prepare_source(config: RunConfig, entry: SourceConfig, folder: Path) -> Path:
-    """Pair table of one source with negatives, as a Parquet file beside a note of what it was made from."""
-    path, note = folder / f"{entry.source}.parquet", folder / f"{entry.source}.json"
-    raw, origin = _read_source(config, entry.source)
-    made_from = {
-        "origin": origin,
-        "entry": entry.model_dump(mode="json", exclude={"weight"}),
-        "seed": config.seed,
-    }
-    if path.is_file() and note.is_file() and json.loads(note.read_text()) == made_from:
-        return path
-    table = _with_negatives(raw, entry, _kind(config, entry.source), config.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".writing")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.rename(path)
-    atomic_write(note, json.dumps(made_from, indent=2) + "\n")
-    logger.info("source %s: %d rows ready", entry.source, table.num_rows)
-    return path
-
-
-def _read_source(config: RunConfig, name: str) -> tuple[pa.Table, str]:
-    """Training rows of a source and a digest of where they came from."""
-    data_dir = resolve(config.data.directory)
-    if name in config.data.sources:
-        folder = build_user_source(name, config.data.sources[name], data_dir)
-    else:
-        folder = build_source(name, data_dir)
-    digests: dict[str, object] = {file.name: file_digest(file) for file in split_files(folder, "train")}
-    return read_split(data_dir, name, "train"), fingerprint(digests)
-
-
-def _with_negatives(table: pa.Table, entry: SourceConfig, kind: str, seed: int) -> pa.Table:
-    if kind == "labels":
-        build = example_based_rows if entry.labels == "example" else label_based_rows
-        return build(table, negatives_per_query=entry.negatives_per_query, seed=seed)
-    if entry.mining is None or entry.negatives_per_query == 0:
-        _check_negatives(table, entry)
-        return table
-    mined, report = mine_bm25(
-        table,
-        negatives_per_query=entry.negatives_per_query,
-        top_k=entry.mining.top_k,
-        positive_share=entry.mining.positive_share,
-        seed=seed,
-    )
-    logger.info("source %s: %s", entry.source, report)
-    return mined
-
-
-def _check_negatives(table: pa.Table, entry: SourceConfig) -> None:
-    if entry.in_batch_negatives or entry.negatives_per_query == 0:
-        return
-    without = sum(not negatives for negatives in table["negatives"].to_pylist())
-    if without:
-        raise DataError(
-            f"source {entry.source}: {without} of {table.num_rows} rows have no negatives and in-batch "
-            "negatives are off; add `mining: {method: bm25}` to its entry or turn in_batch_negatives on"
-        )
-
-
-def _ensure_plan(
-    config: RunConfig, stage: StageConfig, stage_index: int, paths: Sequence[Path], folder: Path
-) -> None:
-    wanted = fingerprint(
-        {
-            "sources": {path.stem: file_digest(path) for path in paths},
-            "blend": [[entry.source, entry.weight, entry.in_batch_negatives] for entry in stage.blend],
-            "batch_size": stage.batch_size,
-            "steps": stage.steps,
-            "batching": stage.batching,
-            "seed": [config.seed, stage_index],
-        }
-    )
-    stored = stored_fingerprint(folder)
-    if stored == wanted:
-        return
-    if stored is not None:
-        raise DataError(
-            f"the data or the blend of stage {stage.name} changed since its plan was laid down in {folder}; "
-            "continue with the old data, or start a run of another name"
-        )
-    sources = [_planned(entry, path) for entry, path in zip(stage.blend, paths, strict=True)]
-    batches = plan_batches(
+def _batches(stage: StageConfig, sources: Sequence[PlannedSource], seed: int) -> Iterator[PlannedBatch]:
+    return plan_batches(
         sources,
         batch_size=stage.batch_size,
         steps=stage.steps,
-        seed=config.seed + stage_index,
+        seed=seed,
         batching=stage.batching,
+        sub_batch_size=stage.sub_batch_size,
+        size_temperature=stage.size_temperature,
     )
-    write_plan(folder, batches, wanted)
-    logger.info("stage %s: plan of %d steps of %d rows", stage.name, stage.steps, stage.batch_size)
 
 
-def _planned(entry: SourceConfig, path: Path) -> PlannedSource:
-    document_ids = pq.read_table(path, columns=["document_ids"])["document_ids"]
-    first_ids = [ids[0].as_py() for ids in document_ids]
-    return PlannedSource(
-        name=entry.source,
-        weight=entry.weight,
-        in_batch_negatives=entry.in_batch_negatives,
-        target_ids=np.array([int(identifier, 16) for identifier in first_ids], dtype=np.uint64),
+def _misuse(entry: SourceConfig, kind: str) -> str | None:
+    if kind == "scores":
+        return "is for evaluation only; remove it from the blend"
+    if kind == "labels":
+        if entry.mining is not None:
+            return "has labels, its negatives are other classes; remove mining"
+        if entry.labels == "example" and entry.in_batch_negatives and entry.negatives_per_query:
+            return (
+                "has labels, and with in-batch negatives a row's negatives may be of another row's class; "
+                "set in_batch_negatives: false, negatives_per_query: 0, or labels: label"
+            )
+    elif entry.labels == "label":
+        return f"has {kind} and no labels; remove labels: label"
+    return None
+
+
+def _origins(config: RunConfig, stage: StageConfig, plan: Path) -> dict[str, Any]:
+    """What each source is made from, which must be what it was when the stage was planned."""
+    now = {entry.source: made_from(config, entry) for entry in stage.blend}
+    stored = stored_description(plan)
+    changes = list(differences(stored["sources"], now)) if stored else []
+    if not stored or not changes:
+        return now
+    if config.training.changed_data == "refuse":
+        raise _changed(stage, plan, changes)
+    logger.warning(
+        "stage %s keeps to the rows of its start, though %s (training.changed_data is keep)",
+        stage.name,
+        "; ".join(changes),
+    )
+    return stored["sources"]
+
+
+def _changed(stage: StageConfig, plan: Path, changes: Sequence[str]) -> DataError:
+    return DataError(
+        f"stage {stage.name} was planned in {plan} and since then: {'; '.join(changes)}. Put back "
+        "what it was; or set training.changed_data=keep to continue on the rows prepared at the start; or "
+        "set name to start another run"
     )

@@ -1,0 +1,101 @@
+"""Rows of a prepared source on disk: an uncompressed Arrow file, mapped into memory.
+
+Any row is at hand without reading the others, and what is mapped is the operating system's page cache, so the
+memory of a process does not grow with the source.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from rayembed.data.schema import document_id
+from rayembed.errors import DataError
+
+ROWS_PER_BATCH = 1 << 14
+
+
+def write_rows(table: pa.Table, path: Path) -> None:
+    """Write a table of the pair layout."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
+
+
+class PreparedRows:
+    """Random access to rows of the pair layout."""
+
+    def __init__(self, batches: Sequence[pa.RecordBatch]):
+        self._batches = batches
+        self._starts = list(accumulate((batch.num_rows for batch in batches), initial=0))
+
+    @staticmethod
+    def open(path: Path) -> "PreparedRows":
+        """Map the file of a prepared source.
+
+        Raises:
+            DataError: the file is missing or cut short.
+        """
+        try:
+            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            return PreparedRows([file.get_batch(number) for number in range(file.num_record_batches)])
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"{path} is not a complete Arrow file ({error}); remove its folder, it is prepared again"
+            ) from error
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def row(self, number: int) -> pa.RecordBatch:
+        """One row as a batch of its own; nothing is copied."""
+        position = bisect_right(self._starts, number) - 1
+        return self._batches[position].slice(number - self._starts[position], 1)
+
+    def rows_without_negatives(self) -> int:
+        """How many rows bring no negatives."""
+        counts = (np.asarray(batch["negatives"].value_lengths()) for batch in self._batches)
+        return sum(int((lengths == 0).sum()) for lengths in counts)
+
+    def clash_keys(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Texts and cluster of every row as keys, see `KeyReader`; only columns of ids are touched."""
+        for start, batch in zip(self._starts, self._batches, strict=False):
+            numbers = np.arange(start, start + batch.num_rows)
+            queries = _as_keys(batch["query_id"])
+            num_positives = np.asarray(batch["positives"].value_lengths())
+            positives = _as_keys(_first_of_each(batch["document_ids"], num_positives))
+            clusters, clustered = _cluster_keys(batch)
+            rows = np.concatenate([numbers, np.repeat(numbers, num_positives), numbers[clustered]])
+            keys = np.concatenate([queries, positives, clusters])
+            by_row = np.argsort(rows, kind="stable")
+            yield rows[by_row], keys[by_row]
+
+
+def _first_of_each(lists: pa.ListArray, counts: np.ndarray) -> pa.StringArray:
+    """The first `counts[i]` items of list i, one after the other."""
+    starts = np.asarray(lists.offsets)[:-1]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return lists.values.take(pa.array(np.repeat(starts, counts) + within))
+
+
+def _as_keys(ids: pa.StringArray) -> np.ndarray:
+    """Content hashes, 16 hexadecimal characters each, as numbers: uint64 [ids]."""
+    offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1]
+    if not len(ids):
+        return np.empty(0, np.uint64)
+    assert (np.diff(offsets) == 16).all(), "ids are made by document_id"
+    characters = memoryview(ids.buffers()[2])[offsets[0] : offsets[-1]]
+    return np.frombuffer(bytes.fromhex(bytes(characters).decode()), ">u8").astype(np.uint64)
+
+
+def _cluster_keys(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of the clusters, each within its dataset, and which rows of the batch have one."""
+    column = batch["cluster"].dictionary_encode()
+    clustered = np.flatnonzero(np.asarray(column.is_valid()))
+    names = column.dictionary.to_pylist()
+    dataset = batch["dataset"][0].as_py() if batch.num_rows else ""
+    keys = np.array([int(document_id(f"{dataset}\n{name}"), 16) for name in names], dtype=np.uint64)
+    codes = np.asarray(column.indices.fill_null(0), dtype=np.int64)[clustered]
+    return keys[codes], clustered

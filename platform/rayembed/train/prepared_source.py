@@ -1,0 +1,131 @@
+"""One source of a blend -> its rows with negatives, prepared once and shared by stages and runs.
+
+They lie in `<data directory>/prepared/<source>-<digest>/`, where the digest is that of the source's files and
+of all settings that decide the rows. Such a folder may be removed at any time: it is prepared again.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rayembed.config import RunConfig, SourceConfig
+from rayembed.data.labels import example_based_rows, label_based_rows
+from rayembed.data.plan_store import digest
+from rayembed.data.prepared import PreparedRows, write_rows
+from rayembed.data.sources import SOURCES
+from rayembed.data.store import build_source, read_split
+from rayembed.data.user_source import load_user_source
+from rayembed.errors import ConfigError, DataError
+from rayembed.mining.bm25 import mine_bm25
+from rayembed.paths import atomic_directory, atomic_write, file_digest, resolve
+
+logger = logging.getLogger(__name__)
+
+PREPARED = "prepared"
+ROWS_FILE = "rows.arrow"
+_DIGEST_FILE = "rows.sha256"
+_LAYOUT = 1  # of the prepared files; raise it when equal sources give other rows
+
+
+def kind_of(config: RunConfig, name: str) -> str:
+    """Layout of a source; ConfigError lists the known ones."""
+    if name in config.data.sources:
+        return config.data.sources[name].kind
+    if name in SOURCES:
+        return SOURCES[name].kind
+    known = sorted([*config.data.sources, *SOURCES])
+    raise ConfigError(
+        f"unknown source {name!r}; declare it under data.sources or use one of {', '.join(known)}"
+    )
+
+
+def made_from(config: RunConfig, entry: SourceConfig) -> dict[str, Any]:
+    """All that decides the prepared rows of a source: its files and the settings that are used on them."""
+    settings: dict[str, Any] = {"layout": _LAYOUT}
+    if kind_of(config, entry.source) == "labels":
+        settings |= {"labels": entry.labels, "negatives_per_query": entry.negatives_per_query}
+    elif entry.mining:
+        settings |= {"mining": entry.mining.model_dump(), "negatives_per_query": entry.negatives_per_query}
+    if len(settings) > 1:
+        settings["seed"] = config.seed
+    files = {f"file {file.name}": file_digest(file) for file in _files(config, entry.source)}
+    return {**files, "settings": settings}
+
+
+def prepare_source(config: RunConfig, entry: SourceConfig, origin: dict[str, Any]) -> Path:
+    """File with the rows of a source that is `made_from` the origin; makes it where it is missing.
+
+    Raises:
+        DataError: the source is unreadable, empty or too small, or its files are no longer those of `origin`.
+    """
+    folder = resolve(config.data.directory) / PREPARED / f"{entry.source}-{digest(origin)[:16]}"
+    if not (folder / ROWS_FILE).is_file():
+        if origin != made_from(config, entry):
+            raise DataError(
+                f"source {entry.source}: the rows prepared at the start of the run are no longer in {folder} "
+                "and its files changed; put the files back, or set name to start another run"
+            )
+        table = _with_negatives(_read(config, entry.source), entry, config)
+        with atomic_directory(folder) as temporary:
+            write_rows(table, temporary / ROWS_FILE)
+            atomic_write(temporary / _DIGEST_FILE, file_digest(temporary / ROWS_FILE) + "\n")
+        logger.info("source %s: %d rows ready", entry.source, table.num_rows)
+    return folder / ROWS_FILE
+
+
+def rows_digest(path: Path) -> str:
+    """Digest of the rows that `prepare_source` made."""
+    return (path.parent / _DIGEST_FILE).read_text().strip()
+
+
+def check_negatives(rows: PreparedRows, entry: SourceConfig) -> None:
+    """Refuse rows that would have nothing to be told apart from.
+
+    Raises:
+        DataError: how many rows, and what to do.
+    """
+    if entry.in_batch_negatives or entry.negatives_per_query == 0:
+        return
+    without = rows.rows_without_negatives()
+    if without:
+        raise DataError(
+            f"source {entry.source}: {without} of {len(rows)} rows have no negatives and in-batch "
+            "negatives are off; add `mining: {method: bm25}` to its entry or turn in_batch_negatives on"
+        )
+
+
+def _files(config: RunConfig, name: str) -> Sequence[Path]:
+    """Files that hold the training rows; a built-in source is built."""
+    if name not in config.data.sources:
+        return [build_source(name, resolve(config.data.directory)) / "train.parquet"]
+    path = resolve(config.data.sources[name].path)
+    if not path.exists():
+        raise DataError(f"source {name}: {path} does not exist; correct its path under data.sources")
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+def _read(config: RunConfig, name: str) -> pa.Table:
+    if name in config.data.sources:
+        declared = config.data.sources[name]
+        return load_user_source(resolve(declared.path), declared.kind, name, declared.task_type)
+    return read_split(resolve(config.data.directory), name, "train")
+
+
+def _with_negatives(table: pa.Table, entry: SourceConfig, config: RunConfig) -> pa.Table:
+    if kind_of(config, entry.source) == "labels":
+        build = example_based_rows if entry.labels == "example" else label_based_rows
+        return build(table, negatives_per_query=entry.negatives_per_query, seed=config.seed)
+    if entry.mining is None:
+        return table
+    mined, report = mine_bm25(
+        table,
+        negatives_per_query=entry.negatives_per_query,
+        top_k=entry.mining.top_k,
+        positive_share=entry.mining.positive_share,
+        seed=config.seed,
+    )
+    logger.info("source %s: %s", entry.source, report)
+    return mined

@@ -1,0 +1,166 @@
+"""From a recipe to plan and rows: what is reused, what is refused, and the choice when data changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rayembed.config import RunConfig, validate_config
+from rayembed.data.plan_store import PlanReader
+from rayembed.data.prepared import PreparedRows
+from rayembed.errors import ConfigError, DataError
+from rayembed.train.prepare import check_sources, prepare_stage
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("RAYEMBED_HOME", str(tmp_path))
+    write_pairs(tmp_path, 24)
+    labels = [{"text": f"{label} {number}", "label": label} for label in "abc" for number in range(6)]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
+    return tmp_path
+
+
+def write_pairs(home: Path, rows: int) -> None:
+    lines = [{"query": f"what is {row}?", "positive": f"about {row % 20}"} for row in range(rows)]
+    (home / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+PAIRS = {"source": "pairs", "weight": 2, "in_batch_negatives": True, "negatives_per_query": 0}
+LABELS = {"source": "labels", "weight": 1, "in_batch_negatives": False, "negatives_per_query": 2}
+
+
+def recipe(*entries: dict, training: dict | None = None, **stage) -> RunConfig:
+    raw = {
+        "name": "prepared",
+        "base_model": "none",
+        "data": {
+            "sources": {
+                "pairs": {"path": "pairs.jsonl"},
+                "labels": {"path": "labels.jsonl", "kind": "labels", "task_type": "classification"},
+            }
+        },
+        "training": training or {},
+        "stages": [
+            {"name": "one", "steps": 6, "batch_size": 6, "learning_rate": 1e-3, "blend": list(entries)}
+            | stage
+        ],
+    }
+    return validate_config(raw, origin="here")
+
+
+def prepare(home: Path, config: RunConfig):
+    return prepare_stage(config, 0, home / "runs" / config.name, "no tokenizer")
+
+
+def plan_of(spec) -> list[list[tuple[int, int]]]:
+    reader = PlanReader(spec.plan)
+    return [reader.read(step).pairs() for step in range(reader.steps)]
+
+
+def test_a_stage_is_prepared_once(home):
+    first = prepare(home, recipe(PAIRS, LABELS))
+    written = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+    assert prepare(home, recipe(PAIRS, LABELS)) == first
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()} == written
+    assert [len(PreparedRows.open(path)) for path in first.sources] == [24, 18]
+
+
+def test_rows_are_shared_by_entries_that_need_the_same(home):
+    first = prepare(home, recipe(PAIRS, LABELS))
+    other = PAIRS | {"weight": 1, "instruction": "Find", "cap": 20, "epochs": 9, "negatives_per_query": 1}
+    changed = recipe(other, LABELS | {"negatives_per_query": 1}).model_copy(update={"name": "second"})
+    second = prepare(home, changed)
+    assert second.sources[0] == first.sources[0]
+    assert second.sources[1] != first.sources[1]
+
+
+def test_rows_that_share_a_document_are_planned_apart(home):
+    spec = prepare(home, recipe(PAIRS, batch_size=12, steps=30))
+    for batch in plan_of(spec):
+        assert len({row % 20 for _, row in batch}) == 12
+
+
+def test_changed_data_refuses_to_continue_and_says_what_can_be_done(home):
+    spec = prepare(home, recipe(PAIRS, LABELS))
+    before = plan_of(spec)
+    write_pairs(home, 30)
+    with pytest.raises(DataError) as raised:
+        prepare(home, recipe(PAIRS, LABELS))
+    message = str(raised.value)
+    assert "stage one was planned" in message
+    assert "since then: pairs file pairs.jsonl changed." in message
+    for choice in ("Put back what it was", "training.changed_data=keep", "set name to start another run"):
+        assert choice in message
+
+    kept = prepare(home, recipe(PAIRS, LABELS, training={"changed_data": "keep"}))
+    assert (kept, plan_of(kept)) == (spec, before)
+    assert len(PreparedRows.open(kept.sources[0])) == 24
+
+    write_pairs(home, 24)
+    assert prepare(home, recipe(PAIRS, LABELS)) == spec
+
+
+def test_rows_that_are_gone_cannot_be_kept(home):
+    spec = prepare(home, recipe(PAIRS))
+    write_pairs(home, 30)
+    spec.sources[0].unlink()
+    with pytest.raises(DataError, match="no longer in .* its files changed; put the files back"):
+        prepare(home, recipe(PAIRS, training={"changed_data": "keep"}))
+
+
+def test_removed_rows_are_prepared_again(home):
+    spec = prepare(home, recipe(PAIRS, LABELS))
+    content = spec.sources[1].read_bytes()
+    spec.sources[1].unlink()
+    assert prepare(home, recipe(PAIRS, LABELS)) == spec
+    assert spec.sources[1].read_bytes() == content
+
+
+def test_damaged_rows_are_an_error_with_the_cure(home):
+    spec = prepare(home, recipe(PAIRS))
+    content = spec.sources[0].read_bytes()
+    spec.sources[0].write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"rows\.arrow is not a complete Arrow file .* prepared again"):
+        prepare(home, recipe(PAIRS))
+
+
+def test_rows_without_any_negatives_are_an_error(home):
+    with pytest.raises(DataError, match="source pairs: 24 of 24 rows have no negatives .* mining"):
+        prepare(home, recipe(PAIRS | {"in_batch_negatives": False, "negatives_per_query": 1}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            LABELS | {"in_batch_negatives": True},
+            "labels has labels, and with in-batch negatives .* in_batch_negatives: false",
+        ),
+        (PAIRS | {"labels": "label"}, "pairs has pairs and no labels; remove labels: label"),
+    ],
+)
+def test_a_layout_must_fit_its_use(entry, message):
+    with pytest.raises(ConfigError, match=message):
+        check_sources(recipe(entry))
+    check_sources(recipe(LABELS | {"in_batch_negatives": True, "labels": "label"}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "stage", "message"),
+    [
+        ({"paraphrases": ["Look"]}, {}, "paraphrases need the instruction that they reword; set instruction"),
+        ({"instruction": "Find", "paraphrases": ["Look", "Find"]}, {}, "a wording appears twice"),
+        ({"symmetric": True}, {}, "there is none; set instruction or remove symmetric"),
+        ({"mining": {}}, {}, "negatives_per_query is 0; raise it or remove mining"),
+        ({}, {"batching": "interleaved"}, "sub_batch_size None; interleaved batches need it"),
+        ({}, {"sub_batch_size": 3}, "batching is blended and sub_batch_size 3"),
+        ({}, {"batching": "interleaved", "sub_batch_size": 4}, "4 must divide batch_size 6"),
+        ({}, {"batching": "interleaved", "sub_batch_size": 6}, "or batching homogeneous"),
+        ({"weight": None}, {}, "sources labels have a weight and pairs have none; give all of them one"),
+        ({}, {"size_temperature": 2}, "size_temperature 2 has no effect on weights; remove it"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(entry, stage, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe(PAIRS | entry, LABELS, **stage)
