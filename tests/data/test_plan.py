@@ -102,6 +102,11 @@ def test_every_row_comes_once_before_any_comes_again():
     assert rows[:20] != rows[20:40]
 
 
+def test_an_epochs_end_and_the_next_ones_beginning_do_not_repeat_a_row_in_a_batch():
+    for batch in lay_down([source("a", 20)], batch_size=12, steps=40):
+        assert len(set(batch.rows.tolist())) == 12
+
+
 def test_a_cap_chooses_the_same_rows_in_every_epoch():
     def used(seed: int) -> set[int]:
         batches = lay_down([source("a", 100, cap=16)], steps=6, seed=seed)

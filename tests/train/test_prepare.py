@@ -105,7 +105,7 @@ def test_rows_that_are_gone_cannot_be_kept(home):
     spec = prepare(home, recipe(PAIRS))
     write_pairs(home, 30)
     spec.sources[0].unlink()
-    with pytest.raises(DataError, match="no longer in .* its files changed; put the files back"):
+    with pytest.raises(DataError, match=r"no longer in .* its files changed; put the files back"):
         prepare(home, recipe(PAIRS, training={"changed_data": "keep"}))
 
 
@@ -126,7 +126,7 @@ def test_damaged_rows_are_an_error_with_the_cure(home):
 
 
 def test_rows_without_any_negatives_are_an_error(home):
-    with pytest.raises(DataError, match="source pairs: 24 of 24 rows have no negatives .* mining"):
+    with pytest.raises(DataError, match=r"source pairs: 24 of 24 rows have no negatives .*mining"):
         prepare(home, recipe(PAIRS | {"in_batch_negatives": False, "negatives_per_query": 1}))
 
 

@@ -192,7 +192,11 @@ def _take(
                 break
             if not len(rows):
                 waiting_budget = len(sequence.waiting)
-        fitting = _fitting(rows, check, seen, in_batch_negatives)
+        fitting = np.ones(len(rows), dtype=bool)
+        if in_batch_negatives and len(taken) > 1:
+            fitting = ~np.isin(rows, np.concatenate(taken))  # an epoch's last rows and the next one's first
+        if check is not None:
+            _keep_fitting(fitting, rows, check, seen, in_batch_negatives)
         taken.append(rows[fitting])
         (passed_over if has_waited else clashing).extend(rows[~fitting].tolist())
         missing -= len(taken[-1])
@@ -201,16 +205,12 @@ def _take(
     return np.concatenate(taken)
 
 
-def _fitting(
-    rows: np.ndarray, check: _ClashCheck | None, seen: _Seen, in_batch_negatives: bool
-) -> np.ndarray:
-    """Which rows clash with none before them, in the order given: bool [rows]."""
-    fitting = np.ones(len(rows), dtype=bool)
-    if check is None:
-        return fitting
-    for position in np.flatnonzero(check.has_any[rows]).tolist():
+def _keep_fitting(
+    fitting: np.ndarray, rows: np.ndarray, check: _ClashCheck, seen: _Seen, in_batch_negatives: bool
+) -> None:
+    """Clear the flag of every row that clashes with one before it."""
+    for position in np.flatnonzero(fitting & check.has_any[rows]).tolist():
         fitting[position] = seen.admit(check.shared.of(rows[position]), in_batch_negatives)
-    return fitting
 
 
 def _too_few(source: PlannedSource, count: int) -> DataError:
