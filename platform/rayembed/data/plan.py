@@ -194,7 +194,10 @@ def _take(
                 waiting_budget = len(sequence.waiting)
         fitting = np.ones(len(rows), dtype=bool)
         if in_batch_negatives and len(taken) > 1:
-            fitting = ~np.isin(rows, np.concatenate(taken))  # an epoch's last rows and the next one's first
+            # The first rows of an epoch may be the last ones of the epoch before.
+            fitting = ~np.isin(rows, np.concatenate(taken))
+            sequence.defer(rows[~fitting])
+            rows, fitting = rows[fitting], fitting[fitting]
         if check is not None:
             _keep_fitting(fitting, rows, check, seen, in_batch_negatives)
         taken.append(rows[fitting])

@@ -45,6 +45,12 @@ class RowSequence:
         self._unread -= len(taken)
         return taken
 
+    def defer(self, rows: np.ndarray) -> None:
+        """Move rows that were taken to the end of the present epoch."""
+        if len(rows):
+            self._order = np.concatenate([self._order, rows])
+            self._unread += len(rows)
+
     def put_back(self, rows: Iterable[int]) -> None:
         """Return rows that were taken, so that they come next."""
         self.waiting.extendleft(reversed(list(rows)))
