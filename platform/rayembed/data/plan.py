@@ -193,7 +193,7 @@ def _take(
             if not len(rows):
                 waiting_budget = len(sequence.waiting)
         fitting = np.ones(len(rows), dtype=bool)
-        if in_batch_negatives and len(taken) > 1:
+        if in_batch_negatives and len(taken) > 1 and not has_waited:
             # The first rows of an epoch may be the last ones of the epoch before.
             fitting = ~np.isin(rows, np.concatenate(taken))
             sequence.defer(rows[~fitting])

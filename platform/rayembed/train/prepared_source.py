@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from rayembed.config import RunConfig, SourceConfig
+from rayembed.data.build import build_user_source
 from rayembed.data.labels import example_based_rows, label_based_rows
 from rayembed.data.plan_store import digest
 from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.data.sources import SOURCES
-from rayembed.data.store import build_source, read_split
-from rayembed.data.user_source import load_user_source
+from rayembed.data.store import build_source, read_split, split_files
 from rayembed.errors import ConfigError, DataError
 from rayembed.mining.bm25 import mine_bm25
 from rayembed.paths import atomic_directory, atomic_write, file_digest, resolve
@@ -68,7 +68,8 @@ def prepare_source(config: RunConfig, entry: SourceConfig, origin: dict[str, Any
                 f"source {entry.source}: the rows prepared at the start of the run are no longer in {folder} "
                 "and its files changed; put the files back, or set name to start another run"
             )
-        table = _with_negatives(_read(config, entry.source), entry, config)
+        table = read_split(resolve(config.data.directory), entry.source, "train")
+        table = _with_negatives(table, entry, config)
         with atomic_directory(folder) as temporary:
             write_rows(table, temporary / ROWS_FILE)
             atomic_write(temporary / _DIGEST_FILE, file_digest(temporary / ROWS_FILE) + "\n")
@@ -98,20 +99,13 @@ def check_negatives(rows: PreparedRows, entry: SourceConfig) -> None:
 
 
 def _files(config: RunConfig, name: str) -> Sequence[Path]:
-    """Files that hold the training rows; a built-in source is built."""
-    if name not in config.data.sources:
-        return [build_source(name, resolve(config.data.directory)) / "train.parquet"]
-    path = resolve(config.data.sources[name].path)
-    if not path.exists():
-        raise DataError(f"source {name}: {path} does not exist; correct its path under data.sources")
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-
-
-def _read(config: RunConfig, name: str) -> pa.Table:
+    """Files that hold the training rows; the source is built where that is due."""
+    data_dir = resolve(config.data.directory)
     if name in config.data.sources:
-        declared = config.data.sources[name]
-        return load_user_source(resolve(declared.path), declared.kind, name, declared.task_type)
-    return read_split(resolve(config.data.directory), name, "train")
+        folder = build_user_source(name, config.data.sources[name], data_dir)
+    else:
+        folder = build_source(name, data_dir)
+    return split_files(folder, "train")
 
 
 def _with_negatives(table: pa.Table, entry: SourceConfig, config: RunConfig) -> pa.Table:
