@@ -5,7 +5,9 @@ of workers: a step names the rows of the global batch and each worker takes its 
 have the same number of steps by construction and another number of workers continues the same batches.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,11 @@ from rayembed.data.shares import Batching, rows_of_sources, shares, unit_size
 from rayembed.errors import DataError
 
 _WAITING_LOOKED_AT = 4  # times the rows wanted; keeps a step short where many rows wait
+
+
+def fingerprint(description: Mapping[str, object]) -> str:
+    """SHA-256 of everything that a plan, or any other derived file, depends on."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A plan on disk: Parquet files of about a million rows each, and what the plan was made from."""
 
-import hashlib
 import json
 import logging
 import time
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayembed.data.plan import PlannedBatch
+from rayembed.data.plan import PlannedBatch, fingerprint
 from rayembed.paths import atomic_directory, atomic_write
 
 logger = logging.getLogger(__name__)
@@ -24,11 +23,6 @@ PLAN_SCHEMA = pa.schema(
 ROWS_PER_FILE = 1 << 20
 _NOTE_FILE = "plan.json"
 _PROGRESS_SECONDS = 10.0
-
-
-def digest(description: dict[str, Any]) -> str:
-    """SHA-256 of a description that JSON can hold."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def write_plan(folder: Path, batches: Iterable[PlannedBatch], description: dict[str, Any]) -> int:
@@ -50,7 +44,7 @@ def write_plan(folder: Path, batches: Iterable[PlannedBatch], description: dict[
                 last_shown = time.monotonic()
                 logger.info("plan: %d steps laid down", steps)
         note = {
-            "fingerprint": digest(description),
+            "fingerprint": fingerprint(description),
             "steps": steps,
             "batch_size": batch_size,
             "steps_per_file": steps_per_file,

@@ -14,12 +14,12 @@ import pyarrow as pa
 from rayembed.config import RunConfig, SourceConfig
 from rayembed.data.build import build_user_source
 from rayembed.data.labels import example_based_rows, label_based_rows
-from rayembed.data.plan_store import digest
+from rayembed.data.plan import fingerprint
 from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import build_source, read_split, split_files
 from rayembed.errors import ConfigError, DataError
-from rayembed.mining.bm25 import mine_bm25
+from rayembed.mining.in_memory import mine_bm25
 from rayembed.paths import atomic_directory, atomic_write, file_digest, resolve
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def prepare_source(config: RunConfig, entry: SourceConfig, origin: dict[str, Any
     Raises:
         DataError: the source is unreadable, empty or too small, or its files are no longer those of `origin`.
     """
-    folder = resolve(config.data.directory) / PREPARED / f"{entry.source}-{digest(origin)[:16]}"
+    folder = resolve(config.data.directory) / PREPARED / f"{entry.source}-{fingerprint(origin)[:16]}"
     if not (folder / ROWS_FILE).is_file():
         if origin != made_from(config, entry):
             raise DataError(
