@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
@@ -55,16 +56,29 @@ def connect_endpoint(config: EndpointConfig) -> "openai.OpenAI":
 def ask_all(
     config: EndpointConfig, ask: "Callable[[Item], Answer]", items: Iterable[Item]
 ) -> Iterator[Answer]:
-    """Answers in the order of `items`, with `config.concurrency` requests in flight.
+    """Answers as they come, with `config.concurrency` requests in flight.
+
+    After a failure nothing more is sent, and what is in flight still comes before the failure is raised:
+    answers that were paid for are not lost.
 
     Raises:
         ResourceError: the endpoint still fails after all repetitions; the message has its reason.
     """
+    failure: BaseException | None = None
+    waiting = iter(items)
     with ThreadPoolExecutor(config.concurrency) as threads:
-        try:
-            yield from threads.map(lambda item: call(config, ask, item), items)
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+        running = {threads.submit(call, config, ask, item) for item in islice(waiting, config.concurrency)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for request in done:
+                error = request.exception()
+                if error is None:
+                    yield request.result()
+                failure = failure or error
+            if failure is None:
+                running |= {threads.submit(call, config, ask, item) for item in islice(waiting, len(done))}
+    if failure is not None:
+        raise failure
 
 
 def call(config: EndpointConfig, ask: "Callable[[Any], Answer]", item: Any) -> Answer:

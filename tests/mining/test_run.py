@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayembed.config import UserSourceConfig, load_recipe
-from rayembed.data.user_source import load_user_source
+from rayembed.data.build import build_user_source
+from rayembed.data.store import read_split
 from rayembed.errors import ConfigError, DataError
 from rayembed.mining import run, vectors
 from rayembed.mining.config import MiningRecipe
@@ -68,7 +69,8 @@ def recipe(**source):
 
 def test_a_mined_source_is_an_ordinary_source_with_the_report_beside_it(source):
     (result,) = run.mine(recipe())
-    table = load_user_source(result.path, "pairs", "mined", "retrieval")
+    build_user_source("mined", UserSourceConfig(path=str(result.path)), source / "data")
+    table = read_split(source / "data", "mined", "train")
     assert table.num_rows == 24
     for row in table.to_pylist():
         assert len(set(row["negatives"])) == 2

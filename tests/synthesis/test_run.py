@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from rayembed.data.user_source import load_user_source
+from rayembed.config import UserSourceConfig
+from rayembed.data.build import build_user_source
+from rayembed.data.store import read_split
 from rayembed.errors import DataError, ResourceError
 from rayembed.synthesis.config import SynthesisRecipe
 from rayembed.synthesis.run import synthesize
@@ -78,7 +80,8 @@ def recipe(url, *kinds, **changes):
 def test_rows_are_an_ordinary_source_with_yield_and_cost(url, home):
     kinds = ({"kind": "short-long", "tasks": 6}, {"kind": "sts", "tasks": 4}, {"kind": "bitext", "tasks": 3})
     results = synthesize(recipe(url, *kinds))
-    table = load_user_source(results[0].path, "pairs", "synthetic", "retrieval")
+    build_user_source("mixed", UserSourceConfig(path=str(results[0].path)), home)
+    table = read_split(home, "mixed", "train")
     assert table.num_rows == results[0].report.rows == 12
     stored = pq.read_table(results[0].path).to_pylist()
     assert all(row["instruction"].startswith("Find thing") for row in stored)

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayembed.config import DataConfig
+from rayembed.data.build import build_user_source
 from rayembed.data.schema import document_id
 from rayembed.data.store import build_source, built_in_source, read_parquet, read_split
-from rayembed.data.user_source import load_user_source
 from rayembed.errors import DataError
 from rayembed.mining.search import Excluded
 from rayembed.paths import resolve
@@ -52,15 +52,15 @@ def read_pairs(data: DataConfig, name: str) -> pa.Table:
     Raises:
         DataError: the source is unknown, cannot be read, or has another layout.
     """
+    declared = data.sources.get(name) or built_in_source(name)
+    if declared.kind != "pairs":
+        raise DataError(f"source {name} has {declared.kind}; negatives are mined for pairs only")
+    data_dir = resolve(data.directory)
     if name in data.sources:
-        declared = data.sources[name]
-        if declared.kind != "pairs":
-            raise DataError(f"source {name} has {declared.kind}; negatives are mined for pairs only")
-        return load_user_source(resolve(declared.path), "pairs", name, declared.task_type)
-    if built_in_source(name).kind != "pairs":
-        raise DataError(f"source {name} has {built_in_source(name).kind}; negatives are mined for pairs only")
-    build_source(name, resolve(data.directory))
-    return read_split(resolve(data.directory), name, "train")
+        build_user_source(name, data.sources[name], data_dir)
+    else:
+        build_source(name, data_dir)
+    return read_split(data_dir, name, "train")
 
 
 def read_corpus(path: Path) -> pa.Array:

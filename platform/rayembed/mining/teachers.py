@@ -81,13 +81,14 @@ class EndpointEncoder:
         if config.send_instruction and instruction:
             options["extra_body"] = {"instruction": instruction}
 
-        def ask(batch: list[str]) -> np.ndarray:
+        def ask(start: int) -> tuple[int, np.ndarray]:
+            batch = prompted[start : start + config.batch_size]
             answer = self._client.embeddings.create(model=config.model, input=batch, **options)
-            return np.array([item.embedding for item in sorted(answer.data, key=lambda item: item.index)])
+            items = sorted(answer.data, key=lambda item: item.index)
+            return start, np.array([item.embedding for item in items])
 
-        size = config.batch_size
-        batches = [prompted[start : start + size] for start in range(0, len(prompted), size)]
-        return np.concatenate(list(ask_all(config, ask, batches)))
+        answers = dict(ask_all(config, ask, range(0, len(prompted), config.batch_size)))
+        return np.concatenate([answers[start] for start in sorted(answers)])
 
 
 _LOADERS: dict[str, Callable[[Any], Encoder]] = {
