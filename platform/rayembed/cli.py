@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from rayembed import __version__
+from rayembed.ablation.commands import ablate
 from rayembed.data.commands import app as data_app
 from rayembed.entry import run_command
-from rayembed.evaluation.commands import evaluate
+from rayembed.evaluation.commands import app as mirror_app
 from rayembed.mining.commands import mine
 from rayembed.model.commands import export_checkpoint, import_checkpoint
+from rayembed.reporting.commands import evaluate
 from rayembed.serving.commands import serve
 from rayembed.synthesis.commands import synthesize
 from rayembed.train.commands import train
@@ -19,10 +21,12 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Train, evaluate and serve embeddings."
 )
 app.add_typer(data_app, name="data")
+app.add_typer(mirror_app, name="mirror")
 app.command()(mine)
 app.command()(synthesize)
 app.command()(train)
 app.command()(evaluate)
+app.command()(ablate)
 app.command()(serve)
 app.command()(import_checkpoint)
 app.command()(export_checkpoint)

@@ -10,6 +10,7 @@ import pytest
 
 from rayembed.contract import Contract
 from rayembed.data.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA, document_id
+from rayembed.evaluation import catalogue, runner
 from rayembed.inference.engine import Encoded
 
 DIMENSIONS = 32
@@ -90,3 +91,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_split(folder, "wordsim353", "test", scores, SCORE_SCHEMA)
     return folder
+
+
+@pytest.fixture
+def engines(monkeypatch, data_dir) -> dict[str, WordEngine]:
+    """Two checkpoints, "good" and "base", that load as word engines; sources count as built."""
+    loaded = {name: WordEngine(digest=name * 16) for name in ("good", "base")}
+    monkeypatch.setattr(runner, "read_manifest", lambda folder: {"digest": loaded[folder.name].digest})
+    monkeypatch.setattr(runner, "contract_of", lambda candidate: loaded[candidate.checkpoint.name].contract)
+    monkeypatch.setattr(catalogue, "build_source", lambda name, data_dir: data_dir / name)
+    monkeypatch.setattr("rayembed.evaluation.worker.Engine.load", lambda checkpoint: loaded[checkpoint.name])
+    return loaded

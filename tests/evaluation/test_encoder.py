@@ -23,7 +23,7 @@ def test_queries_get_the_instruction_and_documents_do_not(data_dir):
     assert instruction_of["sort the list number 3"] == prompt
     assert instruction_of["def sort_3(): sort list number 3"] is None
     recorded = result.scores["test"][0]["instructions"]
-    assert recorded == {"query": prompt, "document": None, "origin": "task"}
+    assert recorded == {"query": prompt, "document": None, "origin": "mteb"}
 
 
 def test_every_text_of_a_symmetric_task_gets_the_trained_instruction(data_dir):

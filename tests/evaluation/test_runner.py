@@ -7,28 +7,23 @@ import pytest
 import ray
 
 from rayembed.cluster import connect
-from rayembed.errors import UserError
-from rayembed.evaluation import runner
+from rayembed.errors import CheckpointError, UserError
+from rayembed.evaluation import gate, runner
+from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.scheduler import Scheduler, Unit
+from rayembed.evaluation.instructions import InstructionPolicy
+from rayembed.evaluation.scheduler import Scheduler
 from rayembed.evaluation.scores import format_table
+from rayembed.evaluation.shards import ShardEncoder
+from rayembed.evaluation.sizes import text_sets
 from rayembed.evaluation.store import Candidate, ResultStore
 from rayembed.evaluation.tasks import load_task
-from rayembed.evaluation.worker import Worker
+from rayembed.evaluation.units import task_units
+from rayembed.evaluation.worker import Setup, Worker
 from tests.evaluation import conftest
 from tests.evaluation.conftest import WordEngine
 
 TASKS = ["DocstringRetrieval", "VaderTweets", "WordSim353"]
-
-
-@pytest.fixture
-def engines(monkeypatch, data_dir) -> dict[str, WordEngine]:
-    """Two checkpoints, "good" and "base", that load as word engines; sources count as built."""
-    loaded = {name: WordEngine(digest=name * 16) for name in ("good", "base")}
-    monkeypatch.setattr(runner, "read_manifest", lambda folder: {"digest": loaded[folder.name].digest})
-    monkeypatch.setattr(runner, "build_source", lambda name, data_dir: data_dir / name)
-    monkeypatch.setattr("rayembed.evaluation.worker.Engine.load", lambda checkpoint: loaded[checkpoint.name])
-    return loaded
 
 
 def evaluate(data_dir: Path, output: Path, tasks: list[str] = TASKS):
@@ -112,35 +107,70 @@ def test_the_table_has_means_only_over_complete_columns():
     assert lines[-1].split() == ["mean", "of", "all", "2", "-", "0.300", "0.675", "+0.375"]
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    ray.cloudpickle.register_pickle_by_value(conftest)  # workers do not see the tests
+    connect(num_cpus=2)
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.ray
-def test_two_actors_score_as_one_process_and_a_killed_actor_is_replaced(data_dir, tmp_path):
+def test_a_gate_scores_beside_training_and_a_failed_one_is_dropped(cluster, data_dir, tmp_path, monkeypatch):
+    def score(checkpoint, output, data_dir, tasks):
+        if checkpoint.endswith("broken"):
+            raise CheckpointError("no weights")
+        return dict.fromkeys(tasks, 0.5)
+
+    monkeypatch.setattr(gate, "_score", score)
+    started = [
+        gate.start_gate(tmp_path / name, step, output=tmp_path, data_dir=data_dir, tasks=["WordSim353"])
+        for step, name in ((10, "good"), (20, "broken"))
+    ]
+    ray.wait([one.reference for one in started], num_returns=2, timeout=60)
+    assert gate.finished_gates(started) == ({10: {"WordSim353": 0.5}}, [])
+    with pytest.raises(UserError, match="did you mean WordSim353"):
+        gate.start_gate(tmp_path, 1, output=tmp_path, data_dir=data_dir, tasks=["WordSim35"])
+
+
+@pytest.mark.ray
+def test_two_actors_score_shards_as_one_process_and_a_killed_actor_is_replaced(cluster, data_dir, tmp_path):
     candidate = Candidate("trained", "f" * 64, Path("good"))
     marker = tmp_path / "killed"
 
     class FakeWorker(Worker):
-        """Loads a word engine, and dies in its first evaluation of the longest task."""
+        """Loads a word engine, and dies in its first shard of documents."""
 
         def _encoder(self, candidate):
-            return EngineEncoder(WordEngine(candidate.digest), candidate.label)
+            if self._loaded is None:
+                engine = WordEngine(candidate.digest)
+                self._loaded = candidate, ShardEncoder(engine, "good", self.setup.policy, self.setup.output)
+            return self._loaded[1]
 
-        def evaluate(self, candidate, task):
-            if task == longest and not marker.exists():
+        def run(self, unit):
+            if unit.shard and unit.shard.side == "document" and not marker.exists():
                 marker.touch()
                 os._exit(1)
-            return super().evaluate(candidate, task)
+            return super().run(unit)
 
-    units = [Unit(candidate, name, load_task(name, data_dir).workload) for name in TASKS]
-    longest = max(units, key=lambda unit: unit.cost).task
-    ray.cloudpickle.register_pickle_by_value(conftest)  # workers do not see the tests
-    connect(num_cpus=2)
-    try:
-        actor = ray.remote(FakeWorker)
-        across = {
-            unit.task: result for unit, result in Scheduler(units, lambda: actor.remote(data_dir, 1), 2).run()
-        }
-    finally:
-        ray.shutdown()
-    alone = FakeWorker(data_dir)
+    catalogue = Catalogue(data_dir)
+    references = catalogue.select(tasks=TASKS).references
+    units = [
+        unit
+        for reference in references
+        for unit in task_units(
+            candidate, reference, text_sets(catalogue.load(reference)), max_length=512, shard_tokens=40
+        )
+    ]
+    assert sum(unit.shard is not None for unit in units) > 6
+    setup = Setup(catalogue, InstructionPolicy(), tmp_path)
+    actor = ray.remote(FakeWorker)
+    across = {
+        unit.reference.name: outcome.result
+        for unit, outcome in Scheduler(units, lambda: actor.remote(setup, 1), 2).run()
+        if outcome.result
+    }
     assert marker.exists()
     for name in TASKS:
-        assert across[name].get_score() == alone.evaluate(candidate, name).get_score()
+        alone = evaluate_task(EngineEncoder(WordEngine(candidate.digest), "good"), load_task(name, data_dir))
+        assert across[name].get_score() == pytest.approx(alone.get_score(), abs=1e-6)

@@ -2,13 +2,13 @@ import math
 
 import numpy as np
 import pytest
+import pytrec_eval
 
 from rayembed.data.schema import PAIR_SCHEMA
-from rayembed.errors import UserError
-from rayembed.evaluation.benchmarks import task_names
 from rayembed.evaluation.bm25 import BM25, terms
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.tasks import TASKS, BuiltInClassification, load_task
+from rayembed.evaluation.local_task import LocalClassification
+from rayembed.evaluation.tasks import load_task
 from tests.evaluation.conftest import WordEngine, pair, write_split
 
 
@@ -72,7 +72,7 @@ def test_the_revision_follows_the_rows(tmp_path):
 def test_the_revision_follows_the_settings(data_dir, monkeypatch):
     before = load_task("VaderTweets", data_dir).metadata.revision
     assert load_task("VaderTweets", data_dir).metadata.revision == before
-    monkeypatch.setattr(BuiltInClassification, "samples_per_label", 8)
+    monkeypatch.setattr(LocalClassification, "samples_per_label", 8)
     assert load_task("VaderTweets", data_dir).metadata.revision != before
 
 
@@ -90,11 +90,28 @@ def test_terms_split_compound_identifiers():
     assert terms("readLines_from(HTTPServer, utf8)") == ["read", "lines", "from", "http", "server", "utf8"]
 
 
-def test_unknown_names_offer_the_nearest():
-    with pytest.raises(UserError, match="did you mean DocstringRetrieval"):
-        task_names(tasks=["docstringretreival"])
-    with pytest.raises(UserError, match="unknown benchmark 'quickstart'; did you mean rayembed-quickstart"):
-        task_names("quickstart")
-    with pytest.raises(UserError, match="known: DocstringRetrieval"):
-        task_names(tasks=["zzz"])
-    assert task_names() == list(TASKS)
+@pytest.mark.parametrize(
+    ("name", "measure"), [("DocstringRetrieval", "ndcg_cut_10"), ("DocstringReranking", "map_cut_1000")]
+)
+def test_scores_equal_what_pytrec_eval_says_of_the_vectors(data_dir, name, measure):
+    task, engine = load_task(name, data_dir), WordEngine("7" * 64)
+    split = task.dataset["default"]["test"]
+    queries = engine.encode(split["queries"]["text"]).vectors
+    documents = engine.encode(split["corpus"]["text"]).vectors
+    allowed = split["top_ranked"] or {query: split["corpus"]["id"] for query in split["queries"]["id"]}
+    found = {
+        query: {
+            document: float(score)
+            for document, score in zip(split["corpus"]["id"], documents @ vector, strict=True)
+            if document in set(allowed[query])
+        }
+        for query, vector in zip(split["queries"]["id"], queries, strict=True)
+    }
+    per_query = pytrec_eval.RelevanceEvaluator(split["relevant_docs"], {measure}).evaluate(found)
+    expected = np.mean([scores[measure] for scores in per_query.values()])
+
+    result = evaluate_task(EngineEncoder(engine, "fake"), load_task(name, data_dir))
+    assert 0 < expected < 1
+    assert result.get_score() == pytest.approx(expected, abs=1e-5)
+    kept = result.scores["test"][0]["per_query"]
+    assert kept == {query: pytest.approx(scores[measure], abs=1e-5) for query, scores in per_query.items()}

@@ -1,46 +1,55 @@
-"""The command `rayembed evaluate`."""
+"""The command `rayembed mirror`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rayembed.errors import UserError
 
-_QUICKSTART = "rayembed-quickstart"
+app = typer.Typer(
+    no_args_is_help=True, help="Keep the data of mteb's tasks in a folder, for clusters without a network."
+)
 
 
-def evaluate(
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint folder to score.")],
-    output: Annotated[str, typer.Option(help="Folder of the results; finished ones in it are reused.")],
-    baseline: Annotated[
-        str | None, typer.Option(help="LABEL=FOLDER of a checkpoint to compare with.")
-    ] = None,
-    bm25: Annotated[bool, typer.Option(help="Also score BM25 on the retrieval tasks.")] = False,
-    benchmark: Annotated[str, typer.Option(help="Name of a list of tasks.")] = _QUICKSTART,
-    tasks: Annotated[str | None, typer.Option(help="Task names to run instead, separated by commas.")] = None,
-    actors: Annotated[
-        int | None,
-        typer.Option(min=0, help="Ray actors; default one per GPU or CPU, 0 runs in this process."),
-    ] = None,
-    data_dir: Annotated[str, typer.Option(help="Folder of the built sources.")] = "data",
+@app.command("make")
+def make_mirror(
+    folder: Annotated[str, typer.Argument(help="Where the data is kept.")],
+    benchmark: Annotated[str, typer.Option(help="Name with version.")] = "MTEB(eng, v1)",
+    tasks: Annotated[str | None, typer.Option(help="Task names instead, separated by commas.")] = None,
 ) -> None:
-    """Score a checkpoint on mteb tasks beside its baselines and print one table."""
-    from rayembed.evaluation.runner import run  # mteb takes seconds to import; other commands do without
-
-    run(
-        checkpoint,
-        output=output,
-        data_dir=data_dir,
-        baseline=_labelled(baseline) if baseline else None,
-        with_bm25=bm25,
-        benchmark=benchmark,
-        tasks=[name.strip() for name in tasks.split(",") if name.strip()] if tasks is not None else None,
-        actors=actors,
-    )
+    """Download the data of a benchmark; run again, it continues."""
+    registry_mirror, selected = _mirror(folder, benchmark, tasks)
+    registry_mirror.make(selected)
+    registry_mirror.check(selected)
+    typer.echo(f"complete: {len(selected)} tasks in {folder}")
 
 
-def _labelled(baseline: str) -> tuple[str, str]:
-    label, separator, folder = baseline.partition("=")
-    if not (label and separator and folder):
-        raise UserError(f"--baseline {baseline!r} is not LABEL=FOLDER; write for example untrained=runs/base")
-    return label, folder
+@app.command("check")
+def check_mirror(
+    folder: Annotated[str, typer.Argument(help="Folder to check.")],
+    benchmark: Annotated[str, typer.Option(help="Name with version.")] = "MTEB(eng, v1)",
+    tasks: Annotated[str | None, typer.Option(help="Task names instead, separated by commas.")] = None,
+) -> None:
+    """Name every task whose data is missing, cut short, or lacks a split."""
+    registry_mirror, selected = _mirror(folder, benchmark, tasks)
+    registry_mirror.check(selected)
+    typer.echo(f"complete: {len(selected)} tasks in {folder}")
+
+
+def _mirror(folder: str, benchmark: str, tasks: str | None) -> tuple[Any, list[Any]]:
+    # mteb takes seconds to import; other commands do without.
+    from rayembed.evaluation.catalogue import Catalogue
+    from rayembed.evaluation.mirror import Mirror
+    from rayembed.paths import resolve
+
+    catalogue = Catalogue(resolve("data"))
+    selection = catalogue.select(benchmark, task_names(tasks) if tasks is not None else None)
+    registry = [reference for reference in selection.references if reference.origin == "mteb"]
+    if not registry:
+        raise UserError("none of these tasks reads from the hub; they need no mirror")
+    return Mirror(resolve(folder)), [catalogue.load(reference) for reference in registry]
+
+
+def task_names(listed: str) -> list[str]:
+    """Names in a list that is separated by commas."""
+    return [name.strip() for name in listed.split(",") if name.strip()]

@@ -1,41 +1,69 @@
 """Evaluate a checkpoint beside its baselines: the one function behind the job and the command."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import ray
+from mteb.abstasks import AbsTask
+from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.results import TaskResult
 
 from rayembed.cluster import actor_pool, connect
-from rayembed.data.store import build_source
+from rayembed.contract import Contract
 from rayembed.errors import UserError
 from rayembed.evaluation import bm25
-from rayembed.evaluation.benchmarks import QUICKSTART, task_names
-from rayembed.evaluation.scheduler import Progress, Scheduler, Unit
+from rayembed.evaluation.benchmarks import QUICKSTART
+from rayembed.evaluation.catalogue import Catalogue, Selection, TaskReference, aggregate
+from rayembed.evaluation.embeddings import EmbeddingStore
+from rayembed.evaluation.endpoint import EndpointEngine
+from rayembed.evaluation.instructions import InstructionPolicy
+from rayembed.evaluation.overlap import overlap_note, trained_sources
+from rayembed.evaluation.record import ModelRecord, task_record, write_record
+from rayembed.evaluation.scheduler import Progress, Scheduler
 from rayembed.evaluation.scores import Scores, format_table, score_table, write_scores
-from rayembed.evaluation.store import Candidate, ResultStore
-from rayembed.evaluation.tasks import TASKS, load_task
-from rayembed.evaluation.worker import Worker
+from rayembed.evaluation.sizes import text_sets
+from rayembed.evaluation.store import Candidate, Endpoint, ResultStore
+from rayembed.evaluation.units import SHARD_TOKENS, Unit, WorkQueue, task_units
+from rayembed.evaluation.worker import Outcome, Setup, Worker
 from rayembed.model.checkpoint import read_manifest
 from rayembed.paths import resolve
 
 logger = logging.getLogger(__name__)
 
 TRAINED_LABEL = "trained"
-# The rows are local, so no library may wait for a hub; the bars of many actors would garble the log.
-_ACTOR_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "DISABLE_TQDM": "1",  # bm25s
-}
+BM25_LABEL = "bm25"
+# The bars of many actors would garble the log.
+_QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "DISABLE_TQDM": "1"}
+# Where the rows are local, no library may wait for a hub.
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+Results = dict[Candidate, dict[str, TaskResult]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is evaluated and how.
+
+    Attributes:
+        selection: the benchmark and its tasks.
+        setup: what the workers share.
+        actors: size of the actor pool; None one per GPU, else one per CPU; 0 runs in this process.
+        shard_tokens: text sets above this are encoded in shards.
+        keep_embeddings: keep the shards of tasks that have been scored.
+    """
+
+    selection: Selection
+    setup: Setup
+    actors: int | None = None
+    shard_tokens: float = SHARD_TOKENS
+    keep_embeddings: bool = False
 
 
 def run(
-    checkpoint: str | Path,
+    checkpoint: str | Path | None = None,
     *,
     output: str | Path,
     data_dir: str | Path = "data",
@@ -43,100 +71,196 @@ def run(
     with_bm25: bool = False,
     benchmark: str = QUICKSTART,
     tasks: Sequence[str] | None = None,
+    task_files: Sequence[str | Path] = (),
+    mirror: str | Path | None = None,
+    instructions: str = "auto",
+    endpoint: Endpoint | None = None,
+    name: str = TRAINED_LABEL,
     actors: int | None = None,
+    shard_tokens: float = SHARD_TOKENS,
+    keep_embeddings: bool = False,
 ) -> Scores:
-    """Score `checkpoint` and its baselines on a benchmark; print the table and write scores.json.
+    """Score a checkpoint or an endpoint beside its baselines; print the table and write scores.json.
 
-    Stored results of the same weights, data and instructions are reused.
+    Stored results of the same weights, data and instructions are reused; shards of an interrupted run too.
 
     Args:
         checkpoint: checkpoint folder, scored as "trained".
-        output: folder of the results; on a cluster it is written by the driver alone.
+        output: folder of the results and of the vectors of shards, which all nodes must see.
         data_dir: folder of the built sources, which all nodes must see; missing sources are built.
         baseline: label and checkpoint folder of the model to compare with.
         with_bm25: score BM25 on the retrieval tasks.
-        benchmark: name of a list of tasks.
+        benchmark: name of a built-in benchmark or of one in mteb's registry.
         tasks: names of tasks to run instead of a benchmark.
+        task_files: YAML files of own tasks; they can be named in `tasks`, or all be run as benchmark "own".
+        mirror: folder with the data of registry tasks.
+        instructions: policy or file, see `evaluation.instructions`.
+        endpoint: score a service in place of a checkpoint.
+        name: label of the model's folder under `output`.
         actors: size of the Ray actor pool; None takes one per GPU, else one per CPU; 0 runs in this process.
+        shard_tokens: text sets above this many estimated tokens are encoded in shards.
+        keep_embeddings: keep the vectors of shards when their task is done.
 
     Returns:
         task name -> {"metric", "base", "bm25", "trained"}.
 
     Raises:
-        UserError: unknown task or benchmark, unreadable checkpoint or data.
+        UserError: unknown task or benchmark, unreadable checkpoint or data, another run in the same folder.
         RuntimeError: a task failed; results of the others are stored.
     """
-    names = task_names(benchmark, tasks)
-    output, data_dir = resolve(output), resolve(data_dir)
-    candidates = {"trained": _candidate(TRAINED_LABEL, checkpoint)}
+    output = resolve(output)
+    catalogue = Catalogue(
+        resolve(data_dir),
+        tuple(resolve(file) for file in task_files),
+        resolve(mirror) if mirror is not None else None,
+    )
+    selection = catalogue.select(benchmark, tasks)
+    policy = InstructionPolicy.named(instructions)
+    candidates = {"trained": _candidate(name, checkpoint, endpoint)}
     if baseline is not None:
-        candidates["base"] = _candidate(*baseline)
+        candidates["base"] = _candidate(baseline[0], baseline[1], None)
     if with_bm25:
-        candidates["bm25"] = Candidate("bm25", bm25.REVISION, None)
-
-    for source in dict.fromkeys(TASKS[name].source for name in names):
-        build_source(source, data_dir)
-    loaded = {name: load_task(name, data_dir) for name in names}
-    results = _results(candidates.values(), loaded, ResultStore(output), data_dir, actors)
-
+        candidates["bm25"] = Candidate(BM25_LABEL, bm25.REVISION, None)
+    plan = Run(selection, Setup(catalogue, policy, output), actors, shard_tokens, keep_embeddings)
+    store = ResultStore(output)
+    with store.writing():
+        catalogue.prepare(selection.references)
+        loaded = {reference: catalogue.load(reference) for reference in selection.references}
+        results = _results(list(candidates.values()), loaded, plan, store)
     columns = {
         column: {task: result.get_score() for task, result in results[candidate].items()}
         for column, candidate in candidates.items()
     }
-    scores = score_table(names, columns)
+    about = {task.metadata.name: task.metadata for task in loaded.values()}
+    about |= {name: aggregate(name).metadata for name in selection.tasks if name not in about}
+    for candidate in candidates.values():
+        if candidate.encodes:
+            write_record(_record(candidate, selection, results[candidate], about), output)
+    scores = score_table({name: about[name].main_score for name in selection.tasks}, columns)
     path = write_scores(scores, output)
     print(format_table(scores), flush=True)
     logger.info("scores written to %s", path)
     return scores
 
 
-def _candidate(label: str, checkpoint: str | Path) -> Candidate:
+def _candidate(label: str, checkpoint: str | Path | None, endpoint: Endpoint | None) -> Candidate:
     if not label or label in (".", "..") or "/" in label:
         raise UserError(f"{label!r} cannot name a model; use a plain word such as untrained")
+    if endpoint is not None:
+        return Candidate(label, EndpointEngine.connect(endpoint).digest, None, endpoint)
+    if checkpoint is None:
+        raise UserError("name what to score: a checkpoint folder or an endpoint")
     folder = resolve(checkpoint)
     return Candidate(label, read_manifest(folder)["digest"], folder)
 
 
+def _record(
+    candidate: Candidate,
+    selection: Selection,
+    results: Mapping[str, TaskResult],
+    about: Mapping[str, TaskMetadata],
+) -> ModelRecord:
+    sources = trained_sources(candidate.checkpoint) if candidate.checkpoint is not None else None
+    tasks = [
+        task_record(
+            results[name],
+            type=str(about[name].type),
+            metric=about[name].main_score,
+            overlap=overlap_note(about[name], sources),
+        )
+        for name in selection.tasks
+    ]
+    versions = {package: version(package) for package in ("mteb", "torch", "transformers")}
+    return ModelRecord(candidate.label, candidate.digest, selection.benchmark, tuple(tasks), versions)
+
+
+def contract_of(candidate: Candidate) -> Contract:
+    """The contract of a checkpoint or of what an endpoint tells."""
+    if candidate.endpoint is not None:
+        return EndpointEngine.connect(candidate.endpoint).contract
+    assert candidate.checkpoint is not None
+    return Contract.load(candidate.checkpoint)
+
+
 def _results(
-    candidates: Iterable[Candidate],
-    tasks: Mapping[str, Any],
-    store: ResultStore,
-    data_dir: Path,
-    actors: int | None,
-) -> dict[Candidate, dict[str, TaskResult]]:
+    candidates: Sequence[Candidate], tasks: Mapping[TaskReference, AbsTask], plan: Run, store: ResultStore
+) -> Results:
     """Results of all candidates on all tasks that apply to them; stored ones are not run again."""
-    results: dict[Candidate, dict[str, TaskResult]] = {}
+    results: Results = {candidate: {} for candidate in candidates}
     missing: list[Unit] = []
+    contracts: dict[Candidate, Contract] = {}
     for candidate in candidates:
-        results[candidate] = {}
-        for name, task in tasks.items():
-            if candidate.checkpoint is None and TASKS[name].type != "Retrieval":
+        contract = contract_of(candidate) if candidate.encodes else None
+        if contract is not None:
+            contracts[candidate] = contract
+            plan.setup.policy.check((task.metadata for task in tasks.values()), contract)
+        for reference, task in tasks.items():
+            if contract is None and task.metadata.type != "Retrieval":
                 continue
-            stored = store.load(candidate, task)
-            if stored is None:
-                # BM25 costs next to nothing beside a model.
-                missing.append(Unit(candidate, name, task.workload if candidate.checkpoint else 1))
-            else:
-                results[candidate][name] = stored
+            given = plan.setup.policy.instructions(task.metadata, contract) if contract else None
+            stored = store.load(candidate, task, given)
+            if stored is not None:
+                results[candidate][reference.name] = stored
+                continue
+            missing += task_units(
+                candidate,
+                reference,
+                text_sets(task),
+                max_length=contract.max_length if contract else 1,
+                shard_tokens=plan.shard_tokens,
+            )
     reused = sum(len(stored) for stored in results.values())
-    logger.info("%d results to compute, %d reused from %s", len(missing), reused, store.output)
-    progress = Progress(missing)
-    for unit, result in _computed(missing, data_dir, actors):
-        store.save(unit.candidate, result)
-        progress.finished(unit, result)
-        results[unit.candidate][unit.task] = result
+    scorings = sum(unit.shard is None for unit in missing)
+    logger.info("%d results to compute, %d reused from %s", scorings, reused, store.output)
+    for unit, outcome in _computed(missing, plan):
+        if outcome.result is None:
+            continue
+        store.save(unit.candidate, outcome.result)
+        results[unit.candidate][unit.reference.name] = outcome.result
+        if unit.shards and not plan.keep_embeddings:
+            vectors = EmbeddingStore(store.output, unit.candidate.digest, contracts[unit.candidate])
+            vectors.remove(tasks[unit.reference].metadata)
+    _join_aggregates(results, tasks, store)
     return results
 
 
-def _computed(units: list[Unit], data_dir: Path, actors: int | None) -> Iterator[tuple[Unit, TaskResult]]:
+def _join_aggregates(results: Results, tasks: Mapping[TaskReference, AbsTask], store: ResultStore) -> None:
+    """Add the results of aggregate tasks, made by mteb from those of their parts."""
+    for name in dict.fromkeys(reference.part_of for reference in tasks if reference.part_of):
+        parts = [reference.name for reference in tasks if reference.part_of == name]
+        for candidate, found in results.items():
+            if set(parts) <= set(found):
+                found[name] = aggregate(name).combine_task_results([found[part] for part in parts])
+                store.save(candidate, found[name])
+
+
+def _computed(units: list[Unit], plan: Run) -> Iterator[tuple[Unit, Outcome]]:
     if not units:
         return
-    if actors == 0:
-        worker = Worker(data_dir)
-        for unit in sorted(units, key=lambda unit: (unit.candidate.label, -unit.cost)):
-            yield unit, worker.evaluate(unit.candidate, unit.task)
+    if plan.actors == 0:
+        progress = Progress(units)
+        yield from _in_this_process(units, Worker(plan.setup), progress)
         return
     connect()
-    pool, options = actor_pool(len(units), actors)
-    remote = ray.remote(Worker).options(runtime_env={"env_vars": _ACTOR_ENVIRONMENT}, **options)
-    yield from Scheduler(units, lambda: remote.remote(data_dir, options["num_cpus"]), pool).run()
+    local = plan.setup.catalogue.mirror is not None or all(
+        reference.origin != "mteb" for reference in plan.selection.references
+    )
+    pool, options = actor_pool(len(units), plan.actors)
+    environment = {"runtime_env": {"env_vars": _QUIET | (_OFFLINE if local else {})}}
+    remote = ray.remote(Worker).options(**environment, **options)
+    progress = Progress(units, pool)
+    scheduler = Scheduler(units, lambda: remote.remote(plan.setup, options["num_cpus"]), pool, progress)
+    for unit, outcome in scheduler.run():
+        progress.finished(unit, outcome)
+        yield unit, outcome
+
+
+def _in_this_process(units: list[Unit], worker: Worker, progress: Progress) -> Iterator[tuple[Unit, Outcome]]:
+    queue = WorkQueue(units)
+    holds = None
+    while (unit := queue.take(holds)) is not None:
+        holds = unit.candidate
+        outcome = worker.run(unit)
+        queue.done(unit)
+        progress.finished(unit, outcome)
+        yield unit, outcome

@@ -1,4 +1,4 @@
-"""Units of work on a pool of Ray actors: longest first, dead actors replaced, progress with time left."""
+"""Units of work on a pool of Ray actors: dead actors replaced, progress with time left."""
 
 import logging
 import time
@@ -8,28 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from mteb.results import TaskResult
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayembed.errors import UserError
 from rayembed.evaluation.store import Candidate
+from rayembed.evaluation.units import Unit, WorkQueue
+from rayembed.evaluation.worker import Outcome
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 _HEARTBEAT_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One candidate on one task; `cost` is in any unit that grows with the run time."""
-
-    candidate: Candidate
-    task: str
-    cost: int
-
-    def __str__(self) -> str:
-        return f"{self.candidate.label} {self.task}"
 
 
 @dataclass
@@ -47,27 +36,36 @@ class Scheduler:
         units: the work.
         start_actor: starts an actor with the methods of `evaluation.worker.Worker`.
         actors: size of the pool. An actor that the cluster cannot place yet is not waited for.
+        progress: told of each unit that starts and asked for the time that the running ones take.
     """
 
-    def __init__(self, units: Sequence[Unit], start_actor: Callable[[], Any], actors: int):
-        self._pending = list(units)
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        start_actor: Callable[[], Any],
+        actors: int,
+        progress: "Progress | None" = None,
+    ):
+        self._queue = WorkQueue(units)
+        self._progress = progress or Progress(units)
         self._start_actor = start_actor
         self._slots = [_Slot(start_actor()) for _ in range(min(actors, len(units)))]
-        self._waiting: dict[Any, tuple[_Slot, Unit | None]] = {}
+        self._idle: list[_Slot] = []
+        self._running: dict[Any, tuple[_Slot, Unit | None]] = {}
         self._attempts: Counter[Unit | None] = Counter()
         self._failures: dict[Unit, Exception] = {}
 
-    def run(self) -> Iterator[tuple[Unit, TaskResult]]:
-        """Yield every unit with its result as it is done.
+    def run(self) -> Iterator[tuple[Unit, Outcome]]:
+        """Yield every unit with its outcome as it is done.
 
         Raises:
-            UserError: a checkpoint or a source cannot be read; nothing else is started.
+            UserError: a checkpoint or rows cannot be read; nothing else is started.
             RuntimeError: units failed although all others were done; the message names them.
         """
         try:
             for slot in self._slots:
-                self._waiting[slot.actor.ready.remote()] = slot, None
-            while self._pending or any(unit for _, unit in self._waiting.values()):
+                self._running[slot.actor.ready.remote()] = slot, None
+            while len(self._queue) or any(unit for _, unit in self._running.values()):
                 yield from self._next_done()
         finally:
             for slot in self._slots:
@@ -76,15 +74,14 @@ class Scheduler:
             reasons = [f"{unit}: {str(error).splitlines()[-1]}" for unit, error in self._failures.items()]
             raise RuntimeError(f"{len(reasons)} tasks failed, all others are stored: {'; '.join(reasons)}")
 
-    def _next_done(self) -> Iterator[tuple[Unit, TaskResult]]:
-        done, _ = ray.wait(list(self._waiting), num_returns=1, timeout=_HEARTBEAT_SECONDS)
+    def _next_done(self) -> Iterator[tuple[Unit, Outcome]]:
+        done, _ = ray.wait(list(self._running), num_returns=1, timeout=_HEARTBEAT_SECONDS)
         if not done:
-            busy = [str(unit) for _, unit in self._waiting.values() if unit]
-            logger.info("running: %s", ", ".join(busy) or "nothing yet, actors start or wait for free CPUs")
+            self._progress.heartbeat([unit for _, unit in self._running.values() if unit])
             return
-        slot, unit = self._waiting.pop(done[0])
+        slot, unit = self._running.pop(done[0])
         try:
-            result = ray.get(done[0])
+            outcome = ray.get(done[0])
         except RayActorError as error:
             self._replace(slot, unit, error)
             return
@@ -93,21 +90,25 @@ class Scheduler:
                 raise error.cause from None
             assert unit is not None, "ready() has nothing that can fail"
             logger.warning("%s failed: %s", unit, error)
-            self._failures[unit] = error
+            self._fail(unit, error)
         else:
             if unit is not None:
-                yield unit, result
-        self._assign(slot)
+                self._queue.done(unit)
+                yield unit, outcome
+        self._idle.append(slot)
+        self._assign()
 
-    def _assign(self, slot: _Slot) -> None:
-        """Give the slot its next unit: the longest one for the model it holds, else the longest of all."""
-        if not self._pending:
-            return
-        unit = max(self._pending, key=lambda unit: (unit.candidate == slot.holds, unit.cost))
-        self._pending.remove(unit)
-        if unit.candidate.checkpoint is not None:
-            slot.holds = unit.candidate
-        self._waiting[slot.actor.evaluate.remote(unit.candidate, unit.task)] = slot, unit
+    def _assign(self) -> None:
+        """Give every idle slot its next unit; a slot stays idle while all units wait for others."""
+        for slot in tuple(self._idle):
+            unit = self._queue.take(slot.holds)
+            if unit is None:
+                return
+            self._idle.remove(slot)
+            if unit.candidate.encodes:
+                slot.holds = unit.candidate
+            self._progress.started(unit)
+            self._running[slot.actor.run.remote(unit)] = slot, unit
 
     def _replace(self, slot: _Slot, unit: Unit | None, error: RayActorError) -> None:
         """Put another actor in a dead one's place; its unit goes back unless its attempts are used up."""
@@ -117,34 +118,74 @@ class Scheduler:
             raise RuntimeError(f"evaluation actors die as they start: {error}")
         if unit is not None and exhausted:
             logger.warning("%s: its actor died %d times, given up", unit, MAX_ATTEMPTS)
-            self._failures[unit] = error
+            self._fail(unit, error)
         elif unit is not None:
-            logger.warning("the actor of %s died, the task is run again", unit)
-            self._pending.append(unit)
+            logger.warning("the actor of %s died, it is run again", unit)
+            self._queue.put_back(unit)
         slot.actor, slot.holds = self._start_actor(), None
-        self._waiting[slot.actor.ready.remote()] = slot, None
+        self._running[slot.actor.ready.remote()] = slot, None
+
+    def _fail(self, unit: Unit, error: Exception) -> None:
+        self._failures[unit] = error
+        for dropped in self._queue.give_up(unit):
+            self._progress.dropped(dropped)
 
 
 class Progress:
-    """Logs each finished unit, how many are left and about how long they will take."""
+    """Logs what is done, at which measured rate, and about how long the rest will take."""
 
-    def __init__(self, units: Sequence[Unit]):
-        self._total, self._total_cost = len(units), sum(unit.cost for unit in units)
-        self._done = self._done_cost = 0
-        self._start = time.monotonic()
+    def __init__(self, units: Sequence[Unit], actors: int = 1):
+        self._total, self._left = len(units), sum(unit.cost for unit in units)
+        self._done = 0
+        self._done_cost = self._busy_seconds = 0.0
+        self._actors = max(1, actors)
+        self._started: dict[str, float] = {}
 
-    def finished(self, unit: Unit, result: TaskResult) -> None:
+    def started(self, unit: Unit) -> None:
+        """Note the start of `unit`."""
+        self._started[unit.key] = time.monotonic()
+
+    def dropped(self, unit: Unit) -> None:
+        """Count `unit` out."""
+        self._left -= unit.cost
+        self._total -= 1
+
+    def finished(self, unit: Unit, outcome: Outcome) -> None:
         """Count `unit` as done."""
         self._done += 1
+        self._left -= unit.cost
         self._done_cost += unit.cost
-        elapsed = time.monotonic() - self._start
-        left = elapsed * (self._total_cost - self._done_cost) / max(1, self._done_cost)
+        self._busy_seconds += outcome.seconds
+        score = "" if outcome.result is None else f" {outcome.result.get_score():.3f}"
+        rate = f", {outcome.tokens / outcome.seconds:.0f} tokens/s" if outcome.tokens else ""
         logger.info(
-            "%d/%d %s: %.3f (%.1f s); about %.0f s left",
+            "%d/%d %s:%s (%.1f s%s); about %s left",
             self._done,
             self._total,
             unit,
-            result.get_score(),
-            result.evaluation_time or 0.0,
-            left,
+            score,
+            outcome.seconds,
+            rate,
+            _readable(self._expected(max(0.0, self._left)) / self._actors),
         )
+
+    def heartbeat(self, running: Sequence[Unit]) -> None:
+        """Say what runs and how long each of it will still take."""
+        lines = [f"{unit}{self._time_left(unit)}" for unit in running]
+        logger.info("running: %s", ", ".join(lines) or "nothing yet, actors start or wait for free CPUs")
+
+    def _time_left(self, unit: Unit) -> str:
+        if not self._done_cost:
+            return ""
+        elapsed = time.monotonic() - self._started[unit.key]
+        return f" (about {_readable(max(0.0, self._expected(unit.cost) - elapsed))} left)"
+
+    def _expected(self, cost: float) -> float:
+        """Seconds of one actor for `cost`, at the rate measured so far."""
+        return cost * self._busy_seconds / max(1.0, self._done_cost)
+
+
+def _readable(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

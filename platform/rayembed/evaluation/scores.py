@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mteb
 import numpy as np
 
-from rayembed.evaluation.tasks import TASKS, main_score_of
+from rayembed.evaluation.tasks import TASKS
 from rayembed.paths import atomic_write
 
 SCORES_FILE = "scores.json"
@@ -16,13 +17,29 @@ COLUMNS = {"bm25": "BM25", "base": "untrained", "trained": "trained"}
 Scores = dict[str, dict[str, Any]]
 
 
-def score_table(tasks: list[str], columns: Mapping[str, Mapping[str, float]]) -> Scores:
-    """Map task -> {"metric", "base", "bm25", "trained"}; None where a model was not scored."""
+def score_table(metrics: Mapping[str, str], columns: Mapping[str, Mapping[str, float]]) -> Scores:
+    """Map task -> {"metric", "base", "bm25", "trained"}; None where a model was not scored.
+
+    Args:
+        metrics: task -> name of its main score, in the order of the table.
+        columns: column -> task -> score.
+    """
     return {
-        task: {"metric": main_score_of(task)}
+        task: {"metric": metric}
         | {column: columns.get(column, {}).get(task) for column in ("base", "bm25", "trained")}
-        for task in tasks
+        for task, metric in metrics.items()
     }
+
+
+def task_type(task: str) -> str:
+    """mteb's type of a task; tasks that a user declared are together, as nothing else is known of them by
+    name."""
+    if task in TASKS:
+        return TASKS[task].type
+    try:
+        return str(mteb.get_task(task).metadata.type)
+    except KeyError:
+        return "own"
 
 
 def write_scores(scores: Scores, output: Path) -> Path:
@@ -44,7 +61,7 @@ def mean_rows(scores: Scores) -> list[tuple[str, dict[str, float | None]]]:
     """
     groups: dict[str, list[str]] = {}
     for task in scores:
-        kind = TASKS[task].type
+        kind = task_type(task)
         groups.setdefault(kind if kind.isupper() else kind.lower(), []).append(task)
     named = {f"mean of {len(members)} {kind} tasks": members for kind, members in groups.items()}
     named[f"mean of all {len(scores)}"] = list(scores)

@@ -1,16 +1,42 @@
 """Results on disk: <output>/<model label>/<checkpoint digest>/<Task>.json, in mteb's own format."""
 
+import contextlib
+import json
 import logging
 import os
-from dataclasses import dataclass
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import mteb
+from filelock import FileLock, Timeout
 from mteb.results import TaskResult
+
+from rayembed.errors import ResourceError
+from rayembed.evaluation.instructions import Instructions
+from rayembed.paths import atomic_write
 
 logger = logging.getLogger(__name__)
 
 _DIGEST_CHARACTERS = 16
+_LOCK = ".evaluation.lock"
+_HOLDER = ".evaluation.holder.json"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible service.
+
+    Attributes:
+        url: base address, such as http://127.0.0.1:8000/v1.
+        model: name of the served model.
+    """
+
+    url: str
+    model: str
 
 
 @dataclass(frozen=True)
@@ -20,12 +46,19 @@ class Candidate:
     Attributes:
         label: name of its column and folder, such as "trained".
         digest: names its weights; results of other weights are never reused.
-        checkpoint: its folder; None is BM25.
+        checkpoint: its folder; None for an endpoint and for BM25.
+        endpoint: the service that answers for it.
     """
 
     label: str
     digest: str
     checkpoint: Path | None
+    endpoint: Endpoint | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it makes vectors; BM25 does not."""
+        return self.checkpoint is not None or self.endpoint is not None
 
 
 class ResultStore:
@@ -34,12 +67,43 @@ class ResultStore:
     def __init__(self, output: Path):
         self.output = output
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder against a second evaluation, also of another machine; a dead holder holds nothing.
+
+        Raises:
+            ResourceError: another evaluation writes to the folder.
+        """
+        self.output.mkdir(parents=True, exist_ok=True)
+        holder = self.output / _HOLDER
+        try:
+            with FileLock(self.output / _LOCK, timeout=0):
+                about = {
+                    "host": socket.gethostname(),
+                    "process": os.getpid(),
+                    "since": time.strftime("%F %T"),
+                }
+                atomic_write(holder, json.dumps(about) + "\n")
+                try:
+                    yield
+                finally:
+                    holder.unlink(missing_ok=True)
+        except Timeout:
+            about = json.loads(holder.read_text()) if holder.is_file() else {}
+            who = " ".join(f"{name} {value}" for name, value in about.items()) or "unknown"
+            raise ResourceError(
+                f"another evaluation is writing to {self.output} ({who}); wait for it, its results will be "
+                "reused, or choose another --output"
+            ) from None
+
     def path(self, candidate: Candidate, task: str) -> Path:
         """Where the result of `candidate` on `task` is kept."""
         return self.output / candidate.label / candidate.digest[:_DIGEST_CHARACTERS] / f"{task}.json"
 
-    def load(self, candidate: Candidate, task: mteb.AbsTask) -> TaskResult | None:
-        """A stored result of the same task revision, or None where the task has to be run (again)."""
+    def load(
+        self, candidate: Candidate, task: mteb.AbsTask, instructions: Instructions | None = None
+    ) -> TaskResult | None:
+        """A stored result of the same rows and instructions; None where the task has to be run (again)."""
         path = self.path(candidate, task.metadata.name)
         if not path.is_file():
             return None
@@ -51,6 +115,9 @@ class ResultStore:
         if result.dataset_revision != task.metadata.revision or result.get_missing_evaluations(task):
             logger.info("%s is of another revision of the task; the task is run again", path)
             return None
+        if instructions is not None and _recorded(result) != [asdict(instructions)]:
+            logger.info("%s was made with other instructions; the task is run again", path)
+            return None
         return result
 
     def save(self, candidate: Candidate, result: TaskResult) -> None:
@@ -60,3 +127,13 @@ class ResultStore:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         result.to_disk(temporary)
         os.replace(temporary, path)
+
+
+def _recorded(result: TaskResult) -> list[dict[str, Any]]:
+    """The distinct instructions of a result's entries."""
+    entries = [cast(dict[str, Any], entry) for entries in result.scores.values() for entry in entries]
+    found: list[dict[str, Any]] = []
+    for entry in entries:
+        if (used := entry.get("instructions", {})) not in found:
+            found.append(used)
+    return found

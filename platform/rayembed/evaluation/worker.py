@@ -1,47 +1,127 @@
-"""What scores a task: the code that runs in an actor, or in this process."""
+"""What does a unit of work: the code that runs in an actor, or in this process."""
 
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from mteb.abstasks import AbsTaskRetrieval
 from mteb.results import TaskResult
 
 from rayembed.evaluation.bm25 import BM25
-from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
+from rayembed.evaluation.catalogue import Catalogue, TaskReference
+from rayembed.evaluation.encoder import evaluate_task
+from rayembed.evaluation.endpoint import EndpointEngine
+from rayembed.evaluation.instructions import InstructionPolicy
+from rayembed.evaluation.shards import ShardEncoder, is_searched
 from rayembed.evaluation.store import Candidate
-from rayembed.evaluation.tasks import load_task
+from rayembed.evaluation.units import Unit
 from rayembed.inference.engine import Engine
+
+_TASKS_IN_MEMORY = 2
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all workers of a run share.
+
+    Attributes:
+        catalogue: loads the tasks.
+        policy: which instruction each side of a task gets.
+        output: folder of the results, where the vectors of shards are kept.
+    """
+
+    catalogue: Catalogue
+    policy: InstructionPolicy
+    output: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a unit gave.
+
+    Attributes:
+        result: of a scoring unit; None for a shard, whose vectors are on disk.
+        tokens: really encoded.
+        seconds: wall time.
+    """
+
+    result: TaskResult | None
+    tokens: int
+    seconds: float
 
 
 class Worker:
-    """Scores one task at a time and keeps the last model loaded.
+    """Does one unit at a time and keeps the last model and the last tasks loaded.
 
     Args:
-        data_dir: folder of the built sources.
+        setup: what all workers share.
         threads: processor threads of torch; None leaves torch's choice.
     """
 
-    def __init__(self, data_dir: Path, threads: int | None = None):
+    def __init__(self, setup: Setup, threads: int | None = None):
         if threads is not None:
             torch.set_num_threads(threads)
-        self.data_dir = data_dir
-        self._loaded: tuple[Candidate, EngineEncoder] | None = None
+        self.setup = setup
+        self._loaded: tuple[Candidate, ShardEncoder] | None = None
+        self._tasks: OrderedDict[TaskReference, Any] = OrderedDict()
 
     def ready(self) -> None:
         """Return once the worker is up."""
 
-    def evaluate(self, candidate: Candidate, task: str) -> TaskResult:
-        """Score `candidate` on the built-in task named `task`.
+    def run(self, unit: Unit) -> Outcome:
+        """Encode a shard or score a task.
 
         Raises:
             CheckpointError: the checkpoint cannot be loaded.
-            DataError: the source of the task cannot be read.
+            DataError: the rows of the task cannot be read.
         """
-        model = BM25() if candidate.checkpoint is None else self._encoder(candidate)
-        return evaluate_task(model, load_task(task, self.data_dir))
+        started = time.monotonic()
+        task = self._task(unit.reference)
+        if not unit.candidate.encodes:
+            return Outcome(evaluate_task(BM25(), task), 0, time.monotonic() - started)
+        encoder = self._encoder(unit.candidate)
+        before = encoder.tokens
+        encoder.attach(task, unit.shards)
+        result = None
+        if unit.shard is not None:
+            encoder.encode_shard(task, unit.shard)
+        else:
+            result = self._score(encoder, task, unit)
+        return Outcome(result, encoder.tokens - before, time.monotonic() - started)
 
-    def _encoder(self, candidate: Candidate) -> EngineEncoder:
+    def _score(self, encoder: ShardEncoder, task: Any, unit: Unit) -> TaskResult:
+        searched = [shard for shard in unit.shards if is_searched(task, shard)]
+        model = encoder.found(task, searched) if searched else encoder
+        return evaluate_task(model, task, encoder.instructions(task.metadata))
+
+    def _task(self, reference: TaskReference) -> Any:
+        if reference not in self._tasks:
+            task = self.setup.catalogue.load(reference)
+            task.load_data()
+            if isinstance(task, AbsTaskRetrieval):
+                task.convert_v1_dataset_format_to_v2(num_proc=None)
+            self._tasks[reference] = task
+            while len(self._tasks) > _TASKS_IN_MEMORY:
+                self._tasks.popitem(last=False)
+        self._tasks.move_to_end(reference)
+        return self._tasks[reference]
+
+    def _encoder(self, candidate: Candidate) -> ShardEncoder:
         if self._loaded is None or self._loaded[0] != candidate:
             self._loaded = None  # free the previous model before the next one is loaded
-            assert candidate.checkpoint is not None
-            self._loaded = candidate, EngineEncoder(Engine.load(candidate.checkpoint), candidate.label)
+            encoder = ShardEncoder(
+                load_engine(candidate), candidate.label, self.setup.policy, self.setup.output
+            )
+            self._loaded = candidate, encoder
         return self._loaded[1]
+
+
+def load_engine(candidate: Candidate) -> Any:
+    """The engine of a checkpoint, or the endpoint in the form of one."""
+    if candidate.endpoint is not None:
+        return EndpointEngine.connect(candidate.endpoint)
+    assert candidate.checkpoint is not None
+    return Engine.load(candidate.checkpoint)

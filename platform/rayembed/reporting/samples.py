@@ -29,7 +29,8 @@ def embedding_map(
     chosen = [(text, label) for text, label in rows if label in shown][:texts]
     vectors = [
         engine.encode(
-            [text for text, _ in chosen], instruction=EngineEncoder(engine, "map").policy(task.metadata).query
+            [text for text, _ in chosen],
+            instruction=EngineEncoder(engine, "map").instructions(task.metadata).query,
         ).vectors
         for engine in (untrained, trained)
     ]
@@ -49,11 +50,11 @@ def sample_searches(engine: Engine, data_dir: Path, *, queries: int = 6, hits: i
     """
     task = load_task("DocstringRetrieval", data_dir)
     split = task.dataset["default"]["test"]
-    policy = EngineEncoder(engine, "search").policy(task.metadata)
+    sides = EngineEncoder(engine, "search").instructions(task.metadata)
     asked = split["queries"].select(range(min(queries, len(split["queries"]))))
-    query_vectors = engine.encode(list(asked["text"]), instruction=policy.query).vectors
+    query_vectors = engine.encode(list(asked["text"]), instruction=sides.query).vectors
     texts = list(split["corpus"]["text"])
-    similarity = query_vectors @ engine.encode(texts, instruction=policy.document).vectors.T
+    similarity = query_vectors @ engine.encode(texts, instruction=sides.document).vectors.T
     best = np.argsort(-similarity, axis=1, kind="stable")[:, :hits]
     identifiers = list(split["corpus"]["id"])
     return [

@@ -51,7 +51,7 @@ def line_chart(title: str, lines: Sequence[Line], spans: Sequence[StageSpan]) ->
     for position, span in enumerate(spans):
         left, right = x(span.first), x(span.last)
         if position:
-            parts.append(_element("line", cls="stage", x1=left, x2=left, y1=_TOP - 8, y2=_HEIGHT - _BOTTOM))
+            parts.append(element("line", cls="stage", x1=left, x2=left, y1=_TOP - 8, y2=_HEIGHT - _BOTTOM))
         label = escape(span.name)
         parts.append(
             Markup('<text class="stage-name" x="{:.1f}" y="14">{}</text>').format((left + right) / 2, label)
@@ -62,8 +62,8 @@ def line_chart(title: str, lines: Sequence[Line], spans: Sequence[StageSpan]) ->
             f"{x(step):.1f},{y(value):.1f}" for step, value in line.points[::stride] if math.isfinite(value)
         )
         kind = "curve faint" if line.faint else "curve"
-        parts.append(_element("polyline", cls=f"{kind} c{line.color % PALETTE_SIZE}", points=path))
-    return _svg(title, _WIDTH, _HEIGHT, parts)
+        parts.append(element("polyline", cls=f"{kind} c{line.color % PALETTE_SIZE}", points=path))
+    return svg(title, _WIDTH, _HEIGHT, parts)
 
 
 def scatter(title: str, coordinates: np.ndarray, labels: Sequence[str], order: Sequence[str]) -> Markup:
@@ -71,18 +71,18 @@ def scatter(title: str, coordinates: np.ndarray, labels: Sequence[str], order: S
     side, margin = 420, 14
     color = {label: position % PALETTE_SIZE for position, label in enumerate(order)}
     scale = side / 2 - margin
-    parts = [_element("rect", cls="frame", x=0.5, y=0.5, width=side - 1, height=side - 1, rx=8)]
+    parts = [element("rect", cls="frame", x=0.5, y=0.5, width=side - 1, height=side - 1, rx=8)]
     for (horizontal, vertical), label in zip(coordinates.tolist(), labels, strict=True):
         circle = '<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="3.2"><title>{}</title></circle>'
         x, y = side / 2 + horizontal * scale, side / 2 - vertical * scale
         parts.append(Markup(circle).format(color[label], x, y, label))
-    return _svg(title, side, side, parts)
+    return svg(title, side, side, parts)
 
 
 def _grid(x: _Scale, y: _Scale, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Markup:
     parts = []
     for tick in y_ticks:
-        parts.append(_element("line", cls="grid", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y(tick), y2=y(tick)))
+        parts.append(element("line", cls="grid", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y(tick), y2=y(tick)))
         text = '<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>'
         parts.append(Markup(text).format(_LEFT - 7, y(tick) + 4, _number(tick)))
     for tick in x_ticks:
@@ -106,7 +106,8 @@ def _number(value: float) -> str:
     return f"{value:,.10g}"
 
 
-def _element(name: str, *, cls: str, **attributes: float | str) -> Markup:
+def element(name: str, *, cls: str, **attributes: float | str) -> Markup:
+    """One SVG element; numbers are written with one decimal, texts are escaped."""
     written = [
         f'{key}="{value:.1f}"' if isinstance(value, float) else f'{key}="{escape(value)}"'
         for key, value in attributes.items()
@@ -114,6 +115,7 @@ def _element(name: str, *, cls: str, **attributes: float | str) -> Markup:
     return Markup(f'<{name} class="{cls}" {" ".join(written)}/>')
 
 
-def _svg(title: str, width: int, height: int, parts: Sequence[Markup]) -> Markup:
+def svg(title: str, width: int, height: int, parts: Sequence[Markup]) -> Markup:
+    """A picture of the given size; `title` is read out by screen readers."""
     opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, title)
     return opening + Markup("").join(parts) + Markup("</svg>")

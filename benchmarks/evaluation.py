@@ -1,0 +1,300 @@
+"""Evaluation on a cluster against plain mteb in one process: equal scores, time, and what a kill costs.
+
+python benchmarks/evaluation.py --json OUT [--quick] [--only eval_equal,...] [--checkpoint FOLDER]
+
+eval_equal     largest difference of a main score: two actors, all text sets in shards, on rayembed-offline
+eval_makespan  share of the ideal in simulated runs of the 67 units of MTEB(eng, v1) on 1, 8 and 64 workers
+eval_overhead  time on two actors of one thread over plain mteb with two threads, same tasks and weights
+eval_resume    finished shards encoded again per actor after an actor and then the driver are killed
+"""
+
+import argparse
+import heapq
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+import psutil
+import ray
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
+
+from rayembed import logs
+from rayembed.cluster import connect
+from rayembed.contract import Contract
+from rayembed.evaluation.catalogue import Catalogue
+from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
+from rayembed.evaluation.record import read_record
+from rayembed.evaluation.runner import run
+from rayembed.evaluation.sizes import text_sets
+from rayembed.evaluation.store import Candidate
+from rayembed.evaluation.units import Unit, WorkQueue, task_units
+from rayembed.inference.engine import Engine
+from rayembed.model.base_model import save_untrained
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ACTORS = 2
+FORCED_SHARD_TOKENS = 4_000
+RESUME_TASKS = ["DocstringRetrieval", "WordNetGlossRetrieval"]
+OVERHEAD_TASKS = ["DocstringRetrieval", "DocstringReranking", "WordNetLexnameClustering", "VaderMovies"]
+
+
+def bar(name: str, value: float, goal: float, better: str, spread: str, detail: Any) -> dict[str, Any]:
+    """One figure of the report."""
+    return {"name": name, "value": value, "goal": goal, "better": better, "spread": spread, "detail": detail}
+
+
+def random_checkpoint(folder: Path, layers: int, width: int) -> Path:
+    """A checkpoint with random weights and a byte tokenizer: the work is real, the scores mean nothing."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<end>": 0} | {piece: number + 1 for number, piece in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    torch.manual_seed(0)
+    backbone = MistralModel(
+        MistralConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 32,
+            sliding_window=None,
+            bos_token_id=None,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+    )
+    backbone.save_pretrained(folder / "base")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(
+        folder / "base"
+    )
+    save_untrained(folder / "base", folder / "checkpoint", Contract(max_length=256))
+    return folder / "checkpoint"
+
+
+def plain(checkpoint: Path, data_dir: Path, tasks: list[str], threads: int) -> dict[str, float]:
+    """Main scores by plain mteb in this process."""
+    torch.set_num_threads(threads)
+    catalogue = Catalogue(data_dir)
+    encoder = EngineEncoder(Engine.load(checkpoint), "plain")
+    references = catalogue.select(tasks=tasks).references
+    return {
+        reference.name: evaluate_task(encoder, catalogue.load(reference)).get_score()
+        for reference in references
+    }
+
+
+def equal(checkpoint: Path, data_dir: Path, scratch: Path, quick: bool) -> dict[str, Any]:
+    """eval_equal."""
+    tasks = RESUME_TASKS[:1] if quick else list(Catalogue(data_dir).select("rayembed-offline").tasks)
+    shared = {"output": scratch / "equal", "data_dir": data_dir, "tasks": tasks, "actors": ACTORS}
+    cluster = run(checkpoint, shard_tokens=FORCED_SHARD_TOKENS, keep_embeddings=True, **shared)
+    shards = len(list((scratch / "equal").rglob("*.vectors.safetensors")))
+    alone = plain(checkpoint, data_dir, tasks, threads=2)
+    differences = {task: abs(cluster[task]["trained"] - alone[task]) for task in tasks}
+    detail = {"differences": differences, "shards": shards}
+    return bar("eval_equal", max(differences.values()), 1e-4, "lower", "deterministic", detail)
+
+
+def makespan(tokens_per_second: float) -> dict[str, Any]:
+    """eval_makespan."""
+    catalogue = Catalogue(Path("unused"))
+    model = Candidate("model", "0" * 64, Path("unused"))
+    units: list[Unit] = []
+    for reference in catalogue.select("MTEB(eng, v1)").references:
+        units += task_units(model, reference, text_sets(catalogue.load(reference)), max_length=512)
+    total, largest = sum(unit.cost for unit in units), max(unit.cost for unit in units)
+    shares, hours = {}, {}
+    for workers in (1, 8, 64):
+        ended = simulated_end(units, workers)
+        shares[workers] = max(total / workers, largest) / ended
+        hours[workers] = ended / tokens_per_second / 3600
+    detail = {
+        "share of the ideal": shares,
+        "hours": hours,
+        "tokens per second of a worker": tokens_per_second,
+        "units": len(units),
+        "tokens": total,
+        "largest unit": largest,
+    }
+    return bar("eval_makespan", min(shares.values()), 0.9, "higher", "simulation", detail)
+
+
+def simulated_end(units: list[Unit], workers: int) -> float:
+    """When the last unit ends if workers take units from the real queue, in the unit of their costs."""
+    queue, now = WorkQueue(units), 0.0
+    running: list[tuple[float, int, Unit]] = []
+    while len(queue) or running:
+        while len(running) < workers and (unit := queue.take()) is not None:
+            heapq.heappush(running, (now + unit.cost, id(unit), unit))
+        now, _, done = heapq.heappop(running)
+        queue.done(done)
+    return now
+
+
+def overhead(checkpoint: Path, data_dir: Path, scratch: Path, pairs: int) -> dict[str, Any]:
+    """eval_overhead: actors are started and load the model within the time, as the peer loads its."""
+    tasks = OVERHEAD_TASKS
+    times: dict[str, list[float]] = {"cluster": [], "plain": []}
+
+    def on_cluster(number: int) -> dict[str, float]:
+        scores = run(
+            checkpoint, output=scratch / f"overhead-{number}", data_dir=data_dir, tasks=tasks, actors=ACTORS
+        )
+        return {task: row["trained"] for task, row in scores.items()}
+
+    for number in range(pairs):
+        mine = timed(times["cluster"], lambda number=number: on_cluster(number))
+        peer = timed(times["plain"], lambda: plain(checkpoint, data_dir, tasks, threads=2))
+        assert all(abs(mine[task] - peer[task]) < 1e-3 for task in tasks), (mine, peer)
+    ratios = [one / other for one, other in zip(times["cluster"], times["plain"], strict=True)]
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}, {pairs} pairs"
+    return bar("eval_overhead", median(ratios), 1.1, "lower", spread, {"seconds": times, "tasks": tasks})
+
+
+def timed(seconds: list[float], work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Do `work` and add its wall time."""
+    started = time.monotonic()
+    result = work()
+    seconds.append(time.monotonic() - started)
+    return result
+
+
+def resume(checkpoint: Path, data_dir: Path, scratch: Path) -> dict[str, Any]:
+    """eval_resume: an actor is killed, then the driver, then the run is finished."""
+    output = scratch / "resume"
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "rayembed",
+            "evaluate",
+            "--checkpoint",
+            str(checkpoint),
+            "--actors",
+            str(ACTORS),
+        ),
+        *("--tasks", ",".join(RESUME_TASKS), "--data-dir", str(data_dir), "--keep-embeddings"),
+        *("--shard-tokens", str(FORCED_SHARD_TOKENS)),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "platform")}
+    subprocess.run([*command, "--output", str(scratch / "whole")], env=environment, check=True)
+    whole = finished_shards(scratch / "whole")
+
+    driver = subprocess.Popen([*command, "--output", str(output)], env=environment, start_new_session=True)
+    wait_for_shards(driver, output, len(whole) // 4)
+    actors = [process for process in psutil.Process(driver.pid).children(recursive=True) if is_actor(process)]
+    actors[0].kill()
+    at_actor = finished_shards(output)
+    wait_for_shards(driver, output, len(whole) // 2)
+    kept = {
+        name: at_actor[name] == stamp for name, stamp in finished_shards(output).items() if name in at_actor
+    }
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    for process in children:
+        if process.is_running():
+            process.kill()
+    at_driver = finished_shards(output)
+    subprocess.run([*command, "--output", str(output)], env=environment, check=True)
+    after = finished_shards(output)
+    again = [name for name, same in kept.items() if not same]
+    again += [name for name, stamp in at_driver.items() if after[name] != stamp]
+    one, other = read_record(scratch / "whole" / "trained"), read_record(output / "trained")
+    difference = max(abs(a.score - b.score) for a, b in zip(one.tasks, other.tasks, strict=True))
+    assert difference == 0, f"scores differ by {difference} after the kills"
+    detail = {
+        "shards": len(whole),
+        "finished when the actor was killed": len(at_actor),
+        "finished when the driver was killed": len(at_driver),
+        "finished shards encoded again": len(again),
+        "largest difference of a score": difference,
+        "not drilled": "the loss of a node",
+    }
+    return bar("eval_resume", len(again) / ACTORS, 1.0, "lower", "one run", detail)
+
+
+def finished_shards(output: Path) -> dict[str, int]:
+    """Name and time of writing of every finished shard."""
+    found = (output / "embeddings").rglob("[!.]*.vectors.safetensors")
+    return {path.name: path.stat().st_mtime_ns for path in found}
+
+
+def wait_for_shards(driver: subprocess.Popen, output: Path, count: int) -> None:
+    """Return when so many shards are finished."""
+    while len(finished_shards(output)) < count:
+        if driver.poll() is not None:
+            raise RuntimeError("the evaluation ended before it could be killed; take a larger model")
+        time.sleep(0.05)
+
+
+def is_actor(process: psutil.Process) -> bool:
+    """Whether a process of the local cluster is an evaluation actor."""
+    try:
+        return "Worker" in " ".join(process.cmdline()) and "ray::" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def main() -> None:
+    """Measure the bars and write them as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, required=True, help="where the bars are written")
+    parser.add_argument("--quick", action="store_true", help="a smaller model, fewer tasks, one pair")
+    parser.add_argument("--only", default="eval_equal,eval_makespan,eval_overhead,eval_resume")
+    parser.add_argument("--checkpoint", type=Path, help="default: random weights")
+    parser.add_argument(
+        "--data-dir", type=Path, default=REPOSITORY / "data", help="folder of the built sources"
+    )
+    parser.add_argument("--layers", type=int, default=4, help="of the random checkpoint")
+    parser.add_argument("--width", type=int, default=256, help="of the random checkpoint")
+    parser.add_argument("--pairs", type=int, default=1, help="pairs of runs of eval_overhead")
+    parser.add_argument(
+        "--tokens-per-second", type=float, default=20_000, help="of a worker in eval_makespan"
+    )
+    arguments = parser.parse_args()
+    logs.configure()
+    wanted = arguments.only.split(",")
+    bars: list[dict[str, Any]] = []
+    if "eval_makespan" in wanted:
+        bars.append(makespan(arguments.tokens_per_second))
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        layers, width = (2, 64) if arguments.quick else (arguments.layers, arguments.width)
+        if set(wanted) != {"eval_makespan"}:
+            checkpoint = arguments.checkpoint or random_checkpoint(scratch, layers, width)
+        if "eval_resume" in wanted:
+            bars.append(resume(checkpoint, arguments.data_dir, scratch))
+        if {"eval_equal", "eval_overhead"} & set(wanted):
+            connect(num_cpus=ACTORS)
+        if "eval_overhead" in wanted:
+            bars.append(overhead(checkpoint, arguments.data_dir, scratch, arguments.pairs))
+        if "eval_equal" in wanted:
+            bars.append(equal(checkpoint, arguments.data_dir, scratch, arguments.quick))
+        ray.shutdown()
+    machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+    arguments.json.write_text(json.dumps({"bars": bars, "machine": machine}, indent=2) + "\n")
+    for found in bars:
+        logging.getLogger("rayembed").info("%s %.6g (goal %s)", found["name"], found["value"], found["goal"])
+
+
+if __name__ == "__main__":
+    main()

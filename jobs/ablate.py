@@ -1,0 +1,15 @@
+"""Cluster job: train and score the cells of a grid.
+
+ray job submit --working-dir . -- python jobs/ablate.py jobs/configs/ablation-paper.yaml
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from rayembed.ablation.commands import ablate
+from rayembed.entry import run_command
+
+if __name__ == "__main__":
+    run_command(ablate)

@@ -1,0 +1,28 @@
+"""The command `rayembed ablate`, which is also the ablation job."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayembed.ablation.grid import cell_config, cells, load_grid
+
+
+def ablate(
+    grid: Annotated[Path, typer.Argument(help="Grid, a YAML file such as jobs/configs/ablation-paper.yaml.")],
+    most_cells: Annotated[int | None, typer.Option(min=1, help="Stop after so many new cells.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells, run none.")] = False,
+) -> None:
+    """Train and score the cells of a grid; run again, it continues. Writes tables with paired tests."""
+    declared = load_grid(grid)
+    if dry_run:
+        planned = cells(declared)
+        for cell in planned:
+            config = cell_config(declared, cell, grid.parent, Path(declared.output))
+            steps = ", ".join(f"{stage.name} {stage.steps}" for stage in config.stages)
+            typer.echo(f"{cell.name:44} {cell.choice:44} {steps}")
+        typer.echo(f"{len(planned)} cells")
+        return
+    from rayembed.ablation.run import ablate as run_grid  # mteb takes seconds to import
+
+    typer.echo(f"tables: {run_grid(declared, grid.parent, most_cells=most_cells) / 'ablation.md'}")

@@ -1,0 +1,151 @@
+"""An OpenAI-compatible endpoint in the form of an engine, so that a service is scored as a checkpoint is.
+
+The client library waits and asks again when the service is busy (429, with the time it names), fails (5xx)
+or is gone for a while; an evaluation over a service that is being restarted goes on where it was.
+"""
+
+import base64
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rayembed.contract import Contract
+from rayembed.errors import RequestError, ResourceError
+from rayembed.evaluation.store import Endpoint
+from rayembed.inference.engine import Encoded
+
+logger = logging.getLogger(__name__)
+
+KEY_VARIABLE = "RAYEMBED_API_KEY"
+# The library's waits grow to eight seconds, so this is a quarter of an hour without any answer.
+PATIENCE_REQUESTS = 120
+TEXTS_PER_REQUEST = 64
+
+
+class EndpointEngine:
+    """What an evaluation needs of an engine, over HTTP.
+
+    Args:
+        client: client of the OpenAI library.
+        endpoint: where the model is.
+        contract: template of instructions, and instructions that the service knows by name.
+        digest: of the weights, or of what is known of the service.
+        dimensions: width of the vectors.
+        named: whether the service takes the field `instruction`; else it is put in front of the text.
+    """
+
+    def __init__(
+        self, client: Any, endpoint: Endpoint, contract: Contract, digest: str, dimensions: int, named: bool
+    ):
+        self._client = client
+        self._endpoint = endpoint
+        self._named = named
+        self.contract = contract
+        self.digest = digest
+        self.dimensions = dimensions
+
+    @classmethod
+    def connect(cls, endpoint: Endpoint, *, patience: int = PATIENCE_REQUESTS) -> "EndpointEngine":
+        """Ask the endpoint for its model.
+
+        Args:
+            endpoint: where the model is.
+            patience: how often a request is sent again before it counts as failed.
+
+        Raises:
+            ResourceError: the client library is not installed, or the endpoint does not answer.
+            RequestError: it serves no model of that name.
+        """
+        try:
+            import openai
+        except ImportError:
+            raise ResourceError(
+                "evaluating over an endpoint needs the openai package: pip install openai"
+            ) from None
+        _show_waiting()
+        client = openai.OpenAI(
+            base_url=endpoint.url, api_key=os.environ.get(KEY_VARIABLE, "none"), max_retries=patience
+        )
+        try:
+            cards = {card.id: card for card in client.with_options(max_retries=2).models.list()}
+        except openai.APIConnectionError as error:
+            raise ResourceError(f"{endpoint.url} does not answer ({error}); is the service up?") from error
+        except openai.APIStatusError as error:
+            raise ResourceError(
+                f"{endpoint.url} refused GET /models: {error}; is the key in {KEY_VARIABLE}?"
+            ) from error
+        if endpoint.model not in cards:
+            raise RequestError(
+                f"{endpoint.url} does not serve {endpoint.model!r}; it serves {', '.join(cards) or 'nothing'}"
+            )
+        about: dict[str, Any] = cards[endpoint.model].model_extra or {}
+        # A service that says nothing of its weights is told apart by its address and name alone.
+        unknown = hashlib.sha256(f"{endpoint.url} {endpoint.model}".encode()).hexdigest()
+        if "digest" not in about:
+            logger.warning(
+                "%s does not tell the digest of its weights; results are kept by address", endpoint.url
+            )
+        engine = cls(
+            client,
+            endpoint,
+            Contract(instructions=about.get("instructions") or {}),
+            about.get("digest") or unknown,
+            int(about.get("dimensions") or 0),
+            named="instructions" in about,
+        )
+        if not engine.dimensions:
+            engine.dimensions = engine.encode(["width"]).vectors.shape[1]
+        return engine
+
+    def encode(self, texts: Sequence[str], *, instruction: str | None = None) -> Encoded:
+        """Embed texts in the order given; an instruction goes into its field, or in front of the text.
+
+        Raises:
+            RequestError: the service refuses a text; the message is the service's own.
+            ResourceError: the service stayed away for longer than its patience.
+        """
+        import openai
+
+        vectors: list[np.ndarray] = []
+        tokens: list[int] = []
+        prefix = "" if self._named else self.contract.prefix(instruction)
+        extra = {"instruction": instruction or ""} if self._named else {}
+        for start in range(0, len(texts), TEXTS_PER_REQUEST):
+            part = [prefix + text for text in texts[start : start + TEXTS_PER_REQUEST]]
+            try:
+                answer = self._client.embeddings.create(
+                    model=self._endpoint.model, input=part, encoding_format="base64", extra_body=extra
+                )
+            except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+                raise ResourceError(
+                    f"{self._endpoint.url} stayed away ({type(error).__name__}); finished work is stored, "
+                    "run the same command again"
+                ) from error
+            except openai.APIStatusError as error:
+                raise RequestError(f"{self._endpoint.url} refused a request: {error}") from error
+            vectors += [_vector(item.embedding) for item in answer.data]
+            tokens += [answer.usage.prompt_tokens // len(part)] * len(part)
+        stacked = np.stack(vectors) if vectors else np.empty((0, self.dimensions), np.float32)
+        return Encoded(
+            stacked / np.linalg.norm(stacked, axis=1, keepdims=True), tokens, [False] * len(tokens)
+        )
+
+
+def _vector(embedding: str | list[float]) -> np.ndarray:
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding), dtype="<f4")
+    return np.asarray(embedding, dtype=np.float32)
+
+
+def _show_waiting() -> None:
+    """Let the client library's own "Retrying request" lines, which name the wait, into the log."""
+    library = logging.getLogger("openai._base_client")
+    package = logging.getLogger("rayembed")
+    library.setLevel(logging.INFO)
+    for handler in package.handlers:
+        if handler not in library.handlers:
+            library.addHandler(handler)

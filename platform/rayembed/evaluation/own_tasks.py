@@ -1,0 +1,190 @@
+"""Tasks that a user declares in YAML over files of their own.
+
+    tasks:
+      - {name: HelpSearch, type: Retrieval, folder: help, instruction: "Given a question, retrieve the
+      answer"} - {name: Tickets, type: Classification, train: tickets/train.parquet, test: tickets/test.jsonl,
+         columns: {text: body, label: topic}}
+
+Files are Parquet, JSON lines or tab-separated; relative paths are taken from the folder of the YAML file.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rayembed.errors import ConfigError, DataError
+from rayembed.evaluation.local_task import LOCAL_TYPES, RetrievalContent, TaskDescription, local_task
+from rayembed.evaluation.names import unknown_name
+
+# Columns of each file of a type, in mteb's names.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "Classification": ("text", "label"),
+    "Clustering": ("sentences", "labels"),
+    "ClusteringLegacy": ("sentences", "labels"),
+    "STS": ("sentence1", "sentence2", "score"),
+    "PairClassification": ("sentence1", "sentence2", "labels"),
+    "BitextMining": ("sentence1", "sentence2"),
+    "Summarization": ("text", "human_summaries", "machine_summaries", "relevance"),
+}
+_SEARCH_TYPES = ("Retrieval", "Reranking")
+
+
+class OwnTask(BaseModel):
+    """One entry of a task file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the task and its result file"
+    )
+    type: str = Field(description=f"one of {', '.join(LOCAL_TYPES)}")
+    instruction: str | None = Field(None, description="on queries, or on all texts of a symmetric task")
+    description: str = Field("Declared by the user.", description="shown in the report")
+    languages: tuple[str, ...] = Field(("eng-Latn",), description="codes such as eng-Latn")
+    folder: Path | None = Field(None, description="BEIR folder of a search task; or give the three files")
+    corpus: Path | None = Field(None, description="documents: _id, text, optional title")
+    queries: Path | None = Field(None, description="queries: _id, text")
+    judgements: Path | None = Field(None, description="query-id, corpus-id, score")
+    candidates: Path | None = Field(None, description="query-id, corpus-ids: the lists to put in order")
+    train: Path | None = Field(None, description="training rows of a classification task")
+    test: Path | None = Field(None, description="rows that are scored")
+    columns: dict[str, str] = Field(default_factory=dict, description="expected column -> column of the file")
+    min_score: float | None = Field(None, description="lowest human score of STS and summarization")
+    max_score: float | None = Field(None, description="highest human score of STS and summarization")
+
+    @model_validator(mode="after")
+    def _files_fit_the_type(self) -> "OwnTask":
+        if self.type not in LOCAL_TYPES:
+            raise ValueError(unknown_name("task type", self.type, LOCAL_TYPES))
+        if self.type in _SEARCH_TYPES:
+            if self.folder is None and None in (self.corpus, self.queries, self.judgements):
+                raise ValueError("give `folder`, or `corpus`, `queries` and `judgements`")
+            if self.type == "Reranking" and self.candidates is None:
+                raise ValueError("a reranking task needs `candidates`")
+        elif self.test is None or (self.type == "Classification" and self.train is None):
+            raise ValueError("give `test`" + (" and `train`" if self.type == "Classification" else ""))
+        return self
+
+
+def read_own_tasks(path: Path) -> dict[str, OwnTask]:
+    """Tasks that the YAML file at `path` declares, by name.
+
+    Raises:
+        ConfigError: the file cannot be read, or an entry is incomplete, unknown or named twice.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no task file {path}")
+    try:
+        entries = yaml.safe_load(path.read_text())["tasks"]
+        tasks = [OwnTask.model_validate(entry) for entry in entries]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a task file ({error}); it needs a list under `tasks:`") from error
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(str(part) for part in found["loc"]) or "entry"
+        raise ConfigError(f"{path}: {where}: {found['msg'].removeprefix('Value error, ')}") from error
+    names = [task.name for task in tasks]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(
+            f"{path} declares {', '.join(sorted(twice))} twice; give each task a name of its own"
+        )
+    return dict(zip(names, tasks, strict=True))
+
+
+def load_own_task(task: OwnTask, base: Path) -> Any:
+    """The mteb task of an entry whose paths are relative to `base`.
+
+    Raises:
+        DataError: a file is missing, damaged or empty, lacks a column, or names an unknown document.
+    """
+    if task.type in _SEARCH_TYPES:
+        content: Any = _search_content(task, base)
+    else:
+        files = {"train": task.train, "test": task.test}
+        content = {
+            split: _read(base / file, _COLUMNS[task.type], task.columns)
+            for split, file in files.items()
+            if file is not None
+        }
+    scores = {"min_score": task.min_score, "max_score": task.max_score}
+    description = TaskDescription(
+        task.name,
+        task.type,
+        f"own/{task.name}",
+        task.instruction,
+        task.description,
+        task.languages,
+        {name: value for name, value in scores.items() if value is not None},
+    )
+    return local_task(description, content)
+
+
+def _search_content(task: OwnTask, base: Path) -> RetrievalContent:
+    folder = base / task.folder if task.folder else base
+    corpus_file = folder / (task.corpus or "corpus.jsonl")
+    corpus = _read(corpus_file, ("_id", "text"), task.columns, optional=("title",))
+    titles = corpus.get("title") or [""] * len(corpus["_id"])
+    documents = {
+        str(name): f"{title or ''} {text}".strip()
+        for name, title, text in zip(corpus["_id"], titles, corpus["text"], strict=True)
+    }
+    asked = _read(folder / (task.queries or "queries.jsonl"), ("_id", "text"), task.columns)
+    texts = {str(name): text for name, text in zip(asked["_id"], asked["text"], strict=True)}
+    judgement_file = folder / (task.judgements or "qrels/test.tsv")
+    judged = _read(judgement_file, ("query-id", "corpus-id", "score"), task.columns)
+    judgements: dict[str, dict[str, int]] = {}
+    for query, document, grade in zip(*judged.values(), strict=True):
+        if str(document) not in documents or str(query) not in texts:
+            raise DataError(
+                f"{judgement_file} judges query {query} and document {document}, which are not both among "
+                "the queries and the corpus; add them or drop the line"
+            )
+        judgements.setdefault(str(query), {})[str(document)] = int(grade)
+    candidates = None
+    if task.type == "Reranking":
+        assert task.candidates is not None
+        lists = _read(folder / task.candidates, ("query-id", "corpus-ids"), task.columns)
+        candidates = {
+            str(query): [str(name) for name in names] for query, names in zip(*lists.values(), strict=True)
+        }
+        if missing := {name for names in candidates.values() for name in names} - set(documents):
+            raise DataError(f"{task.candidates} lists documents that the corpus lacks: {sorted(missing)[:3]}")
+    scored = {query: text for query, text in texts.items() if query in judgements}
+    return RetrievalContent(documents, scored, judgements, candidates)
+
+
+def _read(
+    path: Path, needed: tuple[str, ...], names: Mapping[str, str], optional: tuple[str, ...] = ()
+) -> dict[str, list[Any]]:
+    table = _table(path)
+    missing = [names.get(name, name) for name in needed if names.get(name, name) not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{path} lacks the columns {missing}; it has {table.column_names}. Name yours under `columns:`"
+        )
+    if table.num_rows == 0:
+        raise DataError(f"{path} has no rows")
+    present = [name for name in optional if names.get(name, name) in table.column_names]
+    return {name: table[names.get(name, name)].to_pylist() for name in (*needed, *present)}
+
+
+def _table(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.suffix in (".jsonl", ".json"):
+            return pyarrow.json.read_json(path)
+        if path.suffix == ".tsv":
+            return pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(delimiter="\t"))
+    except pa.ArrowException as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    raise DataError(f"{path} is neither .parquet, .jsonl nor .tsv")

@@ -1,0 +1,217 @@
+"""Encoding a task in shards: read the texts of a shard, search it, join what the shards found.
+
+Shapes: Q queries, N documents of a shard, D width of the vectors, K wanted documents a query.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mteb
+import numpy as np
+import torch
+from mteb._create_dataloaders import create_dataloader
+from mteb.abstasks import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.types import PromptType
+
+from rayembed.evaluation.embeddings import EmbeddingStore, read_arrays, text_digests, write_arrays
+from rayembed.evaluation.encoder import ENCODE_OPTIONS, EngineEncoder
+from rayembed.evaluation.instructions import InstructionPolicy
+from rayembed.evaluation.units import Shard
+
+logger = logging.getLogger(__name__)
+
+_QUERIES_AT_A_TIME = 1024
+
+
+class ShardEncoder(EngineEncoder):
+    """An engine encoder that keeps and finds the vectors of shards in a store."""
+
+    def __init__(self, engine: Any, label: str, policy: InstructionPolicy, output: Path):
+        super().__init__(engine, label, policy)
+        self.store = EmbeddingStore(output, engine.digest, engine.contract)
+        self._known: dict[str | None, dict[bytes, np.ndarray]] = {}
+
+    def encode_shard(self, task: mteb.AbsTask, shard: Shard) -> None:
+        """Make the vectors of `shard`; a shard of a searched corpus is searched as well.
+
+        What is already stored is not computed again.
+        """
+        if is_searched(task, shard):
+            self._search_shard(task, shard, _rows(task, shard))
+        else:
+            self._shard_vectors(task, shard)
+
+    def attach(self, task: mteb.AbsTask, shards: Sequence[Shard]) -> None:
+        """Answer texts of `shards` from the store from now on; others are computed."""
+        self._known = {}
+        for shard in shards:
+            stored = read_arrays(self._path(task.metadata, shard))
+            if stored is not None:
+                known = self._known.setdefault(self._instruction(task.metadata, shard), {})
+                known.update(zip(map(bytes, stored["digests"]), stored["vectors"], strict=True))
+
+    def embed(self, texts: Sequence[str], instruction: str | None) -> np.ndarray:
+        """Stored vectors where there are, else computed ones."""
+        known = self._known.get(instruction)
+        if not known or not texts:
+            return super().embed(texts, instruction)
+        keys = [bytes(digest) for digest in text_digests(texts)]
+        missing = [position for position, key in enumerate(keys) if key not in known]
+        vectors = np.empty((len(texts), self.engine.dimensions), dtype=np.float32)
+        if missing:
+            vectors[missing] = super().embed([texts[position] for position in missing], instruction)
+        for position, key in enumerate(keys):
+            if key in known:
+                vectors[position] = known[key]
+        return vectors
+
+    def found(self, task: mteb.AbsTask, shards: Sequence[Shard]) -> "StoredSearch":
+        """A search model that answers from what the document `shards` found."""
+        by_place: dict[tuple[str, str], list[Path]] = {}
+        for shard in shards:
+            by_place.setdefault((shard.subset, shard.split), []).append(
+                self._found_path(task.metadata, shard)
+            )
+        return StoredSearch(self.mteb_model_meta, by_place)
+
+    def _search_shard(self, task: mteb.AbsTask, shard: Shard, split: Any) -> None:
+        path = self._found_path(task.metadata, shard)
+        if read_arrays(path) is not None:
+            return
+        documents_ND = self._shard_vectors(task, shard)
+        queries_QD = self._query_vectors(task, shard, split)
+        first = _bounds(len(split["corpus"]), shard)[0]
+        scores, positions = best_documents(queries_QD, documents_ND, max(task.k_values))  # type: ignore[attr-defined]
+        queries = text_digests(split["queries"]["id"])
+        write_arrays(path, {"scores": scores, "positions": positions + first, "queries": queries})
+
+    def _query_vectors(self, task: mteb.AbsTask, shard: Shard, split: Any) -> np.ndarray:
+        dataset = split["queries"]
+        return self.encode(
+            _batches(dataset, task.metadata, PromptType.query),
+            task_metadata=task.metadata,
+            hf_split=shard.split,
+            hf_subset=shard.subset,
+            prompt_type=PromptType.query,
+        )
+
+    def _shard_vectors(self, task: mteb.AbsTask, shard: Shard) -> np.ndarray:
+        path = self._path(task.metadata, shard)
+        stored = read_arrays(path)
+        if stored is not None:
+            return stored["vectors"]
+        texts = shard_texts(task, shard)
+        vectors = super().embed(texts, self._instruction(task.metadata, shard))
+        write_arrays(path, {"vectors": vectors, "digests": text_digests(texts)})
+        return vectors
+
+    def _instruction(self, task: TaskMetadata, shard: Shard) -> str | None:
+        return self.instruction(task, PromptType.document if shard.side == "document" else PromptType.query)
+
+    def _path(self, task: TaskMetadata, shard: Shard) -> Path:
+        return self.store.path(task, shard, self._instruction(task, shard))
+
+    def _found_path(self, task: TaskMetadata, shard: Shard) -> Path:
+        # The queries' instruction decides what is found as much as the documents' does.
+        both = f"{self._instruction(task, shard)}\n{self.instruction(task, PromptType.query)}"
+        return self.store.path(task, shard, both, "found")
+
+
+class StoredSearch:
+    """mteb's `SearchProtocol` over the best documents of every shard.
+
+    Args:
+        meta: of the model that made the vectors.
+        found: (subset, split) -> the files of its shards.
+    """
+
+    def __init__(self, meta: Any, found: dict[tuple[str, str], list[Path]]):
+        self.mteb_model_meta = meta
+        self._found = found
+        self._identifiers: list[str] = []
+
+    def index(self, corpus: Any, **_: Any) -> None:
+        """Keep the ids of the corpus; its vectors have been searched."""
+        self._identifiers = list(corpus["id"])
+
+    def search(
+        self, queries: Any, *, hf_split: str, hf_subset: str, top_k: int, **_: Any
+    ) -> dict[str, dict[str, float]]:
+        """Query id -> document id -> score of the `top_k` best documents of all shards."""
+        best: tuple[np.ndarray, np.ndarray] | None = None
+        for path in self._found[hf_subset, hf_split]:
+            part = read_arrays(path)
+            if part is None:
+                raise RuntimeError(f"{path} is gone; run the evaluation again, it continues")
+            # mteb drops queries that nothing answers, so a query is found by its id and not by its place.
+            row_of = {bytes(digest): row for row, digest in enumerate(part["queries"])}
+            rows = [row_of[bytes(digest)] for digest in text_digests(queries["id"])]
+            found = part["scores"][rows], part["positions"][rows]
+            best = found if best is None else merged(best, found, top_k)
+        assert best is not None
+        return {
+            query: {
+                self._identifiers[position]: score for position, score in zip(ranked, values, strict=True)
+            }
+            for query, values, ranked in zip(queries["id"], best[0].tolist(), best[1].tolist(), strict=True)
+        }
+
+
+def shard_texts(task: mteb.AbsTask, shard: Shard) -> list[str]:
+    """Texts of a shard as the model reads them, in order."""
+    rows = _rows(task, shard)
+    if isinstance(task, AbsTaskRetrieval):
+        side = PromptType.query if shard.side == "query" else PromptType.document
+        dataset = rows["queries" if shard.side == "query" else "corpus"]
+        part = dataset.select(range(*_bounds(len(dataset), shard)))
+        return [text for batch in _batches(part, task.metadata, side) for text in batch["text"]]
+    column = rows[task.input_column_name]  # type: ignore[attr-defined]
+    texts = [text for value in column for text in ([value] if isinstance(value, str) else value)]
+    return texts[slice(*_bounds(len(texts), shard))]
+
+
+def is_searched(task: mteb.AbsTask, shard: Shard) -> bool:
+    """Whether the shard is of a corpus that all queries search; reranking has lists of its own instead."""
+    return shard.side == "document" and _rows(task, shard)["top_ranked"] is None
+
+
+def best_documents(queries_QD: np.ndarray, documents_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best documents of each query: cosines (Q, K), best first, and positions (Q, K) among the N."""
+    documents = torch.from_numpy(documents_ND)
+    wanted = min(k, len(documents_ND))
+    found = [
+        torch.topk(
+            torch.from_numpy(queries_QD[start : start + _QUERIES_AT_A_TIME]) @ documents.T, wanted, dim=1
+        )
+        for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME)
+    ]
+    return torch.cat([part.values for part in found]).numpy(), torch.cat(
+        [part.indices for part in found]
+    ).numpy()
+
+
+def merged(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best `k` of two (scores, positions) for the same queries, best first; the first wins a tie."""
+    scores, positions = (np.concatenate([mine, its], axis=1) for mine, its in zip(one, other, strict=True))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+
+def _rows(task: mteb.AbsTask, shard: Shard) -> Any:
+    dataset: Any = task.dataset
+    return dataset[shard.subset][shard.split] if shard.subset in dataset else dataset[shard.split]
+
+
+def _bounds(length: int, shard: Shard) -> tuple[int, int]:
+    return length * shard.index // shard.of, length * (shard.index + 1) // shard.of
+
+
+def _batches(dataset: Any, task: TaskMetadata, side: PromptType) -> Any:
+    return create_dataloader(
+        dataset, task_metadata=task, prompt_type=side, batch_size=ENCODE_OPTIONS["batch_size"]
+    )

@@ -1,0 +1,122 @@
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from rayembed.errors import RequestError, ResourceError
+from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
+from rayembed.evaluation.endpoint import EndpointEngine
+from rayembed.evaluation.store import Endpoint
+from rayembed.evaluation.tasks import load_task
+from tests.evaluation.conftest import WordEngine
+
+
+class Service:
+    """An OpenAI-compatible service over a word engine; `refusals` are its next answers."""
+
+    def __init__(self, card: dict):
+        self.engine = WordEngine("a" * 64)
+        self.refusals: list[int] = []
+        self.served = 0
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                self.answer(200, {"object": "list", "data": [card]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if service.refusals:
+                    status = service.refusals.pop(0)
+                    if status == 0:  # dies midway: the connection closes without an answer
+                        self.close_connection = True
+                        return
+                    self.answer(status, {"error": {"message": "busy", "type": "overloaded"}})
+                    return
+                service.served += 1
+                vectors = service.engine.encode(
+                    body["input"], instruction=body.get("instruction") or None
+                ).vectors
+                data = [
+                    {
+                        "object": "embedding",
+                        "index": n,
+                        "embedding": base64.b64encode(vector.tobytes()).decode(),
+                    }
+                    for n, vector in enumerate(np.asarray(vectors, "<f4"))
+                ]
+                usage = {"prompt_tokens": len(data), "total_tokens": len(data)}
+                self.answer(200, {"object": "list", "data": data, "model": body["model"], "usage": usage})
+
+            def answer(self, status: int, content: dict) -> None:
+                payload = json.dumps(content).encode()
+                self.send_response(status)
+                if status == 429:
+                    self.send_header("Retry-After-Ms", "1")
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = Endpoint(f"http://127.0.0.1:{self.server.server_port}/v1", "words")
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+CARD = {"id": "words", "object": "model", "created": 0, "owned_by": "test"}
+OWN_CARD = CARD | {"digest": "a" * 64, "dimensions": 32, "instructions": {"STS": "Compare"}}
+
+
+@pytest.fixture
+def service():
+    started = Service(OWN_CARD)
+    yield started
+    started.server.shutdown()
+    started.server.server_close()
+
+
+def test_an_endpoint_scores_as_its_engine_does(service, data_dir):
+    engine = EndpointEngine.connect(service.endpoint)
+    assert (engine.digest, engine.dimensions) == ("a" * 64, 32)
+    for name in ("DocstringRetrieval", "WordSim353"):
+        over_http = evaluate_task(EngineEncoder(engine, "words"), load_task(name, data_dir))
+        in_process = evaluate_task(EngineEncoder(service.engine, "words"), load_task(name, data_dir))
+        assert over_http.get_score() == pytest.approx(in_process.get_score(), abs=1e-6)
+    instruction = load_task("WordSim353", data_dir).metadata.prompt
+    assert (instruction, ["cat"]) in [(given, texts[:1]) for given, texts in service.engine.calls]
+
+
+def test_a_busy_or_restarting_endpoint_is_waited_for(service):
+    engine = EndpointEngine.connect(service.endpoint, patience=4)
+    service.refusals = [429, 429, 0]
+    assert engine.encode(["a b"]).vectors.shape == (1, 32)
+    assert service.refusals == []
+    assert service.served == 1
+
+
+def test_an_endpoint_that_stays_away_ends_the_run_and_says_how_to_go_on(service):
+    engine = EndpointEngine.connect(service.endpoint, patience=1)
+    service.refusals = [429] * 9
+    with pytest.raises(ResourceError, match=r"stayed away .RateLimitError.*run the same command again"):
+        engine.encode(["a b"])
+    service.refusals = [400]
+    with pytest.raises(RequestError, match="busy"):
+        engine.encode(["a b"])
+    with pytest.raises(RequestError, match="does not serve 'other'; it serves words"):
+        EndpointEngine.connect(Endpoint(service.endpoint.url, "other"))
+
+
+def test_a_foreign_service_gets_the_instruction_in_front_of_the_text():
+    foreign = Service(CARD)
+    engine = EndpointEngine.connect(foreign.endpoint)
+    engine.encode(["cat"], instruction="Find the animal")
+    assert foreign.engine.calls[-1] == (None, ["Instruct: Find the animal\nQuery: cat"])
+    assert engine.dimensions == 32
+    foreign.server.shutdown()
+    foreign.server.server_close()
