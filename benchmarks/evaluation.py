@@ -91,7 +91,7 @@ def plain(checkpoint: Path, data_dir: Path, tasks: list[str], threads: int) -> d
     """Main scores by plain mteb in this process."""
     torch.set_num_threads(threads)
     catalogue = Catalogue(data_dir)
-    encoder = EngineEncoder(Engine.load(checkpoint), "plain")
+    encoder = EngineEncoder(Engine.load(checkpoint, precision="fp32"), "plain")
     references = catalogue.select(tasks=tasks).references
     return {
         reference.name: evaluate_task(encoder, catalogue.load(reference)).get_score()
@@ -102,7 +102,13 @@ def plain(checkpoint: Path, data_dir: Path, tasks: list[str], threads: int) -> d
 def equal(checkpoint: Path, data_dir: Path, scratch: Path, quick: bool) -> dict[str, Any]:
     """eval_equal."""
     tasks = RESUME_TASKS[:1] if quick else list(Catalogue(data_dir).select("rayembed-offline").tasks)
-    shared = {"output": scratch / "equal", "data_dir": data_dir, "tasks": tasks, "actors": ACTORS}
+    shared = {
+        "output": scratch / "equal",
+        "data_dir": data_dir,
+        "tasks": tasks,
+        "actors": ACTORS,
+        "precision": "fp32",
+    }
     cluster = run(checkpoint, shard_tokens=FORCED_SHARD_TOKENS, keep_embeddings=True, **shared)
     shards = len(list((scratch / "equal").rglob("*.vectors.safetensors")))
     alone = plain(checkpoint, data_dir, tasks, threads=2)
@@ -154,7 +160,12 @@ def overhead(checkpoint: Path, data_dir: Path, scratch: Path, pairs: int) -> dic
 
     def on_cluster(number: int) -> dict[str, float]:
         scores = run(
-            checkpoint, output=scratch / f"overhead-{number}", data_dir=data_dir, tasks=tasks, actors=ACTORS
+            checkpoint,
+            output=scratch / f"overhead-{number}",
+            data_dir=data_dir,
+            tasks=tasks,
+            actors=ACTORS,
+            precision="fp32",
         )
         return {task: row["trained"] for task, row in scores.items()}
 
@@ -190,7 +201,7 @@ def resume(checkpoint: Path, data_dir: Path, scratch: Path) -> dict[str, Any]:
             str(ACTORS),
         ),
         *("--tasks", ",".join(RESUME_TASKS), "--data-dir", str(data_dir), "--keep-embeddings"),
-        *("--shard-tokens", str(FORCED_SHARD_TOKENS)),
+        *("--shard-tokens", str(FORCED_SHARD_TOKENS), "--precision", "fp32"),
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "platform")}
     subprocess.run([*command, "--output", str(scratch / "whole")], env=environment, check=True)

@@ -100,5 +100,7 @@ def engines(monkeypatch, data_dir) -> dict[str, WordEngine]:
     monkeypatch.setattr(runner, "read_manifest", lambda folder: {"digest": loaded[folder.name].digest})
     monkeypatch.setattr(runner, "contract_of", lambda candidate: loaded[candidate.checkpoint.name].contract)
     monkeypatch.setattr(catalogue, "build_source", lambda name, data_dir: data_dir / name)
-    monkeypatch.setattr("rayembed.evaluation.worker.Engine.load", lambda checkpoint: loaded[checkpoint.name])
+    monkeypatch.setattr(
+        "rayembed.evaluation.worker.Engine.load", lambda checkpoint, precision: loaded[checkpoint.name]
+    )
     return loaded

@@ -5,10 +5,11 @@ from filelock import FileLock
 from rayembed.errors import ResourceError
 from rayembed.evaluation import runner
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
-from rayembed.evaluation.shards import best_documents, merged
+from rayembed.evaluation.local_task import TaskDescription, local_task
+from rayembed.evaluation.shards import best_documents, merged, shard_texts
 from rayembed.evaluation.sizes import TextSet, text_sets
 from rayembed.evaluation.store import Candidate
-from rayembed.evaluation.units import WorkQueue, task_units
+from rayembed.evaluation.units import Shard, WorkQueue, task_units
 
 TASKS = ["DocstringRetrieval", "DocstringReranking", "VaderTweets", "WordSim353"]
 
@@ -78,6 +79,19 @@ def test_searching_in_parts_finds_what_searching_the_whole_does():
     whole = best_documents(queries, documents, 10)
     assert np.allclose(best[0], whole[0])
     assert np.array_equal(best[1], whole[1])
+
+
+def test_shards_cover_the_lists_of_the_older_clustering_protocol():
+    rows = {
+        "sentences": [["a", "b", "c"], ["d"], ["e", "f", "g"]],
+        "labels": [["x", "y", "x"], ["x"], ["x", "y", "z"]],
+    }
+    task = local_task(TaskDescription("Sets", "ClusteringLegacy", "own", None, "Sets."), {"test": rows})
+    (texts,) = text_sets(task)
+    assert (texts.texts, texts.divisible) == (7, True)
+    parts = [shard_texts(task, Shard("default", "test", "text", index, 3)) for index in range(3)]
+    assert [text for part in parts for text in part] == list("abcdefg")
+    assert all(parts)
 
 
 def test_large_tasks_go_first_and_wait_for_their_shards():

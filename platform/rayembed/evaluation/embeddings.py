@@ -1,8 +1,8 @@
 """Vectors of large text sets on disk, in shards that survive whoever computed them.
 
-    <output>/embeddings/<digest>/<task>-<revision>/<subset>-<split>-<side>-<instruction>-00002-of-00010.safetensors
+    <output>/embeddings/<digest>/<task>-<revision>/<subset>-<split>-<side>-<key>-00002-of-00010...
 
-`instruction` is a digest of the contract and the instruction. A shard is written by one actor under a
+`key` is a digest of the contract, the precision and the instruction. A shard is written by one actor under a
 temporary name and renamed; one that is torn all the same is computed again.
 """
 
@@ -43,6 +43,7 @@ class EmbeddingStore:
     output: Path
     digest: str
     contract: Contract
+    precision: str = "auto"
 
     def task_folder(self, task: TaskMetadata) -> Path:
         """Folder of all shards of one revision of a task."""
@@ -51,7 +52,7 @@ class EmbeddingStore:
 
     def path(self, task: TaskMetadata, shard: Shard, instruction: str | None, what: str = "vectors") -> Path:
         """File of one shard; `what` is vectors, or names what was derived from them."""
-        made_under = f"{self.contract.model_dump_json()}\n{instruction or ''}"
+        made_under = f"{self.contract.model_dump_json()}\n{self.precision}\n{instruction or ''}"
         key = hashlib.sha256(made_under.encode()).hexdigest()[:8]
         place = _UNSAFE.sub("_", f"{shard.subset}-{shard.split}")
         name = f"{place}-{shard.side}-{key}-{shard.index:05d}-of-{shard.of:05d}.{what}.safetensors"

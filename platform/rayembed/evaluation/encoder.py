@@ -90,13 +90,16 @@ class EngineEncoder(AbsEncoder):
         return encoded.vectors
 
 
-def evaluate_task(model: Any, task: mteb.AbsTask, instructions: Instructions | None = None) -> TaskResult:
+def evaluate_task(
+    model: Any, task: mteb.AbsTask, instructions: Instructions | None = None, *, precision: str = "auto"
+) -> TaskResult:
     """Score one mteb model on one task in this process; the instructions used are kept beside the scores.
 
     Args:
         model: an mteb encoder or search model.
         task: a task of any type.
         instructions: what the model was given; by default those of an `EngineEncoder`.
+        precision: number format that was asked for, for the record.
     """
     per_query = _keep_per_query(task)
     evaluation = mteb.evaluate(
@@ -113,7 +116,7 @@ def evaluate_task(model: Any, task: mteb.AbsTask, instructions: Instructions | N
     for split, entries in result.scores.items():
         for entry in cast(list[dict[str, Any]], entries):
             if instructions is not None:
-                entry["instructions"] = asdict(instructions)
+                entry |= {"instructions": asdict(instructions), "precision": precision}
             if (place := (split, entry["hf_subset"])) in per_query:
                 entry["per_query"] = per_query[place]
     return result

@@ -29,6 +29,7 @@ from rayembed.evaluation.store import Candidate, Endpoint, ResultStore
 from rayembed.evaluation.units import SHARD_TOKENS, Unit, WorkQueue, task_units
 from rayembed.evaluation.worker import Outcome, Setup, Worker
 from rayembed.model.checkpoint import read_manifest
+from rayembed.model.configuration import Precision
 from rayembed.paths import resolve
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def run(
     actors: int | None = None,
     shard_tokens: float = SHARD_TOKENS,
     keep_embeddings: bool = False,
+    precision: Precision = "auto",
 ) -> Scores:
     """Score a checkpoint or an endpoint beside its baselines; print the table and write scores.json.
 
@@ -100,6 +102,7 @@ def run(
         actors: size of the Ray actor pool; None takes one per GPU, else one per CPU; 0 runs in this process.
         shard_tokens: text sets above this many estimated tokens are encoded in shards.
         keep_embeddings: keep the vectors of shards when their task is done.
+        precision: number format of checkpoints; with fp32 scores do not depend on how the work is divided.
 
     Returns:
         task name -> {"metric", "base", "bm25", "trained"}.
@@ -121,7 +124,7 @@ def run(
         candidates["base"] = _candidate(baseline[0], baseline[1], None)
     if with_bm25:
         candidates["bm25"] = Candidate(BM25_LABEL, bm25.REVISION, None)
-    plan = Run(selection, Setup(catalogue, policy, output), actors, shard_tokens, keep_embeddings)
+    plan = Run(selection, Setup(catalogue, policy, output, precision), actors, shard_tokens, keep_embeddings)
     store = ResultStore(output)
     with store.writing():
         catalogue.prepare(selection.references)
@@ -198,7 +201,7 @@ def _results(
             if contract is None and task.metadata.type != "Retrieval":
                 continue
             given = plan.setup.policy.instructions(task.metadata, contract) if contract else None
-            stored = store.load(candidate, task, given)
+            stored = store.load(candidate, task, given, plan.setup.precision)
             if stored is not None:
                 results[candidate][reference.name] = stored
                 continue

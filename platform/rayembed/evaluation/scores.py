@@ -1,6 +1,7 @@
 """The score table: one row a task, one column a model."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rayembed.paths import atomic_write
 
 SCORES_FILE = "scores.json"
 COLUMNS = {"bm25": "BM25", "base": "untrained", "trained": "trained"}
+
+_WORD_START = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 Scores = dict[str, dict[str, Any]]
 
@@ -62,7 +65,8 @@ def mean_rows(scores: Scores) -> list[tuple[str, dict[str, float | None]]]:
     groups: dict[str, list[str]] = {}
     for task in scores:
         kind = task_type(task)
-        groups.setdefault(kind if kind.isupper() else kind.lower(), []).append(task)
+        readable = kind if kind.isupper() else _WORD_START.sub(" ", kind).lower()
+        groups.setdefault(readable, []).append(task)
     named = {f"mean of {len(members)} {kind} tasks": members for kind, members in groups.items()}
     named[f"mean of all {len(scores)}"] = list(scores)
     return [

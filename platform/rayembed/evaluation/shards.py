@@ -29,9 +29,11 @@ _QUERIES_AT_A_TIME = 1024
 class ShardEncoder(EngineEncoder):
     """An engine encoder that keeps and finds the vectors of shards in a store."""
 
-    def __init__(self, engine: Any, label: str, policy: InstructionPolicy, output: Path):
+    def __init__(
+        self, engine: Any, label: str, policy: InstructionPolicy, output: Path, precision: str = "auto"
+    ):
         super().__init__(engine, label, policy)
-        self.store = EmbeddingStore(output, engine.digest, engine.contract)
+        self.store = EmbeddingStore(output, engine.digest, engine.contract, precision)
         self._known: dict[str | None, dict[bytes, np.ndarray]] = {}
 
     def encode_shard(self, task: mteb.AbsTask, shard: Shard) -> None:

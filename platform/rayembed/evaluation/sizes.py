@@ -61,7 +61,8 @@ def _counted(task: AbsTask) -> Iterator[TextSet]:
             yield _count(rows["queries"]["text"], split, "query", divisible=True)
             yield _count(rows["corpus"]["text"], split, "document", divisible=True)
         else:
-            texts = [text for column in rows.column_names for text in _strings(rows[column])]
+            columns = [column for column in rows.column_names if column not in ("label", "labels")]
+            texts = [text for column in columns for text in _strings(rows[column])]
             yield _count(texts, split, "text", _divisible(task))
 
 

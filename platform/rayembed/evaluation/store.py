@@ -101,7 +101,11 @@ class ResultStore:
         return self.output / candidate.label / candidate.digest[:_DIGEST_CHARACTERS] / f"{task}.json"
 
     def load(
-        self, candidate: Candidate, task: mteb.AbsTask, instructions: Instructions | None = None
+        self,
+        candidate: Candidate,
+        task: mteb.AbsTask,
+        instructions: Instructions | None = None,
+        precision: str = "auto",
     ) -> TaskResult | None:
         """A stored result of the same rows and instructions; None where the task has to be run (again)."""
         path = self.path(candidate, task.metadata.name)
@@ -115,8 +119,8 @@ class ResultStore:
         if result.dataset_revision != task.metadata.revision or result.get_missing_evaluations(task):
             logger.info("%s is of another revision of the task; the task is run again", path)
             return None
-        if instructions is not None and _recorded(result) != [asdict(instructions)]:
-            logger.info("%s was made with other instructions; the task is run again", path)
+        if instructions is not None and _recorded(result) != [(asdict(instructions), precision)]:
+            logger.info("%s was made with other instructions or precision; the task is run again", path)
             return None
         return result
 
@@ -129,11 +133,11 @@ class ResultStore:
         os.replace(temporary, path)
 
 
-def _recorded(result: TaskResult) -> list[dict[str, Any]]:
-    """The distinct instructions of a result's entries."""
+def _recorded(result: TaskResult) -> list[tuple[dict[str, Any], str]]:
+    """The distinct instructions and precisions of a result's entries."""
     entries = [cast(dict[str, Any], entry) for entries in result.scores.values() for entry in entries]
-    found: list[dict[str, Any]] = []
+    found: list[tuple[dict[str, Any], str]] = []
     for entry in entries:
-        if (used := entry.get("instructions", {})) not in found:
+        if (used := (entry.get("instructions", {}), entry.get("precision", ""))) not in found:
             found.append(used)
     return found

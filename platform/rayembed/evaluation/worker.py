@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.results import TaskResult
@@ -19,6 +20,7 @@ from rayembed.evaluation.shards import ShardEncoder, is_searched
 from rayembed.evaluation.store import Candidate
 from rayembed.evaluation.units import Unit
 from rayembed.inference.engine import Engine
+from rayembed.model.configuration import Precision
 
 _TASKS_IN_MEMORY = 2
 
@@ -31,11 +33,13 @@ class Setup:
         catalogue: loads the tasks.
         policy: which instruction each side of a task gets.
         output: folder of the results, where the vectors of shards are kept.
+        precision: number format of checkpoints; bf16 lets the batch that a text is in show in its vector.
     """
 
     catalogue: Catalogue
     policy: InstructionPolicy
     output: Path
+    precision: Precision = "auto"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Worker:
     """
 
     def __init__(self, setup: Setup, threads: int | None = None):
+        datasets.disable_progress_bars()
         if threads is not None:
             torch.set_num_threads(threads)
         self.setup = setup
@@ -95,7 +100,7 @@ class Worker:
     def _score(self, encoder: ShardEncoder, task: Any, unit: Unit) -> TaskResult:
         searched = [shard for shard in unit.shards if is_searched(task, shard)]
         model = encoder.found(task, searched) if searched else encoder
-        return evaluate_task(model, task, encoder.instructions(task.metadata))
+        return evaluate_task(model, task, encoder.instructions(task.metadata), precision=self.setup.precision)
 
     def _task(self, reference: TaskReference) -> Any:
         if reference not in self._tasks:
@@ -112,16 +117,16 @@ class Worker:
     def _encoder(self, candidate: Candidate) -> ShardEncoder:
         if self._loaded is None or self._loaded[0] != candidate:
             self._loaded = None  # free the previous model before the next one is loaded
-            encoder = ShardEncoder(
-                load_engine(candidate), candidate.label, self.setup.policy, self.setup.output
-            )
+            engine = load_engine(candidate, self.setup.precision)
+            setup = self.setup
+            encoder = ShardEncoder(engine, candidate.label, setup.policy, setup.output, setup.precision)
             self._loaded = candidate, encoder
         return self._loaded[1]
 
 
-def load_engine(candidate: Candidate) -> Any:
+def load_engine(candidate: Candidate, precision: Precision) -> Any:
     """The engine of a checkpoint, or the endpoint in the form of one."""
     if candidate.endpoint is not None:
         return EndpointEngine.connect(candidate.endpoint)
     assert candidate.checkpoint is not None
-    return Engine.load(candidate.checkpoint)
+    return Engine.load(candidate.checkpoint, precision=precision)

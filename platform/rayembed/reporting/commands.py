@@ -41,6 +41,9 @@ def evaluate(
     ] = 2e6,
     keep_embeddings: Annotated[bool, typer.Option(help="Keep the vectors of finished tasks.")] = False,
     data_dir: Annotated[str, typer.Option(help="Folder of the built sources.")] = "data",
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32 or bf16; with fp32 scores do not depend on how work is divided.")
+    ] = "auto",
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(help="Two folders of results, such as results/a results/b, to compare."),
@@ -80,6 +83,7 @@ def evaluate(
         actors=actors,
         shard_tokens=shard_tokens,
         keep_embeddings=keep_embeddings,
+        precision=_precision(precision),
     )
     _report(output, [name, *([_labelled(baseline)[0]] if baseline else [])])
 
@@ -112,3 +116,9 @@ def _endpoint(value: str) -> Any:
             f"--endpoint {value!r} is not MODEL@URL; write for example nv-embed@http://127.0.0.1:8000/v1"
         )
     return Endpoint(url, model)
+
+
+def _precision(value: str) -> Any:
+    if value not in ("auto", "fp32", "bf16"):
+        raise UserError(f"--precision {value!r} is none of auto, fp32 and bf16")
+    return value
