@@ -7,20 +7,19 @@ or is gone for a while; an evaluation over a service that is being restarted goe
 import base64
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rayembed.contract import Contract
+from rayembed.endpoint import EndpointConfig, connect_endpoint
 from rayembed.errors import RequestError, ResourceError
 from rayembed.evaluation.store import Endpoint
 from rayembed.inference.engine import Encoded
 
 logger = logging.getLogger(__name__)
 
-KEY_VARIABLE = "RAYEMBED_API_KEY"
 # The library's waits grow to eight seconds, so this is a quarter of an hour without any answer.
 PATIENCE_REQUESTS = 120
 TEXTS_PER_REQUEST = 64
@@ -60,23 +59,17 @@ class EndpointEngine:
             ResourceError: the client library is not installed, or the endpoint does not answer.
             RequestError: it serves no model of that name.
         """
-        try:
-            import openai
-        except ImportError:
-            raise ResourceError(
-                "evaluating over an endpoint needs the openai package: pip install openai"
-            ) from None
+        client = connect_endpoint(EndpointConfig(url=endpoint.url, model=endpoint.model, retries=patience))
+        import openai
+
         _show_waiting()
-        client = openai.OpenAI(
-            base_url=endpoint.url, api_key=os.environ.get(KEY_VARIABLE, "none"), max_retries=patience
-        )
         try:
             cards = {card.id: card for card in client.with_options(max_retries=2).models.list()}
         except openai.APIConnectionError as error:
             raise ResourceError(f"{endpoint.url} does not answer ({error}); is the service up?") from error
         except openai.APIStatusError as error:
             raise ResourceError(
-                f"{endpoint.url} refused GET /models: {error}; is the key in {KEY_VARIABLE}?"
+                f"{endpoint.url} refused GET /models: {error}; is the key in OPENAI_API_KEY?"
             ) from error
         if endpoint.model not in cards:
             raise RequestError(
