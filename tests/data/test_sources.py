@@ -51,6 +51,12 @@ def test_registry_names():
         "vader-nytimes",
         "wordsim353",
         "simlex999",
+        "debian-descriptions",
+        "debian-sections",
+        "debian-bitext-de",
+        "debian-bitext-fr",
+        "perlfaq",
+        "perldiag",
     ]
 
 

@@ -13,7 +13,7 @@ from rayembed.errors import DataError
 from rayembed.paths import atomic_write, file_digest
 
 CARD_FILE = "card.json"
-CARD_VERSION = 2  # raised when cards say something new
+CARD_VERSION = 3  # raised when cards say something new
 SKETCH_FILE = "texts.npz"
 MOST_LABELS = 200  # that a card lists one by one
 
@@ -109,7 +109,7 @@ def readable_card(card: Mapping[str, Any]) -> str:
             (f"words, {column}", ", ".join(f"{share} {length:,}" for share, length in percentiles.items()))
             for column, percentiles in card["words"].items()
         ),
-        ("language", _shares(card["languages"]) or "texts too short to guess"),
+        *((f"language, {column}", _shares(shares)) for column, shares in card["languages"].items()),
         *([("classes", str(card["classes"]))] if "classes" in card else []),
         ("in two splits", _shares(card["shared_between_splits"]) or "no text"),
         *(
@@ -120,7 +120,7 @@ def readable_card(card: Mapping[str, Any]) -> str:
         ("origin", card["origin"]),
         ("licence", f"{card['licence']}. {card.get('terms', '')}".rstrip()),
     ]
-    return "\n".join([card["name"], *(f"  {name:<18} {value}" for name, value in lines)])
+    return "\n".join([card["name"], *(f"  {name:<20} {value}" for name, value in lines)])
 
 
 def _shares(shares: Mapping[str, float]) -> str:

@@ -64,6 +64,9 @@ def build(
         if name not in declared:
             built_in_source(name)
     for name in names or SOURCES:
+        if every and (reason := SOURCES[name].missing()):
+            typer.echo(f"{name}: skipped, {reason}")
+            continue
         if name in declared:
             folder = build_user_source(name, declared[name], resolve(out))
         else:

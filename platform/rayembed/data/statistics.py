@@ -14,7 +14,7 @@ from rayembed.data.schema import document_id
 PERCENTILES = (5, 50, 95, 100)
 TEXT_COLUMNS = ("query", "positives", "negatives", "text", "sentence1", "sentence2")
 LANGUAGE_SAMPLE = 200  # texts of each piece
-SHORTEST_GUESSED = 20  # characters; the language of less is a lottery
+SHORTEST_GUESSED = 40  # characters; the language of less is a lottery
 SKETCH_SIZE = 65_536
 
 
@@ -25,14 +25,14 @@ class Statistics:
     Attributes:
         rows: rows.
         words: column -> number of words of a text -> texts of that length.
-        languages: ISO 639 code -> texts of the sample that were guessed to be in it.
+        languages: column -> ISO 639 code -> texts of the sample that were guessed to be in it.
         labels: class -> rows.
         texts: the SKETCH_SIZE smallest content hashes of the texts, sorted; all where there are fewer.
     """
 
     rows: int = 0
     words: dict[str, Counter[int]] = field(default_factory=dict)
-    languages: Counter[str] = field(default_factory=Counter)
+    languages: dict[str, Counter[str]] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
     texts: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
 
@@ -41,27 +41,34 @@ class Statistics:
         """Statistics of tables or record batches of one layout, looked at one after the other."""
         result = Statistics()
         for table in tables:
-            result.add(_of_table(table, sample=result.languages.total() < LANGUAGE_SAMPLE))
+            result.add(_of_table(table, sample=result.rows < LANGUAGE_SAMPLE))
         return result
 
     def add(self, other: "Statistics") -> None:
         """Take the counts of another piece in."""
         self.rows += other.rows
-        self.languages += other.languages
         self.labels += other.labels
         self.texts = sketch(np.concatenate([self.texts, other.texts]))
         for column, counts in other.words.items():
             self.words.setdefault(column, Counter()).update(counts)
+        for column, codes in other.languages.items():
+            self.languages.setdefault(column, Counter()).update(codes)
 
     def word_percentiles(self) -> dict[str, dict[str, int]]:
         """Percentiles of the number of words, for each column that has texts."""
         return {column: _percentiles(counts) for column, counts in self.words.items() if counts}
 
-    def language_shares(self) -> dict[str, float]:
-        """The languages that make at least 2 % of the sample, most frequent first."""
-        total = self.languages.total()
-        shares = {code: round(count / total, 3) for code, count in self.languages.most_common()}
-        return {code: share for code, share in shares.items() if share >= 0.02}
+    def language_shares(self) -> dict[str, dict[str, float]]:
+        """Column -> the languages that make at least 5 % of its sample, most frequent first."""
+        return {
+            column: {
+                code: round(count / codes.total(), 3)
+                for code, count in codes.most_common()
+                if count >= 0.05 * codes.total()
+            }
+            for column, codes in self.languages.items()
+            if codes
+        }
 
 
 def sketch(hashes: np.ndarray) -> np.ndarray:
@@ -84,9 +91,7 @@ def _of_table(table: pa.Table, *, sample: bool) -> Statistics:
     return Statistics(
         rows=table.num_rows,
         words={name: _word_counts(table[name]) for name in columns},
-        languages=_languages(table[columns[0]].slice(0, LANGUAGE_SAMPLE).to_pylist())
-        if sample
-        else Counter(),
+        languages={name: _languages(table[name]) for name in columns} if sample else {},
         labels=Counter({entry["values"]: entry["counts"] for entry in labels}),
         texts=sketch(text_hashes(table)),
     )
@@ -106,8 +111,7 @@ def text_hashes(table: pa.Table) -> np.ndarray:
 
 
 def _word_counts(column: pa.ChunkedArray) -> Counter[int]:
-    texts = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-    counts = pc.count_substring_regex(texts, r"\S+").to_numpy(zero_copy_only=False)
+    counts = pc.count_substring_regex(_texts(column), r"\S+").to_numpy(zero_copy_only=False)
     lengths, numbers = np.unique(counts, return_counts=True)
     return Counter(dict(zip(lengths.tolist(), numbers.tolist(), strict=True)))
 
@@ -121,5 +125,10 @@ def _percentiles(counts: Counter[int]) -> dict[str, int]:
     }
 
 
-def _languages(texts: list[str]) -> Counter[str]:
-    return Counter(py3langid.classify(text)[0] for text in texts if len(text) >= SHORTEST_GUESSED)
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.list_flatten(column) if pa.types.is_list(column.type) else column
+
+
+def _languages(column: pa.ChunkedArray) -> Counter[str]:
+    sample = _texts(column).slice(0, LANGUAGE_SAMPLE).to_pylist()
+    return Counter(py3langid.classify(text)[0] for text in sample if len(text) >= SHORTEST_GUESSED)

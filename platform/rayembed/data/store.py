@@ -14,7 +14,7 @@ from rayembed.data.sources import SOURCES, BuiltInSource
 from rayembed.data.sources.base import Example, LabelExample, PairExample
 from rayembed.data.splits import SPLITS
 from rayembed.data.statistics import Statistics
-from rayembed.errors import DataError
+from rayembed.errors import DataError, ResourceError
 from rayembed.paths import atomic_directory, clear_disk_errors
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ def build_source(name: str, data_dir: Path) -> Path:
     target = data_dir / name
     if is_built(source, target):
         return target
+    if reason := source.missing():
+        raise ResourceError(f"{name} cannot be built: {reason}")
     logger.info("building %s in %s", name, target)
     with clear_disk_errors(target), atomic_directory(target) as folder:
         examples, dropped = drop_repeats(source.read(data_dir / DOWNLOADS))

@@ -10,11 +10,12 @@ from rayembed.data.splits import Split, split_of
 
 @dataclass(frozen=True)
 class PairExample:
-    """A query and its relevant document; `group` decides the split."""
+    """A query and its relevant document; `group` decides its split; see `pair_row` for `cluster`."""
 
     group: str
     query: str
     positive: str
+    cluster: str | None = None
 
     @property
     def split(self) -> Split:
@@ -23,7 +24,9 @@ class PairExample:
 
     def row(self, dataset: str, task_type: str) -> dict:
         """Row of PAIR_SCHEMA."""
-        return pair_row(self.query, [self.positive], [], dataset=dataset, task_type=task_type)
+        return pair_row(
+            self.query, [self.positive], [], dataset=dataset, task_type=task_type, cluster=self.cluster
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class BuiltInSource:
 
     `read` gets a folder for downloads and yields the examples in a fixed order. `version` is raised whenever
     the same input would give other rows, so that stored copies are built again. `terms` says in a
-    sentence what the licence means for the rows.
+    sentence what the licence means for the rows. `missing` says why the source cannot be made on this
+    machine, None where it can.
     """
 
     name: str
@@ -83,3 +87,4 @@ class BuiltInSource:
     requires: str
     read: Reader
     version: int = 1
+    missing: Callable[[], str | None] = lambda: None
