@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from rayembed.config import UserSourceConfig
+from rayembed.config import DataConfig, UserSourceConfig
 from rayembed.data.card import CARD_VERSION, make_card, read_card, write_card
 from rayembed.data.columns import Columns
 from rayembed.data.part_writer import FinishJob, PartJob, finish_part, write_part
 from rayembed.data.readers import find_files, find_parts
 from rayembed.data.sources import SOURCES
 from rayembed.data.statistics import Statistics
+from rayembed.data.store import build_source
 from rayembed.data.tasks import run_tasks
 from rayembed.errors import ConfigError, DataError
-from rayembed.paths import atomic_directory, clear_disk_errors
+from rayembed.paths import atomic_directory, clear_disk_errors, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,18 @@ def build_user_source(
     rejects.unlink(missing_ok=True)
     logger.info("built %s: %d rows", name, statistics.rows)
     return target
+
+
+def build_any(name: str, data: DataConfig) -> Path:
+    """Folder of a built-in source or of one that the recipe declares, built where that is due.
+
+    Raises:
+        DataError, ResourceError: it is unknown or cannot be read.
+    """
+    directory = resolve(data.directory)
+    if name in data.sources:
+        return build_user_source(name, data.sources[name], directory)
+    return build_source(name, directory)
 
 
 def source_state(name: str, source: UserSourceConfig) -> str:

@@ -15,9 +15,9 @@ import pyarrow as pa
 from datasketch import MinHash, MinHashLSH
 
 from rayembed.config import DataConfig
-from rayembed.data.build import build_user_source
+from rayembed.data.build import build_any
 from rayembed.data.sources import SOURCES
-from rayembed.data.store import build_source, read_split
+from rayembed.data.store import read_split
 from rayembed.paths import resolve
 
 logger = logging.getLogger(__name__)
@@ -182,9 +182,5 @@ def make_guard(data: DataConfig, names: Sequence[str]) -> ContaminationGuard | N
 
 
 def _evaluation_rows(data: DataConfig, name: str) -> pa.Table:
-    directory = resolve(data.directory)
-    if name in data.sources:
-        build_user_source(name, data.sources[name], directory)
-        return read_split(directory, name, "train")
-    build_source(name, directory)
-    return read_split(directory, name, "test")
+    build_any(name, data)
+    return read_split(resolve(data.directory), name, "train" if name in data.sources else "test")

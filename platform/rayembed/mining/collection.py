@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayembed.config import DataConfig
-from rayembed.data.build import build_user_source
+from rayembed.data.build import build_any
 from rayembed.data.schema import document_id
-from rayembed.data.store import build_source, built_in_source, read_parquet, read_split
+from rayembed.data.store import built_in_source, read_parquet, read_split
 from rayembed.errors import DataError
 from rayembed.mining.search import Excluded
 from rayembed.paths import resolve
@@ -55,12 +55,8 @@ def read_pairs(data: DataConfig, name: str) -> pa.Table:
     declared = data.sources.get(name) or built_in_source(name)
     if declared.kind != "pairs":
         raise DataError(f"source {name} has {declared.kind}; negatives are mined for pairs only")
-    data_dir = resolve(data.directory)
-    if name in data.sources:
-        build_user_source(name, data.sources[name], data_dir)
-    else:
-        build_source(name, data_dir)
-    return read_split(data_dir, name, "train")
+    build_any(name, data)
+    return read_split(resolve(data.directory), name, "train")
 
 
 def read_corpus(path: Path) -> pa.Array:

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from rayembed.config import RunConfig, SourceConfig
-from rayembed.data.build import build_user_source
+from rayembed.data.build import build_any
 from rayembed.data.labels import example_based_rows, label_based_rows
 from rayembed.data.plan import fingerprint
 from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.data.sources import SOURCES
-from rayembed.data.store import build_source, read_split, split_files
+from rayembed.data.store import read_split, split_files
 from rayembed.errors import ConfigError, DataError
 from rayembed.mining.in_memory import mine_bm25
 from rayembed.paths import atomic_directory, atomic_write, file_digest, resolve
@@ -100,12 +100,7 @@ def check_negatives(rows: PreparedRows, entry: SourceConfig) -> None:
 
 def _files(config: RunConfig, name: str) -> Sequence[Path]:
     """Files that hold the training rows; the source is built where that is due."""
-    data_dir = resolve(config.data.directory)
-    if name in config.data.sources:
-        folder = build_user_source(name, config.data.sources[name], data_dir)
-    else:
-        folder = build_source(name, data_dir)
-    return split_files(folder, "train")
+    return split_files(build_any(name, config.data), "train")
 
 
 def _with_negatives(table: pa.Table, entry: SourceConfig, config: RunConfig) -> pa.Table:
