@@ -164,3 +164,27 @@ def test_a_layout_must_fit_its_use(entry, message):
 def test_settings_that_exclude_each_other_are_refused(entry, stage, message):
     with pytest.raises(ConfigError, match=message):
         recipe(PAIRS | entry, LABELS, **stage)
+
+
+def test_rows_that_resemble_an_evaluation_are_left_out_and_counted(home):
+    (home / "held-out.jsonl").write_text(json.dumps({"text": "What is 7, please?", "label": "x"}) + "\n")
+    lines = [{"query": f"what is {row} please", "positive": f"about {row}"} for row in range(24)]
+    (home / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    raw = recipe(PAIRS).model_dump(mode="json")
+    raw["data"]["sources"]["held-out"] = {"path": "held-out.jsonl", "kind": "labels"}
+    raw["data"]["contamination"] = {"against": ["held-out"]}
+    spec = prepare(home, validate_config(raw, origin="here"))
+    assert len(PreparedRows.open(spec.sources[0])) == 23
+    counted = json.loads((spec.sources[0].parent / "contamination.json").read_text())
+    assert (counted["rows"], counted["dropped"]) == (24, {"held-out": 1})
+    assert counted["examples"] == [["held-out", "What is 7, please?", "what is 7 please"]]
+
+
+def test_sentences_of_equal_meaning_become_rows_in_both_directions(home):
+    rows = [{"sentence1": f"a{row}", "sentence2": f"b{row}", "score": row} for row in range(6)]
+    (home / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = recipe(PAIRS | {"source": "scores"}, batch_size=2).model_dump(mode="json")
+    raw["data"]["sources"]["scores"] = {"path": "scores.jsonl", "kind": "scores", "task_type": "sts"}
+    config = validate_config(raw, origin="here")
+    check_sources(config)
+    assert len(PreparedRows.open(prepare(home, config).sources[0])) == 4

@@ -45,8 +45,10 @@ class SourceConfig(Frozen):
         description="whether other rows' documents are negatives for this source's rows"
     )
     negatives_per_query: int = Field(1, ge=0, description="hard negatives a row brings")
-    labels: Literal["example", "label"] = Field(
-        "example", description="for labelled sources: documents are examples of a class, or the label texts"
+    labels: Literal["example", "label", "auto"] = Field(
+        "example",
+        description="for labelled sources: documents are examples of a class, or the label texts; auto: "
+        "label texts for two classes, examples for more",
     )
     mining: MiningConfig | None = Field(None, description="mine hard negatives; None: the source's own")
 

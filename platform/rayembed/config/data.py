@@ -43,6 +43,9 @@ class UserSourceConfig(Frozen):
     label_texts: dict[str, str] = Field(
         default_factory=dict, description="label -> text that stands for it in label-based rows"
     )
+    least_score: float = Field(
+        4.0, description="of scores: sentences with this score or more are each other's positive"
+    )
     licence: str = Field("unknown", description="recorded in the data card")
     validation: ValidationConfig = Field(ValidationConfig(), description="bad rows and how many may be")
 

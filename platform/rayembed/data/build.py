@@ -116,7 +116,7 @@ def source_state(name: str, source: UserSourceConfig) -> str:
     Raises:
         DataError, ResourceError: nothing is there, or the store does not answer.
     """
-    settings = source.model_dump(mode="json", exclude={"licence", "label_texts"})
+    settings = source.model_dump(mode="json", exclude={"licence", "label_texts", "least_score"})
     files = [asdict(file) for file in find_files(source)]
     return sha256(json.dumps([BUILDER_VERSION, name, settings, files], sort_keys=True).encode()).hexdigest()
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 from datasketch import MinHash, MinHashLSH
@@ -17,8 +18,8 @@ from datasketch import MinHash, MinHashLSH
 from rayembed.config import DataConfig
 from rayembed.data.build import build_any
 from rayembed.data.sources import SOURCES
-from rayembed.data.store import read_split
-from rayembed.paths import resolve
+from rayembed.data.store import read_split, split_files
+from rayembed.paths import file_digest, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class ContaminationReport:
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {"rows": self.rows, "dropped": dict(self.dropped), "examples": self.examples}
 
     def __str__(self) -> str:
         found = ", ".join(f"{count} like {name}" for name, count in self.dropped.most_common())
@@ -162,8 +167,8 @@ def compared_sources(data: DataConfig, blend: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(blend) if name in SOURCES and SOURCES[name].kind != "scores")
 
 
-def make_guard(data: DataConfig, names: Sequence[str]) -> ContaminationGuard | None:
-    """Index the named sources, building those that are not built; None when there are none.
+def make_guard(data: DataConfig, names: Sequence[str]) -> ContaminationGuard:
+    """Index the named sources, building those that are not built.
 
     Of a built-in source the test split counts, of one that the recipe declares all rows.
 
@@ -171,16 +176,24 @@ def make_guard(data: DataConfig, names: Sequence[str]) -> ContaminationGuard | N
         DataError: an unknown name, or a source that cannot be read.
         ResourceError: a built-in source cannot be fetched.
     """
-    if not names:
-        return None
     guard = ContaminationGuard(data.contamination.similarity)
     for name in names:
-        table = _evaluation_rows(data, name)
+        build_any(name, data)
+        table = read_split(resolve(data.directory), name, _compared_split(data, name))
         guard.add(name, evaluation_texts(table, documents=data.contamination.documents))
     logger.info("contamination guard: %d texts of %s", len(guard), ", ".join(names))
     return guard
 
 
-def _evaluation_rows(data: DataConfig, name: str) -> pa.Table:
-    build_any(name, data)
-    return read_split(resolve(data.directory), name, "train" if name in data.sources else "test")
+def compared_files(data: DataConfig, names: Sequence[str]) -> dict[str, str]:
+    """Digest of each file that `make_guard` reads: what decides which rows are dropped."""
+    files = [
+        (name, file)
+        for name in names
+        for file in split_files(build_any(name, data), _compared_split(data, name))
+    ]
+    return {f"{name} {file.name}": file_digest(file) for name, file in files}
+
+
+def _compared_split(data: DataConfig, name: str) -> str:
+    return "train" if name in data.sources else "test"

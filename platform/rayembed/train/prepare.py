@@ -9,6 +9,7 @@ from rayembed.config import RunConfig, SourceConfig, StageConfig
 from rayembed.data.plan import PlannedBatch, PlannedSource, plan_batches
 from rayembed.data.plan_store import differences, stored_description, write_plan
 from rayembed.data.prepared import PreparedRows
+from rayembed.data.sources import SOURCES
 from rayembed.data.stream import StreamSpec
 from rayembed.errors import ConfigError, DataError
 from rayembed.train.prepared_source import check_negatives, kind_of, made_from, prepare_source, rows_digest
@@ -24,7 +25,7 @@ def check_sources(config: RunConfig) -> None:
     """
     for stage in config.stages:
         for entry in stage.blend:
-            problem = _misuse(entry, kind_of(config, entry.source))
+            problem = _misuse(entry, kind_of(config, entry.source), built_in=entry.source in SOURCES)
             if problem:
                 raise ConfigError(f"stage {stage.name}: source {entry.source} {problem}")
 
@@ -103,13 +104,13 @@ def _batches(stage: StageConfig, sources: Sequence[PlannedSource], seed: int) ->
     )
 
 
-def _misuse(entry: SourceConfig, kind: str) -> str | None:
-    if kind == "scores":
+def _misuse(entry: SourceConfig, kind: str, *, built_in: bool) -> str | None:
+    if kind == "scores" and built_in:
         return "is for evaluation only; remove it from the blend"
     if kind == "labels":
         if entry.mining is not None:
             return "has labels, its negatives are other classes; remove mining"
-        if entry.labels == "example" and entry.in_batch_negatives and entry.negatives_per_query:
+        if entry.labels != "label" and entry.in_batch_negatives and entry.negatives_per_query:
             return (
                 "has labels, and with in-batch negatives a row's negatives may be of another row's class; "
                 "set in_batch_negatives: false, negatives_per_query: 0, or labels: label"

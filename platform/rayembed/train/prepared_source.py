@@ -4,6 +4,8 @@ They lie in `<data directory>/prepared/<source>-<digest>/`, where the digest is 
 of all settings that decide the rows. Such a folder may be removed at any time: it is prepared again.
 """
 
+import functools
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,26 +13,35 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayembed.config import RunConfig, SourceConfig
+from rayembed.config import DataConfig, RunConfig, SourceConfig
 from rayembed.data.build import build_any
-from rayembed.data.labels import example_based_rows, label_based_rows
+from rayembed.data.contamination import (
+    ContaminationGuard,
+    ContaminationReport,
+    compared_files,
+    compared_sources,
+    make_guard,
+)
+from rayembed.data.contrastive import contrastive_rows
 from rayembed.data.plan import fingerprint
 from rayembed.data.prepared import PreparedRows, write_rows
+from rayembed.data.schema import Kind
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import read_split, split_files
 from rayembed.errors import ConfigError, DataError
 from rayembed.mining.in_memory import mine_bm25
-from rayembed.paths import atomic_directory, atomic_write, file_digest, resolve
+from rayembed.paths import atomic_directory, atomic_write, clear_disk_errors, file_digest, resolve
 
 logger = logging.getLogger(__name__)
 
 PREPARED = "prepared"
 ROWS_FILE = "rows.arrow"
+CONTAMINATION_FILE = "contamination.json"
 _DIGEST_FILE = "rows.sha256"
 _LAYOUT = 1  # of the prepared files; raise it when equal sources give other rows
 
 
-def kind_of(config: RunConfig, name: str) -> str:
+def kind_of(config: RunConfig, name: str) -> Kind:
     """Layout of a source; ConfigError lists the known ones."""
     if name in config.data.sources:
         return config.data.sources[name].kind
@@ -45,12 +56,19 @@ def kind_of(config: RunConfig, name: str) -> str:
 def made_from(config: RunConfig, entry: SourceConfig) -> dict[str, Any]:
     """All that decides the prepared rows of a source: its files and the settings that are used on them."""
     settings: dict[str, Any] = {"layout": _LAYOUT}
-    if kind_of(config, entry.source) == "labels":
+    kind, declared = kind_of(config, entry.source), config.data.sources.get(entry.source)
+    if kind == "labels":
         settings |= {"labels": entry.labels, "negatives_per_query": entry.negatives_per_query}
+        settings |= {"label_texts": declared.label_texts} if declared and declared.label_texts else {}
     elif entry.mining:
         settings |= {"mining": entry.mining.model_dump(), "negatives_per_query": entry.negatives_per_query}
     if len(settings) > 1:
         settings["seed"] = config.seed
+    if kind == "scores" and declared:
+        settings["least_score"] = declared.least_score
+    if compared := _compared(config):
+        settings["contamination"] = config.data.contamination.model_dump(exclude={"enabled", "against"})
+        settings["compared"] = compared_files(config.data, compared)
     files = {f"file {file.name}": file_digest(file) for file in _files(config, entry.source)}
     return {**files, "settings": settings}
 
@@ -69,9 +87,11 @@ def prepare_source(config: RunConfig, entry: SourceConfig, origin: dict[str, Any
                 "and its files changed; put the files back, or set name to start another run"
             )
         table = read_split(resolve(config.data.directory), entry.source, "train")
+        table, report = _without_evaluation_rows(table, entry.source, config)
         table = _with_negatives(table, entry, config)
-        with atomic_directory(folder) as temporary:
+        with clear_disk_errors(folder), atomic_directory(folder) as temporary:
             write_rows(table, temporary / ROWS_FILE)
+            atomic_write(temporary / CONTAMINATION_FILE, json.dumps(report.as_json(), indent=2) + "\n")
             atomic_write(temporary / _DIGEST_FILE, file_digest(temporary / ROWS_FILE) + "\n")
         logger.info("source %s: %d rows ready", entry.source, table.num_rows)
     return folder / ROWS_FILE
@@ -103,11 +123,46 @@ def _files(config: RunConfig, name: str) -> Sequence[Path]:
     return split_files(build_any(name, config.data), "train")
 
 
+def _compared(config: RunConfig) -> tuple[str, ...]:
+    return compared_sources(config.data, [entry.source for stage in config.stages for entry in stage.blend])
+
+
+def _without_evaluation_rows(
+    table: pa.Table, name: str, config: RunConfig
+) -> tuple[pa.Table, ContaminationReport]:
+    compared = _compared(config)
+    if not compared:
+        return table, ContaminationReport(rows=table.num_rows)
+    guard = _guard(
+        config.data.model_dump_json(), compared, fingerprint(compared_files(config.data, compared))
+    )
+    table, report = guard.clean(table, documents=config.data.contamination.documents)
+    logger.info("source %s: %s", name, report)
+    if table.num_rows == 0:
+        raise DataError(
+            f"source {name}: every row resembles a row of {', '.join(compared)}; train on other data than is "
+            "evaluated, or change data.contamination"
+        )
+    return table, report
+
+
+@functools.lru_cache(maxsize=1)  # the sources of a run are compared with the same texts, one after the other
+def _guard(data: str, names: tuple[str, ...], state: str) -> ContaminationGuard:
+    return make_guard(DataConfig.model_validate_json(data), names)
+
+
 def _with_negatives(table: pa.Table, entry: SourceConfig, config: RunConfig) -> pa.Table:
-    if kind_of(config, entry.source) == "labels":
-        build = example_based_rows if entry.labels == "example" else label_based_rows
-        return build(table, negatives_per_query=entry.negatives_per_query, seed=config.seed)
-    if entry.mining is None:
+    kind, declared = kind_of(config, entry.source), config.data.sources.get(entry.source)
+    table = contrastive_rows(
+        table,
+        kind,
+        labels=entry.labels,
+        label_texts=declared.label_texts if declared else None,
+        least_score=declared.least_score if declared else 4.0,
+        negatives_per_query=entry.negatives_per_query,
+        seed=config.seed,
+    )
+    if kind == "labels" or entry.mining is None:
         return table
     mined, report = mine_bm25(
         table,
