@@ -62,7 +62,7 @@ def label_style(table: pa.Table) -> Literal["example", "label"]:
     return "label" if pc.count_distinct(table["label"]).as_py() == 2 else "example"
 
 
-def is_symmetric(kind: Kind, task_type: str, labels: Literal["example", "label"]) -> bool:
+def is_symmetric(kind: Kind, task_type: str, labels: LabelStyle) -> bool:
     """Whether the instruction belongs in front of the documents as well.
 
     NV-Embed: it does where both sides are texts of one kind that could change places (similarity of
@@ -70,5 +70,5 @@ def is_symmetric(kind: Kind, task_type: str, labels: Literal["example", "label"]
     where documents are answers or the names of classes.
     """
     if kind == "labels":
-        return labels == "example"
+        return labels != "label"
     return kind in ("scores", "duplicates", "nli") or task_type in ("sts", "bitext", "clustering")

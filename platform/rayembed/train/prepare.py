@@ -12,7 +12,14 @@ from rayembed.data.prepared import PreparedRows
 from rayembed.data.sources import SOURCES
 from rayembed.data.stream import StreamSpec
 from rayembed.errors import ConfigError, DataError
-from rayembed.train.prepared_source import check_negatives, kind_of, made_from, prepare_source, rows_digest
+from rayembed.train.prepared_source import (
+    check_negatives,
+    kind_of,
+    made_from,
+    prepare_source,
+    rows_digest,
+    usually_symmetric,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +35,14 @@ def check_sources(config: RunConfig) -> None:
             problem = _misuse(entry, kind_of(config, entry.source), built_in=entry.source in SOURCES)
             if problem:
                 raise ConfigError(f"stage {stage.name}: source {entry.source} {problem}")
+            if entry.instruction and entry.symmetric != usually_symmetric(config, entry):
+                logger.warning(
+                    "stage %s, source %s: symmetric is %s; NV-Embed puts the instruction in front of the "
+                    "documents as well where they could change places with the queries, and only there",
+                    stage.name,
+                    entry.source,
+                    str(entry.symmetric).lower(),
+                )
 
 
 def prepare_stage(config: RunConfig, stage_index: int, folder: Path, tokenizer: str) -> StreamSpec:

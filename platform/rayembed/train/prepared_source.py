@@ -22,7 +22,7 @@ from rayembed.data.contamination import (
     compared_sources,
     make_guard,
 )
-from rayembed.data.contrastive import contrastive_rows
+from rayembed.data.contrastive import contrastive_rows, is_symmetric
 from rayembed.data.plan import fingerprint
 from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.data.schema import Kind
@@ -51,6 +51,12 @@ def kind_of(config: RunConfig, name: str) -> Kind:
     raise ConfigError(
         f"unknown source {name!r}; declare it under data.sources or use one of {', '.join(known)}"
     )
+
+
+def usually_symmetric(config: RunConfig, entry: SourceConfig) -> bool:
+    """Whether the instruction of a source usually goes in front of its documents too."""
+    source = config.data.sources.get(entry.source) or SOURCES[entry.source]
+    return is_symmetric(source.kind, source.task_type, entry.labels)
 
 
 def made_from(config: RunConfig, entry: SourceConfig) -> dict[str, Any]:
@@ -133,9 +139,8 @@ def _without_evaluation_rows(
     compared = _compared(config)
     if not compared:
         return table, ContaminationReport(rows=table.num_rows)
-    guard = _guard(
-        config.data.model_dump_json(), compared, fingerprint(compared_files(config.data, compared))
-    )
+    state = fingerprint(compared_files(config.data, compared))
+    guard = _guard(config.data.model_dump_json(), compared, state)
     table, report = guard.clean(table, documents=config.data.contamination.documents)
     logger.info("source %s: %s", name, report)
     if table.num_rows == 0:
