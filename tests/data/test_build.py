@@ -279,11 +279,20 @@ def test_a_full_disk_leaves_whole_parts_and_the_next_run_continues(tmp_path, mon
 
 
 @pytest.mark.ray
-def test_tasks_keep_their_order_and_a_mistake_stops_them():
-    assert list(tasks.run_tasks(lambda number: number * 2, [3, 1, 2])) == [6, 2, 4]
+def test_a_ray_data_job_builds_the_same_and_a_mistake_stops_it(tmp_path, monkeypatch):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(4):
+        write(
+            folder / f"{number}.jsonl",
+            [{"query": f"q{number} {row}", "positive": "p"} for row in range(9)] + [GOOD],
+        )
+    here = load(folder)
+    monkeypatch.setattr(build, "run_tasks", tasks.run_tasks)
+    build.build_user_source("mine", UserSourceConfig(path=str(folder)), tmp_path / "by-ray")
+    assert read_split(tmp_path / "by-ray", "mine", "train").equals(here)
+    assert here.num_rows == 37, "the row that all files have is kept once"
 
-    def refuse(number):
-        raise DataError("broken here")
-
-    with pytest.raises(DataError, match=r"^broken here$"):
-        list(tasks.run_tasks(refuse, [1, 2]))
+    (folder / "2.jsonl").write_text('{"question": "q", "positive": "p"}\n')
+    with pytest.raises(DataError, match=r"2\.jsonl lacks the column query \(did you mean question\?\)"):
+        build.build_user_source("mine", UserSourceConfig(path=str(folder)), tmp_path / "by-ray")
