@@ -257,25 +257,26 @@ def test_a_full_disk_leaves_whole_parts_and_the_next_run_continues(tmp_path, mon
         write(folder / f"{number}.jsonl", [{"query": f"q{number}", "positive": "p"}])
     written = []
 
-    def full_at_the_second(job):
-        if job.index == 1 and len(written) < 2:
-            with part_writer.clear_disk_errors(job.folder):
-                raise OSError(28, "No space left on device")
-        written.append(job.index)
-        return part_writer.write_part(job)
+    def full_at_the_second(row):
+        written.append(row["query"])
+        if row["query"] == "q1":
+            raise OSError(28, "No space left on device")
+        return content_hash(row)
 
-    monkeypatch.setattr(build, "write_part", full_at_the_second)
+    content_hash = part_writer.content_hash
+    monkeypatch.setattr(part_writer, "content_hash", full_at_the_second)
     with pytest.raises(ResourceError, match=r"no space is left.*run the same command again"):
         load(folder)
-    assert [path.name[:12] for path in (tmp_path / "data").iterdir()] == [".mine.parts-"]
+    (work,) = (tmp_path / "data").glob(".mine.parts-*")
+    assert {path.name.split(".")[0] for path in work.iterdir()} == {"part-00000"}, "whole parts only"
+    monkeypatch.setattr(part_writer, "content_hash", content_hash)
     read = []
     monkeypatch.setattr(
         part_writer, "read_part", lambda part: read.append(part.file.name) or json_lines.read(part)
     )
-    monkeypatch.setattr(build, "write_part", part_writer.write_part)
     assert load(folder)["query"].to_pylist() == ["q0", "q1", "q2"]
     assert read == ["1.jsonl", "2.jsonl"]
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".mine.lock", "mine"]
 
 
 @pytest.mark.ray

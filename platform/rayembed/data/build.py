@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from rayembed.config import DataConfig, UserSourceConfig
 from rayembed.data.card import CARD_VERSION, make_card, read_card, write_card
@@ -52,6 +53,12 @@ def build_user_source(
         raise ConfigError(f"data.sources.{name} has the name of a built-in source; choose another")
     Columns.of(source.kind, source.columns)
     rejects = rejects or data_dir / f"{name}.rejects.jsonl"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(data_dir / f".{name}.lock"):  # for two jobs that need the same source
+        return _build(name, source, data_dir, rejects)
+
+
+def _build(name: str, source: UserSourceConfig, data_dir: Path, rejects: Path) -> Path:
     state = source_state(name, source)
     target = data_dir / name
     card = read_card(target)

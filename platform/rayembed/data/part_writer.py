@@ -50,16 +50,27 @@ def write_part(job: PartJob) -> dict[str, Any]:
         DataError: the file is damaged or lacks a column.
         ResourceError: the disk is full.
     """
-    if job.path(".json").is_file():
-        return json.loads(job.path(".json").read_text())
-    source = job.source
+    done = job.path(".json")
+    if done.is_file():
+        return json.loads(done.read_text())
+    try:
+        with clear_disk_errors(job.folder):
+            summary = _write_part(job)
+            atomic_write(done, json.dumps(summary))
+    finally:
+        if not done.is_file():
+            for suffix in (".parquet", ".rejects.jsonl", ".npz"):
+                job.path(suffix).unlink(missing_ok=True)
+    return summary
+
+
+def _write_part(job: PartJob) -> dict[str, Any]:
+    source, schema = job.source, SCHEMAS[job.source.kind]
     columns = Columns.of(source.kind, source.columns)
     checker = RowChecker(source.kind, columns, job.name, source.task_type, source.validation.longest_text)
     rejected: Counter[str] = Counter()
     hashes, numbers, last = [], [], 0
-    schema = SCHEMAS[source.kind]
     with (
-        clear_disk_errors(job.folder),
         job.path(".rejects.jsonl").open("w", encoding="utf-8") as rejects,
         pq.ParquetWriter(job.path(".parquet"), schema, compression="zstd") as writer,
     ):
@@ -82,17 +93,10 @@ def write_part(job: PartJob) -> dict[str, Any]:
                 batch = []
         if batch:
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-    with clear_disk_errors(job.folder):
-        with job.path(".npz").open("wb") as stream:
-            np.savez(
-                stream,
-                allow_pickle=False,
-                hashes=np.array(hashes, dtype=np.uint64),
-                numbers=np.array(numbers, dtype=np.int64),
-            )
-        summary = {"rows": len(hashes), "rejected": dict(rejected), "lines": last}
-        atomic_write(job.path(".json"), json.dumps(summary))
-    return summary
+    rows = {"hashes": np.array(hashes, dtype=np.uint64), "numbers": np.array(numbers, dtype=np.int64)}
+    with job.path(".npz").open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **rows)
+    return {"rows": len(hashes), "rejected": dict(rejected), "lines": last}
 
 
 def content_hash(row: dict[str, Any]) -> int:
