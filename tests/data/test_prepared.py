@@ -1,5 +1,4 @@
 import numpy as np
-import pyarrow as pa
 
 from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.data.schema import document_id, pair_row, to_table
@@ -16,7 +15,7 @@ TABLE = to_table(ROWS, "pairs")
 
 def opened(tmp_path, monkeypatch) -> PreparedRows:
     monkeypatch.setattr("rayembed.data.prepared.ROWS_PER_BATCH", 2)
-    write_rows(pa.concat_tables([TABLE.slice(1, 2), TABLE.slice(3)]), tmp_path / "rows.arrow")
+    write_rows([TABLE.slice(1, 2), TABLE.slice(3)], tmp_path / "rows.arrow")
     return PreparedRows.open(tmp_path / "rows.arrow")
 
 

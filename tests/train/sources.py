@@ -29,7 +29,7 @@ def write_source(path: Path, rows: int = 24, negatives: int = 2, offset: int = 0
         ],
         "pairs",
     )
-    write_rows(table, path)
+    write_rows([table], path)
     return path
 
 

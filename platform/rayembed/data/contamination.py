@@ -45,6 +45,12 @@ class ContaminationReport:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[str, str, str]] = field(default_factory=list)
 
+    def add(self, other: "ContaminationReport") -> None:
+        """Take in what was found in another part of the source."""
+        self.rows += other.rows
+        self.dropped.update(other.dropped)
+        self.examples = (self.examples + other.examples)[:EXAMPLES]
+
     def as_json(self) -> dict[str, Any]:
         """The report as plain values."""
         return {"rows": self.rows, "dropped": dict(self.dropped), "examples": self.examples}
@@ -110,6 +116,8 @@ class ContaminationGuard:
         if documents and "positives" in table.column_names:
             columns.append("positives")
         report = ContaminationReport(rows=table.num_rows)
+        if not len(self):
+            return table, report
         keep = []
         for values in zip(*(table[name].to_pylist() for name in columns), strict=True):
             found = self._first_match(values)

@@ -5,23 +5,27 @@ memory of a process does not grow with the source.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from rayembed.data.schema import document_id
+from rayembed.data.schema import PAIR_SCHEMA, document_id
 from rayembed.errors import DataError
 
 ROWS_PER_BATCH = 1 << 14
 
 
-def write_rows(table: pa.Table, path: Path) -> None:
-    """Write a table of the pair layout."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
+def write_rows(tables: Iterable[pa.Table], path: Path) -> int:
+    """Write tables of the pair layout one after the other; returns the number of rows."""
+    rows = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, PAIR_SCHEMA) as writer:
+        for table in tables:
+            writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
+            rows += table.num_rows
+    return rows
 
 
 class PreparedRows:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,6 +70,11 @@ def read_split(data_dir: Path, name: str, split: str) -> pa.Table:
 
     Raises DataError when it is not built, has no such split, or a file is damaged, mistyped or empty.
     """
+    return pa.concat_tables(read_tables(data_dir, name, split))
+
+
+def read_tables(data_dir: Path, name: str, split: str) -> Iterator[pa.Table]:
+    """The same, file by file, so that a source of many parts does not have to fit in memory."""
     folder = data_dir / name
     kind = source_kind(data_dir, name)
     if not folder.is_dir():
@@ -80,7 +85,8 @@ def read_split(data_dir: Path, name: str, split: str) -> pa.Table:
             dict.fromkeys(file.stem.split("-")[0] for file in sorted(folder.glob("*.parquet")))
         )
         raise DataError(f"{name} has no split {split!r}; it has {splits or 'none'}")
-    return pa.concat_tables(check_table(read_parquet(file), kind, str(file)) for file in files)
+    for file in files:
+        yield check_table(read_parquet(file), kind, str(file))
 
 
 def split_files(folder: Path, split: str) -> list[Path]:

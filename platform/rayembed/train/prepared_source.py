@@ -7,7 +7,7 @@ of all settings that decide the rows. Such a folder may be removed at any time: 
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from rayembed.data.plan import fingerprint
 from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.data.schema import Kind
 from rayembed.data.sources import SOURCES
-from rayembed.data.store import read_split, split_files
+from rayembed.data.store import read_tables, split_files
 from rayembed.errors import ConfigError, DataError
 from rayembed.mining.in_memory import mine_bm25
 from rayembed.paths import atomic_directory, atomic_write, clear_disk_errors, file_digest, resolve
@@ -92,14 +92,12 @@ def prepare_source(config: RunConfig, entry: SourceConfig, origin: dict[str, Any
                 f"source {entry.source}: the rows prepared at the start of the run are no longer in {folder} "
                 "and its files changed; put the files back, or set name to start another run"
             )
-        table = read_split(resolve(config.data.directory), entry.source, "train")
-        table, report = _without_evaluation_rows(table, entry.source, config)
-        table = _with_negatives(table, entry, config)
+        report = ContaminationReport()
         with clear_disk_errors(folder), atomic_directory(folder) as temporary:
-            write_rows(table, temporary / ROWS_FILE)
+            rows = write_rows(_rows(config, entry, report), temporary / ROWS_FILE)
             atomic_write(temporary / CONTAMINATION_FILE, json.dumps(report.as_json(), indent=2) + "\n")
             atomic_write(temporary / _DIGEST_FILE, file_digest(temporary / ROWS_FILE) + "\n")
-        logger.info("source %s: %d rows ready", entry.source, table.num_rows)
+        logger.info("source %s: %d rows ready; %s", entry.source, rows, report)
     return folder / ROWS_FILE
 
 
@@ -133,22 +131,31 @@ def _compared(config: RunConfig) -> tuple[str, ...]:
     return compared_sources(config.data, [entry.source for stage in config.stages for entry in stage.blend])
 
 
-def _without_evaluation_rows(
-    table: pa.Table, name: str, config: RunConfig
-) -> tuple[pa.Table, ContaminationReport]:
+def _rows(config: RunConfig, entry: SourceConfig, report: ContaminationReport) -> Iterator[pa.Table]:
+    """Tables of the pair layout; what resembles an evaluation is left out and added to the report.
+
+    Pairs that bring their negatives pass through file by file. Classes, sentences and mining need all rows.
+    """
+    tables = _without_evaluation_rows(config, entry.source, report)
+    if kind_of(config, entry.source) == "pairs" and entry.mining is None:
+        yield from tables
+        return
+    yield _with_negatives(pa.concat_tables(tables), entry, config)
+
+
+def _without_evaluation_rows(config: RunConfig, name: str, report: ContaminationReport) -> Iterator[pa.Table]:
     compared = _compared(config)
-    if not compared:
-        return table, ContaminationReport(rows=table.num_rows)
     state = fingerprint(compared_files(config.data, compared))
-    guard = _guard(config.data.model_dump_json(), compared, state)
-    table, report = guard.clean(table, documents=config.data.contamination.documents)
-    logger.info("source %s: %s", name, report)
-    if table.num_rows == 0:
+    guard = _guard(config.data.model_dump_json(), compared, state) if compared else ContaminationGuard()
+    for table in read_tables(resolve(config.data.directory), name, "train"):
+        kept, found = guard.clean(table, documents=config.data.contamination.documents)
+        report.add(found)
+        yield kept
+    if report.dropped.total() == report.rows:
         raise DataError(
             f"source {name}: every row resembles a row of {', '.join(compared)}; train on other data than is "
             "evaluated, or change data.contamination"
         )
-    return table, report
 
 
 @functools.lru_cache(maxsize=1)  # the sources of a run are compared with the same texts, one after the other
