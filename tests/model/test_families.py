@@ -67,7 +67,7 @@ def packed(model, texts):
         use_cache=False,
         packed_lengths=batch.lengths,
     ).last_hidden_state[0]
-    return states.split(list(batch.lengths))
+    return states[: batch.num_tokens].split(list(batch.lengths.texts))
 
 
 def padded(model, texts):

@@ -6,7 +6,7 @@ import torch
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.configuration import LatentPoolingConfig, MeanPoolingConfig, ModelConfig
 from rayembed.model.embedder import Embedder
-from rayembed.model.packing import pack_ids
+from rayembed.model.packing import PackedLengths, pack_ids
 from tests.model.reference import decoder_states, nv_embed_vector
 from tests.tiny import make_backbone
 
@@ -109,7 +109,7 @@ def test_last_token_reaches_the_vector_of_the_first_position():
                 input_ids=torch.tensor([ids]),
                 position_ids=torch.arange(6)[None],
                 use_cache=False,
-                packed_lengths=(6,),
+                packed_lengths=PackedLengths.of([6]),
             ).last_hidden_state[0, 0]
             for ids in (TEXTS[0], [*TEXTS[0][:-1], 99])
         )

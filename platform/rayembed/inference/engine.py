@@ -15,14 +15,19 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rayembed.contract import Contract, TokenizedTexts
-from rayembed.errors import RequestError
+from rayembed.errors import ConfigError, RequestError
+from rayembed.inference.memory import keep_freed_memory
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.configuration import Precision
-from rayembed.model.packing import pack_ids
+from rayembed.model.mixed_precision import use_mixed_precision
+from rayembed.model.packing import PackedBatch, pack_ids
 from rayembed.model.precision import resolve_device, resolve_precision
 from rayembed.paths import resolve
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_TOKEN_BUDGETS = {"cpu": 4096, "cuda": 16384}
+ROW_MULTIPLE = 256  # tokens; packed rows are padded to a multiple, so that kernels are built for few sizes
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,15 @@ class Engine:
         *,
         name: str,
         device: torch.device | None = None,
-        token_budget: int = 8192,
+        token_budget: int | None = None,
     ):
         self.contract: Contract = model.contract
         self.tokenizer: PreTrainedTokenizerBase = model.tokenizer
         self.digest: str = model.digest
         self.name = name
-        self.token_budget = token_budget
+        keep_freed_memory()
         self.device = device or torch.device("cpu")
+        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGETS[self.device.type]
         self._embedder = model.embedder.to(self.device).eval()
 
     @classmethod
@@ -66,23 +72,34 @@ class Engine:
         *,
         device: str = "auto",
         precision: Precision = "auto",
-        token_budget: int = 8192,
+        fp32_layers: int = 0,
+        token_budget: int | None = None,
     ) -> "Engine":
         """Load a checkpoint folder.
 
         Args:
             checkpoint: folder written by training or `rayembed base-model --checkpoint`.
             device: auto, cpu, cuda or cuda:N.
-            precision: auto takes bf16 where the processor has it.
-            token_budget: most tokens in one forward pass; bounds memory.
+            precision: auto takes bf16 where the processor has it. In bf16 the residual stream, the norms and
+                the pooled states are fp32.
+            fp32_layers: with bf16, first layers that compute in fp32 altogether.
+            token_budget: most tokens in one forward pass; bounds memory. None: 4096 on a CPU, whose caches
+                hold no more, 16384 on a GPU.
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or of another shape.
+            ConfigError: there is no such device, or the model has fewer layers than `fp32_layers`.
         """
         folder = resolve(checkpoint)
         target = resolve_device(device)
-        model = load_model(folder, dtype=resolve_precision(precision, target))
-        return cls(model, name=folder.name, device=target, token_budget=token_budget)
+        dtype = resolve_precision(precision, target)
+        model = load_model(folder, dtype="auto" if fp32_layers else dtype)
+        engine = cls(model, name=folder.name, device=target, token_budget=token_budget)
+        if dtype is torch.bfloat16:
+            use_mixed_precision(engine._embedder, fp32_layers=fp32_layers)
+        elif fp32_layers:
+            raise ConfigError("fp32_layers belongs to precision bf16; in fp32 all layers compute in fp32")
+        return engine
 
     @property
     def dimensions(self) -> int:
@@ -136,17 +153,30 @@ class Engine:
         vectors = np.empty((len(tokenized), width), dtype=np.float32)
         progress = tqdm(total=sum(tokenized.lengths), unit="tok", disable=not show_progress, desc="embedding")
         with progress:
-            for members in self._batches(tokenized.lengths):
-                batch = pack_ids(
-                    [tokenized.input_ids[member] for member in members],
-                    [tokenized.pool_starts[member] for member in members],
-                )
-                vectors_ND = self._embedder(batch.to(self.device))
+            for members, batch in self.packed_batches(tokenized):
+                vectors_ND = self.forward(batch)
                 if width < self.dimensions:
                     vectors_ND = F.normalize(vectors_ND[:, :width], dim=-1)
                 vectors[members] = vectors_ND.cpu().numpy()
                 progress.update(batch.num_tokens)
         return vectors
+
+    def packed_batches(self, tokenized: TokenizedTexts) -> Iterator[tuple[list[int], PackedBatch]]:
+        """Positions and packed tokens of the texts of each forward pass."""
+        for members in self._batches(tokenized.lengths):
+            yield (
+                members,
+                pack_ids(
+                    [tokenized.input_ids[member] for member in members],
+                    [tokenized.pool_starts[member] for member in members],
+                    multiple=ROW_MULTIPLE,
+                ),
+            )
+
+    @torch.inference_mode()
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Vectors of one packed batch on the engine's device, fp32 of unit length (N, D)."""
+        return self._embedder(batch.to(self.device))
 
     def _checked_width(self, dimensions: int | None) -> int:
         if dimensions is None:

@@ -1,29 +1,33 @@
 """Attention over packed texts, registered with transformers as `rayembed_packed`.
 
-A packed batch is one row of T tokens. Attending over the whole row behind a block mask would cost T x T, so
-texts of equal length, which the packing puts side by side, are cut out, attended as one small batch and put
-back.
+A packed batch is one row of T tokens. Attending over the whole row behind a block mask would cost T x T. On a
+GPU torch's variable-length attention takes the row as it is. Elsewhere, in fp32 and with dropout on the
+weights, texts of equal length, which the packing puts side by side, are cut out, attended as one small batch
+and put back.
 
 Shapes: H query heads, G key and value heads, T tokens, W width of a head, n texts of equal length L.
 """
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
+
+from rayembed.model.packing import PackedLengths
 
 PACKED_ATTENTION = "rayembed_packed"
 LONGEST_PLAIN_TEXT = 96  # tokens; see `_plain_may_be_faster`
+WIDEST_VARLEN_HEAD = 256  # limit of FlashAttention, which computes it
 
 
 def packed_attention(
     query_HTW: torch.Tensor,
     key_GTW: torch.Tensor,
     value_GTW: torch.Tensor,
-    lengths: Sequence[int],
+    lengths: PackedLengths,
     *,
     scaling: float,
     causal: bool = False,
@@ -35,27 +39,77 @@ def packed_attention(
         query_HTW: queries of all heads.
         key_GTW: keys; H is a multiple of G.
         value_GTW: values.
-        lengths: tokens of each text in packed order; they add up to T.
+        lengths: tokens of each text in packed order.
         scaling: factor on the scores.
         causal: whether a token sees only itself and what comes before it in its text.
         dropout: dropout on the attention weights.
 
     Returns:
-        Attended values, shape (T, H, W).
+        Attended values, shape (T, H, W). Those of padding mean nothing but are finite.
     """
-    groups = [(length, len(list(texts))) for length, texts in groupby(lengths)]
+    attend = _attend_varlen if _varlen_is_possible(query_HTW, dropout) else _attend_grouped
+    return attend(query_HTW, key_GTW, value_GTW, lengths, scaling=scaling, causal=causal, dropout=dropout)
+
+
+def _varlen_is_possible(query_HTW: torch.Tensor, dropout: float) -> bool:
+    """Whether torch's variable-length kernel takes these tensors: 16 bits on CUDA, and no dropout inside."""
+    fits = query_HTW.dtype in (torch.bfloat16, torch.float16) and query_HTW.shape[-1] <= WIDEST_VARLEN_HEAD
+    return query_HTW.is_cuda and fits and not dropout
+
+
+def _attend_varlen(
+    query_HTW: torch.Tensor,
+    key_GTW: torch.Tensor,
+    value_GTW: torch.Tensor,
+    lengths: PackedLengths,
+    *,
+    scaling: float,
+    causal: bool,
+    dropout: float,
+) -> torch.Tensor:
+    """The whole row in one kernel; padding behind the last text counts as a text of its own."""
+    assert not dropout, "variable-length attention has no dropout"
+    attended = varlen_attn(
+        query_HTW.transpose(0, 1),
+        key_GTW.transpose(0, 1),
+        value_GTW.transpose(0, 1),
+        lengths.cumulative,
+        lengths.cumulative,
+        lengths.longest,
+        lengths.longest,
+        scale=scaling,
+        window_size=(-1, 0) if causal else (-1, -1),
+        enable_gqa=query_HTW.shape[0] != key_GTW.shape[0],
+    )
+    assert isinstance(attended, torch.Tensor)
+    return attended
+
+
+def _attend_grouped(
+    query_HTW: torch.Tensor,
+    key_GTW: torch.Tensor,
+    value_GTW: torch.Tensor,
+    lengths: PackedLengths,
+    *,
+    scaling: float,
+    causal: bool,
+    dropout: float,
+) -> torch.Tensor:
+    """Texts of equal length together; padding behind the last text gets zeros."""
+    groups = [(length, len(list(texts))) for length, texts in groupby(lengths.texts)]
     # One split a tensor: its backward is one concatenation, where slicing would add up a tensor of T tokens a
     # group.
-    spans = [length * count for length, count in groups]
+    spans = [*(length * count for length, count in groups), lengths.padding]
+    parts = zip(*(tensor.split(spans, dim=1) for tensor in (query_HTW, key_GTW, value_GTW)), strict=True)
     plain_up_to = LONGEST_PLAIN_TEXT if _plain_may_be_faster(query_HTW) else 0
     pieces = []
-    for (length, count), *parts in zip(
-        groups, *(tensor.split(spans, dim=1) for tensor in (query_HTW, key_GTW, value_GTW)), strict=True
-    ):
-        query, key, value = (part.unflatten(1, (count, length)).transpose(0, 1) for part in parts)
+    for (length, count), group in zip(groups, parts, strict=False):
+        query, key, value = (part.unflatten(1, (count, length)).transpose(0, 1) for part in group)
         attend = _attend_plainly if length <= plain_up_to else _attend_fused
         attended_nHLW = attend(query, key, value, scaling=scaling, causal=causal, dropout=dropout)
         pieces.append(attended_nHLW.transpose(1, 2).flatten(0, 1))
+    if lengths.padding:
+        pieces.append(pieces[0].new_zeros(lengths.padding, *pieces[0].shape[1:]))
     return torch.cat(pieces)
 
 
@@ -118,18 +172,19 @@ def _packed_attention_interface(
     scaling: float,
     dropout: float = 0.0,
     *,
-    packed_lengths: Sequence[int],
+    packed_lengths: PackedLengths,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Adapter to transformers' attention signature; tensors are (1, heads, T, width).
 
-    No mask is materialised. `sliding_window` is ignored on purpose: the published NV-Embed attends over the
+    No mask is materialised. Rotary products may come in fp32 (see `mixed_precision`); attention computes in
+    the format of the values. `sliding_window` is ignored on purpose: the published NV-Embed attends over the
     full text (its 4-D mask carries no window).
     """
     assert attention_mask is None, "packed attention takes lengths, not a mask"
     attended_THW = packed_attention(
-        query[0],
-        key[0],
+        query[0].to(value.dtype),
+        key[0].to(value.dtype),
         value[0],
         packed_lengths,
         scaling=scaling,

@@ -47,7 +47,7 @@ _SHARED_KEYS = (
 def load_backbone(
     name: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     attention: Literal["bidirectional", "causal"] = "bidirectional",
     layers: int | None = None,
 ) -> PreTrainedModel:
@@ -55,7 +55,7 @@ def load_backbone(
 
     Args:
         name: local Hugging Face folder, or a hub id where a network exists.
-        dtype: type of the weights.
+        dtype: type of the weights; auto: as they are stored.
         attention: bidirectional removes the causal mask.
         layers: keep only the first layers; None keeps all.
 
@@ -130,7 +130,9 @@ def _read_config(name: str | Path) -> Any:
         ) from error
 
 
-def _load_weights(model_class: Any, name: str | Path, config: Any, dtype: torch.dtype) -> Any:
+def _load_weights(
+    model_class: Any, name: str | Path, config: Any, dtype: torch.dtype | Literal["auto"]
+) -> Any:
     try:
         model, report = model_class.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -174,8 +174,12 @@ def read_configuration(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
         raise CheckpointError(f"model configuration of {folder} is not readable: {error}") from error
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_model(folder: Path, *, dtype: torch.dtype | Literal["auto"] = torch.float32) -> LoadedModel:
     """Load a checkpoint folder on the CPU, ready for inference.
+
+    Args:
+        folder: checkpoint folder.
+        dtype: number format of the weights; auto: as they are stored.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or of another shape.
@@ -188,7 +192,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> LoadedMod
     head = embedder.pooling.state_dict()
     if head:
         load_matching(embedder.pooling, load_file(folder / POOLING_FILE), str(folder / POOLING_FILE))
-    embedder.pooling.to(dtype)
+    embedder.pooling.to(backbone.dtype)
     embedder.eval().requires_grad_(False)
     return LoadedModel(embedder, tokenizer, contract, manifest["digest"])
 

@@ -7,8 +7,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
 from rayembed.contract import TokenizedTexts
+
+
+@dataclass(frozen=True)
+class PackedLengths:
+    """How long the texts of a packed row are.
+
+    Attributes:
+        texts: tokens of each text in packed order, as plain numbers so that attention can group texts without
+            asking the device.
+        padding: tokens behind the last text that belong to none.
+        cumulative: int32 tensor of the positions at which a text begins, then those where the last text and
+            the padding end.
+    """
+
+    texts: tuple[int, ...]
+    padding: int
+    cumulative: torch.Tensor
+
+    @classmethod
+    def of(cls, texts: Sequence[int], padding: int = 0) -> "PackedLengths":
+        """Lengths of a row with `padding` tokens behind its texts."""
+        spans = [0, *texts, *([padding] if padding else [])]
+        return cls(tuple(texts), padding, torch.tensor(spans).cumsum(0).int())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text, or of the padding."""
+        return max((*self.texts, self.padding))
+
+    def to(self, device: torch.device | str) -> "PackedLengths":
+        """Copy with its tensor on `device`."""
+        return replace(self, cumulative=self.cumulative.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -18,10 +51,9 @@ class PackedBatch:
     Attributes:
         input_ids_T: token ids.
         position_ids_T: position of each token in its own text.
-        text_index_T: which of the N packed texts each token belongs to.
-        pooled_T: whether each token takes part in pooling.
-        lengths: tokens of each packed text, descending, as plain numbers so that attention can group texts
-            without asking the device.
+        text_index_T: which of the N packed texts each token belongs to; the last one for padding.
+        pooled_T: whether each token takes part in pooling; padding does not.
+        lengths: tokens of each packed text, descending.
         pooled_lengths: pooled tokens of each packed text.
         order_N: order_N[i] is the position in the packed batch of the i-th text given.
     """
@@ -30,14 +62,14 @@ class PackedBatch:
     position_ids_T: torch.Tensor
     text_index_T: torch.Tensor
     pooled_T: torch.Tensor
-    lengths: tuple[int, ...]
+    lengths: PackedLengths
     pooled_lengths: tuple[int, ...]
     order_N: torch.Tensor
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all texts."""
-        return sum(self.lengths)
+        """Tokens of all texts, without padding."""
+        return sum(self.lengths.texts)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """Copy with all tensors on `device`."""
@@ -47,6 +79,7 @@ class PackedBatch:
             position_ids_T=self.position_ids_T.to(device, non_blocking=True),
             text_index_T=self.text_index_T.to(device, non_blocking=True),
             pooled_T=self.pooled_T.to(device, non_blocking=True),
+            lengths=self.lengths.to(device),
             order_N=self.order_N.to(device, non_blocking=True),
         )
 
@@ -56,26 +89,36 @@ def pack(tokenized: TokenizedTexts) -> PackedBatch:
     return pack_ids(tokenized.input_ids, tokenized.pool_starts)
 
 
-def pack_ids(input_ids: Sequence[Sequence[int]], pool_starts: Sequence[int]) -> PackedBatch:
-    """`pack` for plain lists: token ids and number of leading unpooled positions of each text."""
+def pack_ids(
+    input_ids: Sequence[Sequence[int]], pool_starts: Sequence[int], *, multiple: int = 1
+) -> PackedBatch:
+    """`pack` for plain lists.
+
+    Args:
+        input_ids: token ids of each text.
+        pool_starts: number of leading unpooled positions of each text.
+        multiple: the row is padded to a multiple of this many tokens. Kernels are chosen, and on CPUs built,
+            for a number of tokens; rows of few different lengths find theirs ready.
+    """
     lengths = torch.tensor([len(ids) for ids in input_ids])
     packed_to_given = torch.argsort(lengths, descending=True, stable=True)
     order_N = torch.empty_like(packed_to_given)
     order_N[packed_to_given] = torch.arange(len(input_ids))
     lengths_N = lengths[packed_to_given]
     starts_N = torch.cumsum(lengths_N, 0) - lengths_N
-    text_index_T = torch.repeat_interleave(torch.arange(len(input_ids)), lengths_N)
-    position_ids_T = torch.arange(int(lengths_N.sum())) - starts_N[text_index_T]
     pool_starts_N = torch.as_tensor(pool_starts)[packed_to_given]
-    input_ids_T = torch.tensor([token for text in packed_to_given.tolist() for token in input_ids[text]])
+    tokens = [token for text in packed_to_given.tolist() for token in input_ids[text]]
+    padding = -len(tokens) % multiple
+    text_index_T = torch.repeat_interleave(torch.arange(len(input_ids)), lengths_N)
+    position_ids_T = torch.arange(len(tokens)) - starts_N[text_index_T]
     pooled_T = position_ids_T >= pool_starts_N[text_index_T]
     pooled_lengths_N = (lengths_N - pool_starts_N).clamp(min=0)
     return PackedBatch(
-        input_ids_T,
-        position_ids_T,
-        text_index_T,
-        pooled_T,
-        tuple(lengths_N.tolist()),
+        torch.tensor(tokens + [0] * padding),
+        F.pad(position_ids_T, (0, padding)),
+        F.pad(text_index_T, (0, padding), value=len(input_ids) - 1),
+        F.pad(pooled_T, (0, padding)),
+        PackedLengths.of(lengths_N.tolist(), padding),
         tuple(pooled_lengths_N.tolist()),
         order_N,
     )

@@ -49,8 +49,7 @@ def _describe_stage(config: RunConfig, index: int, folder: Path, base: str) -> I
 
 
 def _decoded(packed: PackedBatch, tokenizer: PreTrainedTokenizerBase, width: int = 100) -> list[str]:
-    lengths = list(packed.lengths)
-    pieces = packed.input_ids_T.split(lengths)
+    pieces = packed.input_ids_T[: packed.num_tokens].split(list(packed.lengths.texts))
     return [
         " ".join(str(tokenizer.decode(pieces[position])).split())[:width]
         for position in packed.order_N.tolist()

@@ -16,6 +16,7 @@ from torch import nn
 
 from rayembed.model.attention import packed_attention
 from rayembed.model.configuration import SelfAttentionPoolingConfig
+from rayembed.model.packing import PackedLengths
 from rayembed.model.pooling.base import PoolingHead
 from rayembed.model.pooling.blocks import CrossAttention, FeedForward, start_as_identity
 from rayembed.model.pooling.mean import mean_by_text
@@ -40,7 +41,11 @@ class SelfAttentionPooling(PoolingHead):
         normed_1PD = self.attention_norm(states_PD).unsqueeze(0)
         query_1HPW, key_1HPW, value_1HPW = self.attention.project(normed_1PD, normed_1PD)
         attended_PHW = packed_attention(
-            query_1HPW[0], key_1HPW[0], value_1HPW[0], pooled_lengths, scaling=query_1HPW.shape[-1] ** -0.5
+            query_1HPW[0],
+            key_1HPW[0],
+            value_1HPW[0],
+            PackedLengths.of(pooled_lengths).to(states_PD.device),
+            scaling=query_1HPW.shape[-1] ** -0.5,
         )
         states_PD = states_PD + self.attention.to_out(attended_PHW.flatten(1))
         states_PD = states_PD + self.feedforward(self.feedforward_norm(states_PD))

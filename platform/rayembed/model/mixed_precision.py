@@ -1,0 +1,81 @@
+"""bf16 inference that keeps what is sensitive to rounding in fp32.
+
+The residual stream of a decoder holds a few values hundreds of times larger than the others. The first layers
+write them and the last ones take them away again ("Massive Activations in Large Language Models", arXiv
+2402.17762). In bf16 the small values beside them lose their digits at every addition. Here the residual
+stream, the norms, the rotary products and the pooled states are fp32; weights, projections and attention stay
+bf16.
+
+Shapes: T packed tokens, D hidden width.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rayembed.errors import ConfigError
+from rayembed.model.embedder import Embedder
+
+
+class ResidualNorm(nn.Module):
+    """RMS norm of the fp32 residual stream.
+
+    Attributes:
+        weight: scale of each channel (D), as in the norm it stands for.
+        output_dtype: number format of what it returns.
+    """
+
+    def __init__(self, norm: Any, output_dtype: torch.dtype):
+        super().__init__()
+        self.weight = norm.weight
+        self.epsilon = norm.variance_epsilon
+        self.output_dtype = output_dtype
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Normalise the last axis.
+
+        The length of each state comes from one reduction without a squared copy of the stream, which is most
+        of the time of a norm on a CPU.
+        """
+        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.rsqrt(length.square() / states.shape[-1] + self.epsilon)
+        return (states * scale).mul_(self.weight).to(self.output_dtype)
+
+
+def use_mixed_precision(embedder: Embedder, *, fp32_layers: int = 0) -> None:
+    """Let an embedder compute in bf16 around an fp32 residual stream; for inference, in place.
+
+    Call it when the model is on its device.
+
+    Args:
+        embedder: model in any number format; its weights become bf16.
+        fp32_layers: first layers that stay in fp32 altogether. The large values come into being there, so
+            this is where rounding does most harm.
+
+    Raises:
+        ConfigError: more fp32 layers than the model has.
+    """
+    backbone: Any = embedder.backbone
+    if not 0 <= fp32_layers <= len(backbone.layers):
+        raise ConfigError(
+            f"fp32_layers must be between 0 and the model's {len(backbone.layers)} layers, not {fp32_layers}"
+        )
+    backbone.embed_tokens.to(torch.bfloat16).register_forward_hook(_to_fp32)
+    for index, layer in enumerate(backbone.layers):
+        dtype = torch.float32 if index < fp32_layers else torch.bfloat16
+        layer.to(dtype)
+        layer.input_layernorm = ResidualNorm(layer.input_layernorm, dtype)
+        layer.post_attention_layernorm = ResidualNorm(layer.post_attention_layernorm, dtype)
+    backbone.norm = ResidualNorm(backbone.norm, torch.float32)
+    head = embedder.pooling.float()
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    device = next(backbone.parameters()).device.type
+    # Autocast hands bf16 to the projections; residual sums, norms and the mean stay fp32.
+    head.forward = torch.autocast(device, dtype=torch.bfloat16)(head.forward)
+
+
+def _to_fp32(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return output.float()
