@@ -1,8 +1,9 @@
 """A source of the user's own -> a folder of checked Parquet files, a card and a list of what was left out.
 
 The source is cut into parts. Each part is streamed to its own file by a task of a Ray Data job (by this
-process where there is one part only), so memory does not limit the size: this process keeps 16 bytes of each
-row, to find duplicates. Parts that are complete outlive an error, and the next run continues with the others.
+process where there is one part only), so memory does not limit the size: this process keeps some 40 bytes of
+each row, to find duplicates. Parts that are complete outlive an error, and the next run continues with the
+others.
 """
 
 import json
