@@ -4,9 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import ray.data
-
-from rayembed.cluster import connect
 from rayembed.errors import UserError
 
 Job = TypeVar("Job")
@@ -33,6 +30,10 @@ def run_tasks(function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterato
     if len(jobs) == 1:
         yield function(jobs[0])
         return
+    # Commands and small sources do without Ray and do not wait for it.
+    import ray.data
+
+    from rayembed.cluster import connect
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         try:
