@@ -35,23 +35,6 @@ def test_near_duplicates_are_found_and_others_are_not(guard, text, found):
     assert (guard.match(text) is not None) == found
 
 
-def test_characters_of_chinese_are_words():
-    guard = ContaminationGuard()
-    guard.add("zh", ["今天天气很好我们去公园散步吧然后回家吃饭看电视"])
-    assert guard.match("今天天气很好我们去公园散步吧然后回家吃饭看电视。")
-    assert not guard.match("明天天气不好我们在家里看书")
-
-
-def test_search_finds_what_comparing_all_pairs_finds():
-    words = [f"word{number}" for number in range(30)]
-    texts = [" ".join(words[start : start + 20]) for start in range(8)]
-    guard = ContaminationGuard(similarity=0.8)
-    guard.add("here", texts[:1])
-    # 18 triples each; shifted by s words, 18 - s of them are shared.
-    expected = [(18 - shift) / (18 + shift) >= 0.8 for shift in range(8)]
-    assert [guard.match(text) is not None for text in texts] == expected
-
-
 def test_rows_are_dropped_and_counted(guard):
     pairs = [
         pair_row("where does the quick fox live now", [KNOWN], [], dataset="d", task_type="retrieval"),

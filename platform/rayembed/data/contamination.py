@@ -1,32 +1,25 @@
 """Training rows that are near-duplicates of rows of an evaluation are dropped and counted.
 
-NV-Embed (Lee et al., 2024) removes training rows that resemble the test sets of MTEB. Here two texts are the
-same when the Jaccard similarity of their word triples reaches a threshold, case and punctuation aside.
-MinHash (Broder, 1997) with locality-sensitive hashing finds the candidates; the similarity itself decides.
+NV-Embed (Lee et al., 2024) removes training rows that resemble the test sets of MTEB.
 """
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
-from datasketch import MinHash, MinHashLSH
 
 from rayembed.config import DataConfig
 from rayembed.data.build import build_any
+from rayembed.data.near_duplicates import NearDuplicates
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import read_split, split_files
 from rayembed.paths import file_digest, resolve
 
 logger = logging.getLogger(__name__)
 
-PERMUTATIONS = 128
-SHINGLE_WORDS = 3
-# A character of Chinese, Japanese or Thai is a word: these are written without blanks.
-_WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
 QUERY_COLUMNS = ("query", "text", "sentence1", "sentence2")
 EXAMPLES = 5  # of dropped rows that a report shows
 
@@ -63,44 +56,23 @@ class ContaminationReport:
 
 
 class ContaminationGuard:
-    """An index of the texts of evaluations."""
+    """The texts of evaluations, to which training rows are compared; see `near_duplicates`."""
 
     def __init__(self, similarity: float = 0.8):
         """Args: similarity: Jaccard similarity of word triples from which two texts are the same."""
-        self._similarity = similarity
-        # Recall weighs more than precision: every candidate is compared exactly.
-        self._index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS, weights=(0.2, 0.8))
-        self._texts: list[tuple[str, str, frozenset[bytes]]] = []
-        self._position_of: dict[frozenset[bytes], int] = {}
-        self._known: set[bytes] = set()
+        self._texts = NearDuplicates(similarity)
+        self._known: set[str] = set()
 
     def add(self, evaluation: str, texts: Iterable[str]) -> None:
-        """Index the texts of an evaluation.
-
-        Texts of fewer than three words are left out: that two texts use one word says nothing.
-        """
+        """Take the texts of an evaluation in."""
         for text in texts:
-            parts = shingles(text)
-            if parts and parts not in self._position_of:
-                position = len(self._texts)
-                self._position_of[parts] = position
-                self._texts.append((evaluation, text, parts))
-                self._known |= parts
-                self._index.insert(position, _minhash(parts))
+            if text not in self._known:
+                self._known.add(text)
+                self._texts.add((evaluation, text), text)
 
     def match(self, text: str) -> tuple[str, str] | None:
         """Evaluation and text that `text` is a near-duplicate of, None where there is none."""
-        parts = shingles(text)
-        # Most texts share too few triples with all evaluations together to resemble one text of them.
-        if not parts or len(parts & self._known) < self._similarity * len(parts):
-            return None
-        if parts in self._position_of:
-            return self._texts[self._position_of[parts]][:2]
-        for position in sorted(self._index.query(_minhash(parts))):
-            evaluation, known, others = self._texts[position]
-            if len(parts & others) >= self._similarity * len(parts | others):
-                return evaluation, known
-        return None
+        return cast(tuple[str, str] | None, self._texts.find(text))
 
     def clean(self, table: pa.Table, *, documents: bool = False) -> tuple[pa.Table, ContaminationReport]:
         """Leave out the rows of a table, of any layout, that resemble an indexed text.
@@ -148,19 +120,6 @@ def evaluation_texts(table: pa.Table, *, documents: bool) -> list[str]:
     if documents and "positives" in table.column_names:
         texts += [text for positives in table["positives"].to_pylist() for text in positives]
     return list(dict.fromkeys(texts))
-
-
-def shingles(text: str) -> frozenset[bytes]:
-    """Word triples of a text; none of a text with fewer words."""
-    words = _WORD.findall(text.lower())
-    starts = range(len(words) - SHINGLE_WORDS + 1)
-    return frozenset(" ".join(words[start : start + SHINGLE_WORDS]).encode() for start in starts)
-
-
-def _minhash(parts: frozenset[bytes]) -> MinHash:
-    sketch = MinHash(num_perm=PERMUTATIONS)
-    sketch.update_batch(list(parts))
-    return sketch
 
 
 def compared_sources(data: DataConfig, blend: Iterable[str]) -> tuple[str, ...]:

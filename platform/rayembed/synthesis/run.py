@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayembed.data.contamination import ContaminationGuard
+from rayembed.data.near_duplicates import NearDuplicates
 from rayembed.data.plan import fingerprint
 from rayembed.data.schema import PAIR_SCHEMA, document_id, pair_row
 from rayembed.errors import DataError
@@ -166,11 +166,11 @@ def _triplet(kind: str, answer: str) -> dict[str, str]:
 
 
 def _different(texts: list[str], similarity: float) -> list[str]:
-    seen = ContaminationGuard(similarity)
+    seen = NearDuplicates(similarity)
     different: list[str] = []
     for text in dict.fromkeys(texts):
-        if seen.match(text) is None:
-            seen.add("tasks", [text])
+        if seen.find(text) is None:
+            seen.add(text, text)
             different.append(text)
     return different
 
@@ -181,7 +181,7 @@ def _without_duplicates(
     """Triplets whose query, and whose query and positive together, did not come before; and the counts."""
     kept: dict[str, Triplet] = {}
     queries: set[str] = set()
-    seen = ContaminationGuard(similarity)
+    seen = NearDuplicates(similarity)
     exact = near = 0
     for name, value in accepted.items():
         triplet = Triplet(**value)
@@ -189,12 +189,12 @@ def _without_duplicates(
         both = f"{triplet.query} {triplet.positive}"
         if query in queries:
             exact += 1
-        elif seen.match(both) is not None:
+        elif seen.find(both) is not None:
             near += 1
         else:
             kept[name] = triplet
             queries.add(query)
-            seen.add(name, [both])
+            seen.add(name, both)
     return kept, exact, near
 
 
