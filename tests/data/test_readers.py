@@ -1,5 +1,6 @@
 import gzip
 import json
+import sqlite3
 
 import datasets
 import pytest
@@ -60,6 +61,23 @@ def test_beir_judgements_of_what_is_not_there(tmp_path, beir):
     (beir / "corpus.jsonl").write_text('{"_id": "d0"}\n')
     with pytest.raises(DataError, match=r"corpus.jsonl:1 has no id and text"):
         load(tmp_path / "data", beir)
+
+
+def test_a_disk_that_fills_up_while_texts_are_indexed(tmp_path, beir, monkeypatch):
+    connect = sqlite3.connect
+
+    def small_database(*arguments, **options):
+        connection = connect(*arguments, **options)
+        connection.execute("pragma max_page_count = 2")
+        return connection
+
+    json_file(beir / "corpus.jsonl", [{"_id": f"d{number}", "text": "word " * 500} for number in range(99)])
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite3, "connect", small_database)
+        with pytest.raises(ResourceError, match="no space is left on the disk"):
+            load(tmp_path / "data", beir)
+    assert [path.name for path in tmp_path.rglob("corpus.*") if path.parent != beir] == []
+    assert len(load(tmp_path / "data", beir, validation={"largest_bad_share": 0.5})) == 1
 
 
 @pytest.mark.parametrize("compressed", [False, True])

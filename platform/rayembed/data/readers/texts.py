@@ -3,6 +3,8 @@
 A collection may have more texts than memory holds, so they go into an SQLite file that all parts read.
 """
 
+import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,14 +29,20 @@ def build_texts(path: Path, files: Sequence[StoredFile]) -> str:
         return str(path)
     temporary = path.with_suffix(".writing")
     temporary.unlink(missing_ok=True)
-    with sqlite3.connect(temporary) as connection:
-        connection.execute("pragma journal_mode = off")
-        connection.execute("create table texts (id text primary key, text text) without rowid")
-        for file in files:
-            for batch in _batches(identified_texts(file)):
-                connection.executemany("insert or replace into texts values (?, ?)", batch)
-    connection.close()
-    os.replace(temporary, path)
+    try:
+        with contextlib.closing(sqlite3.connect(temporary)) as connection, connection:
+            connection.execute("pragma journal_mode = off")
+            connection.execute("create table texts (id text primary key, text text) without rowid")
+            for file in files:
+                for batch in _batches(identified_texts(file)):
+                    connection.executemany("insert or replace into texts values (?, ?)", batch)
+        os.replace(temporary, path)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, str(error), str(path)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
     return str(path)
 
 
