@@ -9,7 +9,10 @@ from rayembed.data.sources import SOURCES
 from rayembed.errors import ConfigError
 from rayembed.train.prepare import check_sources
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "jobs" / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "jobs" / "configs").glob("*.yaml"))
+RECIPES = [
+    path for path in CONFIGS if "stages" in yaml.safe_load(path.read_text())
+]  # the others do not train
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
