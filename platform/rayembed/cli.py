@@ -8,6 +8,7 @@ import typer
 from rayembed import __version__
 from rayembed.ablation.commands import ablate
 from rayembed.data.commands import app as data_app
+from rayembed.embedding.commands import embed
 from rayembed.entry import run_command
 from rayembed.evaluation.commands import app as mirror_app
 from rayembed.mining.commands import mine
@@ -27,6 +28,7 @@ app.command()(synthesize)
 app.command()(train)
 app.command()(evaluate)
 app.command()(ablate)
+app.command()(embed)
 app.command()(serve)
 app.command()(import_checkpoint)
 app.command()(export_checkpoint)

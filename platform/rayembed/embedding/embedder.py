@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from rayembed.contract import Contract
-from rayembed.embedding.instruction import Side, chosen_instruction
+from rayembed.embedding.instruction import chosen_instruction
+from rayembed.embedding.options import Side
 from rayembed.errors import RequestError
 from rayembed.inference.engine import Engine
 from rayembed.model.configuration import Precision

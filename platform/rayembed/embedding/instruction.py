@@ -1,11 +1,8 @@
 """The instruction of a request: in words, or by the name of a task that the model was trained for."""
 
-from typing import Literal
-
 from rayembed.contract import Contract
+from rayembed.embedding.options import Side
 from rayembed.errors import RequestError
-
-Side = Literal["query", "document"]
 
 
 def chosen_instruction(

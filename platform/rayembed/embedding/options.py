@@ -1,0 +1,7 @@
+"""Names that requests choose from."""
+
+from typing import Literal
+
+Side = Literal["query", "document"]
+VectorFormat = Literal["float32", "float16"]
+BadRows = Literal["error", "skip", "null-vector"]

@@ -1,0 +1,122 @@
+"""What embeds a shard: the code that runs in an actor."""
+
+import json
+import logging
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from rayembed.embedding.inputs import InputRows
+from rayembed.embedding.options import BadRows, VectorFormat
+from rayembed.embedding.output import Statistics, shard_path, vector_column, write_shard
+from rayembed.embedding.reading import Rows, read_rows
+from rayembed.errors import DataError, UserError
+from rayembed.inference.engine import Engine
+from rayembed.model.configuration import Precision
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that an actor needs to know to embed any shard."""
+
+    checkpoint: Path
+    output: Path
+    rows: InputRows
+    text_column: str
+    kept: pa.Schema
+    shard_rows: int
+    instruction: str | None
+    dimensions: int
+    vectors: VectorFormat
+    bad_rows: BadRows
+    precision: Precision
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-len(self.rows) // self.shard_rows)
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """First row of a shard and the row after its last."""
+        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, len(self.rows))
+
+
+class ShardWorker:
+    """Embeds shards; the model is loaded with the first one.
+
+    Args:
+        work: the job.
+        threads: processor threads of torch and of the tokenizer; None leaves their choice.
+    """
+
+    def __init__(self, work: Work, threads: int | None = None):
+        self.work = work
+        if threads is not None:
+            torch.set_num_threads(threads)
+            os.environ["RAYON_NUM_THREADS"] = str(threads)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine."""
+        return Engine.load(self.work.checkpoint, precision=self.work.precision)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Embed shard number `row["item"]` and write its file.
+
+        Returns what the shard is made of, as JSON, or what went wrong: an error must not end the work on
+        other shards, unless the user has to act (`refused`).
+        """
+        shard = int(row["item"])
+        outcome = {"shard": shard, "statistics": "", "problem": "", "refused": False}
+        try:
+            return outcome | {"statistics": json.dumps(asdict(self.embed(shard)))}
+        except UserError as error:
+            return outcome | {"problem": str(error), "refused": True}
+        except Exception as error:  # the shard is tried again and then named with this reason
+            logger.exception("shard %d failed", shard)
+            return outcome | {"problem": f"{type(error).__name__}: {error}"}
+
+    def embed(self, shard: int) -> Statistics:
+        """Embed one shard and write its file.
+
+        Raises:
+            UserError: a row is bad and the policy is `error`, or the request does not fit the model.
+        """
+        work = self.work
+        start, stop = work.span(shard)
+        rows = read_rows(work.rows, start, stop, work.text_column, work.kept)
+        if rows.problems and work.bad_rows == "error":
+            self._refuse(start, rows)
+        texts = [text for position, text in enumerate(rows.texts) if position not in rows.problems]
+        encoded = self.engine.encode(texts, instruction=work.instruction, dimensions=work.dimensions)
+        columns, missing = rows.columns, sorted(rows.problems)
+        if work.bad_rows == "skip":
+            columns = columns.filter(
+                pa.array([position not in rows.problems for position in range(len(rows.texts))])
+            )
+            missing = []
+        statistics = Statistics(
+            rows=stop - start,
+            vectors=len(texts),
+            tokens=sum(encoded.token_counts),
+            truncated=sum(encoded.truncated),
+            bad_rows=dict(Counter(rows.problems.values())),
+        )
+        vectors = vector_column(encoded.vectors.astype(work.vectors), columns.num_rows, missing)
+        write_shard(shard_path(work.output, shard), columns, vectors, statistics)
+        return statistics
+
+    def _refuse(self, start: int, rows: Rows) -> None:
+        position, problem = next(iter(rows.problems.items()))
+        raise DataError(
+            f"{self.work.rows.place(start + position)}: {problem}; correct it, or choose to skip bad rows "
+            "or to give them a null vector"
+        )
