@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from rayembed import Embedder
 from rayembed.cli import app
 from rayembed.embedding.job import embed_files
+from rayembed.embedding.number_formats import in_format
 from rayembed.embedding.request import EmbedRequest
 from rayembed.errors import DataError, RequestError
 
@@ -86,18 +87,32 @@ def test_shards_hold_the_rows_in_order_beside_their_vectors(request_, expected, 
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == {"format_version": 1} | manifest
 
 
-@pytest.mark.parametrize("vectors", ["float32", "float16"])
-def test_pyarrow_pandas_and_duckdb_read_every_format(request_, expected, tmp_path, vectors):
-    embed_files(request_(vectors=vectors, dimensions=8), actors=0)
-    cut = expected[:, :8] / np.linalg.norm(expected[:, :8], axis=1, keepdims=True)
-    folder, tolerance = tmp_path / "out" / "vectors", 1e-3 if vectors == "float16" else 1e-5
+@pytest.mark.parametrize(
+    ("vectors", "element", "duckdb_type", "width"),
+    [
+        ("float32", pa.float32(), "FLOAT", 16),
+        ("float16", pa.float16(), "FLOAT", 16),
+        ("int8", pa.int8(), "TINYINT", 16),
+        ("uint8", pa.uint8(), "UTINYINT", 16),
+        ("binary", pa.int8(), "TINYINT", 2),
+        ("ubinary", pa.uint8(), "UTINYINT", 2),
+    ],
+)
+def test_pyarrow_pandas_and_duckdb_read_every_format(
+    request_, expected, tmp_path, vectors, element, duckdb_type, width
+):
+    embed_files(request_(vectors=vectors, dimensions=16), actors=0)
+    cut = expected[:, :16] / np.linalg.norm(expected[:, :16], axis=1, keepdims=True)
+    wanted, folder = in_format(cut, vectors), tmp_path / "out" / "vectors"
+    # A rounding may go the other way where the shards' batches differ in the last bits.
+    tolerance = {"float32": 1e-5, "float16": 1e-3, "int8": 1, "uint8": 1}.get(vectors, 0)
     column = pq.read_table(folder)["vector"]
-    element = {"float32": pa.float32(), "float16": pa.float16()}[vectors]
-    assert column.type == pa.list_(element, 8)
-    np.testing.assert_allclose(np.array(column.to_pylist()), cut, atol=tolerance)
-    np.testing.assert_allclose(np.stack(pd.read_parquet(folder)["vector"]), cut, atol=tolerance)
-    query = f"SELECT vector::FLOAT[8] FROM read_parquet('{folder}/*.parquet') ORDER BY row"
-    np.testing.assert_allclose(np.array(duckdb.sql(query).fetchall())[:, 0], cut, atol=tolerance)
+    assert column.type == pa.list_(element, width)
+    found = np.array(column.to_pylist())
+    np.testing.assert_allclose(found, wanted.astype(found.dtype), atol=tolerance)
+    np.testing.assert_array_equal(np.stack(pd.read_parquet(folder)["vector"]), found)
+    query = f"SELECT vector::{duckdb_type}[{width}] FROM read_parquet('{folder}/*.parquet') ORDER BY row"
+    np.testing.assert_array_equal(np.array(duckdb.sql(query).fetchall())[:, 0], found)
 
 
 def test_only_shards_that_are_not_there_are_made_again(request_, tmp_path, expected, caplog, monkeypatch):

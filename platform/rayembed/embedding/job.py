@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray.data
 
 from rayembed.cluster import actor_pool, connect
 from rayembed.embedding.manifest import check_same, read_manifest, write_manifest
+from rayembed.embedding.number_formats import bytes_per_vector
 from rayembed.embedding.output import VECTORS_FOLDER, Statistics, read_statistics, shard_path
 from rayembed.embedding.progress import Progress
 from rayembed.embedding.request import EmbedRequest, plan_work
@@ -72,11 +72,10 @@ def embed_files(
         len(done),
     )
     if dry_run:
-        bytes_a_vector = work.dimensions * np.dtype(work.vectors).itemsize
         return manifest | {
             "status": "planned",
             "finished_shards": len(done),
-            "vector_bytes": len(work.rows) * bytes_a_vector,
+            "vector_bytes": len(work.rows) * bytes_per_vector(work.dimensions, work.vectors),
         }
     if overwrite and earlier:
         shutil.rmtree(output)

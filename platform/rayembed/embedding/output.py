@@ -55,7 +55,7 @@ def shard_path(output: Path, shard: int) -> Path:
 
 
 def vector_column(vectors: np.ndarray, rows: int, missing: list[int]) -> pa.FixedSizeListArray:
-    """Arrow column of `rows` rows that are the `vectors` (N, D), with null at the positions `missing`."""
+    """Arrow column of `rows` rows: the `vectors` (N, D) in order, null at the positions `missing`."""
     present = np.ones(rows, dtype=bool)
     present[missing] = False
     values = np.zeros((rows, vectors.shape[1]), dtype=vectors.dtype)

@@ -38,7 +38,7 @@ class EmbedRequest:
         task: name of an instruction that the model was trained with, in place of words.
         side: of the task, whether the texts are its queries or its documents.
         dimensions: cut the vectors to this width and renormalise; None keeps the full width.
-        vectors: number format of the vectors.
+        vectors: number format of the vectors (`number_formats`).
         bad_rows: what to do about a row without a usable text: stop, leave it out, or give it a null vector.
         shard_rows: rows of a shard; None takes 1,024 to 8,192, by the size of the input.
         precision: number format of the computation; auto takes bf16 where the processor has it.

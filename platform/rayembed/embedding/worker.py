@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from rayembed.embedding.inputs import InputRows
+from rayembed.embedding.number_formats import in_format
 from rayembed.embedding.options import BadRows, VectorFormat
 from rayembed.embedding.output import Statistics, shard_path, vector_column, write_shard
 from rayembed.embedding.reading import Rows, read_rows
@@ -110,7 +111,7 @@ class ShardWorker:
             truncated=sum(encoded.truncated),
             bad_rows=dict(Counter(rows.problems.values())),
         )
-        vectors = vector_column(encoded.vectors.astype(work.vectors), columns.num_rows, missing)
+        vectors = vector_column(in_format(encoded.vectors, work.vectors), columns.num_rows, missing)
         write_shard(shard_path(work.output, shard), columns, vectors, statistics)
         return statistics
 
