@@ -16,7 +16,8 @@ from rayembed import Embedder
 from rayembed.cli import app
 from rayembed.embedding.job import embed_files
 from rayembed.embedding.number_formats import in_format
-from rayembed.embedding.request import EmbedRequest
+from rayembed.embedding.request import EmbedRequest, plan_work
+from rayembed.embedding.worker import ShardWorker
 from rayembed.errors import DataError, RequestError
 
 TEXTS = [f"text {number} " * (1 + number % 7) for number in range(50)]
@@ -148,6 +149,18 @@ def test_another_request_is_refused_until_it_is_told_to_overwrite(request_, file
     manifest = embed_files(request_(dimensions=8), actors=0, overwrite=True)
     assert manifest["statistics"]["rows"] == 51
     assert stored(tmp_path / "out").shape == (51, 8)
+
+
+def test_a_shard_that_kills_every_actor_is_given_up(request_, tmp_path):
+    work, _ = plan_work(request_())
+    starts = tmp_path / "out" / "vectors" / ".part-000000.parquet.starts"
+    starts.parent.mkdir(parents=True)
+    worker = ShardWorker(work)
+    starts.write_bytes(b"..")
+    assert worker({"item": 0})["problem"] == ""
+    assert not starts.exists()
+    starts.write_bytes(b"...")
+    assert worker({"item": 0})["problem"] == "its actor died 3 times"
 
 
 def test_a_folder_with_other_files_is_left_alone(request_, tmp_path):

@@ -40,7 +40,7 @@ class Embedder:
         *,
         device: str = "auto",
         precision: Precision = "auto",
-        token_budget: int = 8192,
+        token_budget: int | None = None,
     ) -> "Embedder":
         """Load a checkpoint folder.
 
@@ -48,7 +48,7 @@ class Embedder:
             path: folder written by training, `rayembed import-checkpoint` or an export.
             device: auto, cpu, cuda or cuda:N.
             precision: auto takes bf16 where the processor has it.
-            token_budget: most tokens in one forward pass; bounds memory.
+            token_budget: most tokens in one forward pass; bounds memory. None takes what suits the device.
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or of another shape.

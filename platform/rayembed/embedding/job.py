@@ -22,13 +22,14 @@ from rayembed.embedding.number_formats import bytes_per_vector
 from rayembed.embedding.output import VECTORS_FOLDER, Statistics, read_statistics, shard_path
 from rayembed.embedding.progress import Progress
 from rayembed.embedding.request import EmbedRequest, plan_work
-from rayembed.embedding.worker import ShardWorker, Work
+from rayembed.embedding.worker import ATTEMPTS, ShardWorker, Work
 from rayembed.errors import DataError
 from rayembed.paths import resolve
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 3
+# Ray Data calls an actor in a second thread, whose memory glibc would give back after every forward pass.
+_ACTOR_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 _READERS = 8  # finished shards that are looked at at the same time
 
 
@@ -132,10 +133,8 @@ def _embed(
     if actors != 0:
         connect()
     progress = Progress(len(work.rows), sum(statistics.rows for statistics in done.values()))
-    failed = dict.fromkeys(missing, "")
+    failed = dict.fromkeys(missing, "")  # until they are done
     for attempt in range(1, ATTEMPTS + 1):
-        # A shard that never comes back was lost with its actor.
-        failed = dict.fromkeys(failed, "its actor died")
         for outcome in _outcomes(work, list(failed), actors, worker):
             shard = outcome["shard"]
             if outcome["refused"]:
@@ -170,7 +169,6 @@ def _outcomes(
     pool, resources = actor_pool(len(shards), actors)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # a shard that dies with its actor must not end the others
     with ray.data.DataContext.current(context):
         outcomes = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map(
             worker,  # type: ignore[arg-type]  # Ray Data calls an instance of it
@@ -178,7 +176,7 @@ def _outcomes(
             compute=ray.data.ActorPoolStrategy(size=pool),
             num_cpus=resources["num_cpus"],
             num_gpus=resources["num_gpus"] or None,
-            max_task_retries=0,
+            runtime_env={"env_vars": _ACTOR_ENVIRONMENT | {"RAYON_NUM_THREADS": str(resources["num_cpus"])}},
         )
         for batch in outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             assert isinstance(batch, pa.Table)

@@ -1,9 +1,10 @@
 """What embeds a shard: the code that runs in an actor."""
 
+import contextlib
 import json
 import logging
-import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,9 @@ from rayembed.inference.engine import Engine
 from rayembed.model.configuration import Precision
 
 logger = logging.getLogger(__name__)
+
+
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,13 @@ class ShardWorker:
 
     Args:
         work: the job.
-        threads: processor threads of torch and of the tokenizer; None leaves their choice.
+        threads: processor threads of torch; None leaves its choice.
     """
 
     def __init__(self, work: Work, threads: int | None = None):
         self.work = work
         if threads is not None:
             torch.set_num_threads(threads)
-            os.environ["RAYON_NUM_THREADS"] = str(threads)
 
     @cached_property
     def engine(self) -> Engine:
@@ -77,13 +80,16 @@ class ShardWorker:
         """
         shard = int(row["item"])
         outcome = {"shard": shard, "statistics": "", "problem": "", "refused": False}
-        try:
-            return outcome | {"statistics": json.dumps(asdict(self.embed(shard)))}
-        except UserError as error:
-            return outcome | {"problem": str(error), "refused": True}
-        except Exception as error:  # the shard is tried again and then named with this reason
-            logger.exception("shard %d failed", shard)
-            return outcome | {"problem": f"{type(error).__name__}: {error}"}
+        with _counted_starts(shard_path(self.work.output, shard)) as starts:
+            if starts > ATTEMPTS:
+                return outcome | {"problem": f"its actor died {ATTEMPTS} times"}
+            try:
+                return outcome | {"statistics": json.dumps(asdict(self.embed(shard)))}
+            except UserError as error:
+                return outcome | {"problem": str(error), "refused": True}
+            except Exception as error:  # it is tried again and then named with this reason
+                logger.exception("shard %d failed", shard)
+                return outcome | {"problem": f"{type(error).__name__}: {error}"}
 
     def embed(self, shard: int) -> Statistics:
         """Embed one shard and write its file.
@@ -121,3 +127,19 @@ class ShardWorker:
             f"{self.work.rows.place(start + position)}: {problem}; correct it, or choose to skip bad rows "
             "or to give them a null vector"
         )
+
+
+@contextlib.contextmanager
+def _counted_starts(shard: Path) -> Iterator[int]:
+    """How many times the shard was begun and not ended, this one included.
+
+    Ray gives the shard of a dead actor to the next one for ever; one that kills them all has to be noticed.
+    """
+    counter = shard.with_name(f".{shard.name}.starts")
+    counter.parent.mkdir(parents=True, exist_ok=True)
+    with counter.open("ab") as stream:
+        stream.write(b".")
+    starts = counter.stat().st_size
+    yield starts
+    if starts <= ATTEMPTS:
+        counter.unlink(missing_ok=True)

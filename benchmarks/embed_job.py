@@ -1,0 +1,211 @@
+"""Bulk embedding over Ray Data against bare engines: what reading, scheduling and writing cost.
+
+python benchmarks/embed_job.py [--quick] [--layers N] --json OUT
+
+embed_job   texts/s of the job with two actors of one thread, in steady state, as a share of two engines in
+            processes of one thread that run at the same time on the same texts
+
+The model is SmolLM2-135M, cut to its first layers, mean-pooled and untrained. The job has the texts in a
+Parquet file and writes vectors to disk; the engines get the same lists of texts as the actors, every second
+one each. Steady state is the time in which every actor works: from the first shard of the last actor to have
+one, to the last of the first to end. The detail also has the rate of engines that get one long list.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.harness import Bar, arguments, write_report
+from rayembed import logs
+from rayembed.cluster import connect
+from rayembed.contract import Contract
+from rayembed.data.store import build_source, read_split
+from rayembed.embedding.job import embed_files
+from rayembed.embedding.request import EmbedRequest
+from rayembed.embedding.worker import ShardWorker
+from rayembed.model.base_model import prepare_base_model, save_untrained
+from rayembed.paths import workspace
+
+ACTORS = 2
+SHARD_ROWS = 1024
+TIMES = "times"  # folder of the finish times, one file an actor, beside the job's vectors
+
+
+class TimedWorker(ShardWorker):
+    """Notes when each shard is done."""
+
+    def embed(self, shard: int):
+        """Embed a shard, then write down the time."""
+        made = super().embed(shard)
+        folder = self.work.output.parent / TIMES
+        folder.mkdir(exist_ok=True)
+        with open(folder / str(os.getpid()), "a") as stream:
+            stream.write(f"{time.time()} {made.rows}\n")
+        return made
+
+
+def natural_texts(count: int) -> list[str]:
+    """Distinct docstrings, functions and glosses in random order."""
+    data = workspace() / "data"
+    for source in ("python-docstrings", "wordnet-glosses"):
+        build_source(source, data)
+    pairs, glosses = (read_split(data, name, "train") for name in ("python-docstrings", "wordnet-glosses"))
+    groups = [
+        pairs["query"].to_pylist(),
+        [row[0] for row in pairs["positives"].to_pylist()],
+        [row[0] for row in glosses["positives"].to_pylist()],
+    ]
+    texts = [text for group in groups for text in list(dict.fromkeys(group))[: -(-count // len(groups))]]
+    random.Random(0).shuffle(texts)
+    return texts[:count]
+
+
+def engine_process(checkpoint: Path, lists: list[list[str]], pipe: Connection) -> None:
+    """Load an engine; embed the lists whenever the pipe says so and send back the seconds and the vectors."""
+    import torch
+
+    torch.set_num_threads(1)
+    from rayembed.inference.engine import Engine
+
+    engine = Engine.load(checkpoint)
+    engine.encode(lists[0])
+    pipe.send(None)
+    while request := pipe.recv():
+        calls = lists if request == "lists" else [[text for texts in lists for text in texts]]
+        started = time.perf_counter()
+        vectors = [engine.encode(texts).vectors for texts in calls]
+        pipe.send((time.perf_counter() - started, np.concatenate(vectors)))
+
+
+class Engines:
+    """Engines in processes of their own, with shares of the texts."""
+
+    def __init__(self, checkpoint: Path, texts: list[str]):
+        context = multiprocessing.get_context("spawn")
+        shards = np.arange(len(texts)).reshape(-1, SHARD_ROWS)
+        self.shares = [np.concatenate(shards[first::ACTORS]) for first in range(ACTORS)]
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for first in range(ACTORS):
+            ours, theirs = context.Pipe()
+            lists = [[texts[position] for position in shard] for shard in shards[first::ACTORS]]
+            process = context.Process(target=engine_process, args=(checkpoint, lists, theirs), daemon=True)
+            process.start()
+            self._processes.append(process)
+            self._pipes.append(ours)
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def run(self, calls: str = "lists") -> tuple[float, np.ndarray]:
+        """Texts/s of all engines together, and the vectors in the order of the texts.
+
+        Each engine gets its `lists` one after the other, or all of them as `one` list.
+        """
+        for pipe in self._pipes:
+            pipe.send(calls)
+        answers = [pipe.recv() for pipe in self._pipes]
+        vectors = np.empty((sum(map(len, self.shares)), answers[0][1].shape[1]), dtype=np.float32)
+        for share, (_, made) in zip(self.shares, answers, strict=True):
+            vectors[share] = made
+        return sum(len(share) / took for share, (took, _) in zip(self.shares, answers, strict=True)), vectors
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.send("")
+        for process in self._processes:
+            process.join()
+
+
+def run_job(checkpoint: Path, file: Path, folder: Path) -> tuple[float, np.ndarray]:
+    """Texts/s of the job in steady state, and its vectors."""
+    request = EmbedRequest(file, checkpoint, folder / "out", shard_rows=SHARD_ROWS)
+    embed_files(request, actors=ACTORS, worker=TimedWorker)
+    column = pq.read_table(folder / "out" / "vectors")["vector"].combine_chunks()
+    vectors = column.flatten().to_numpy().reshape(len(column), -1)
+    return steady_rate(folder / TIMES), vectors
+
+
+def steady_rate(folder: Path) -> float:
+    """Rows/s over the time in which every actor works, from the finish times of their shards."""
+    finished: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for path in folder.iterdir():
+        for line in path.read_text().splitlines():
+            moment, rows = line.split()
+            finished[path.name].append((float(moment), int(rows)))
+    if len(finished) != ACTORS:
+        raise SystemExit(f"{len(finished)} actors worked instead of {ACTORS}; use more texts")
+    begin = max(times[0][0] for times in finished.values())
+    end = min(times[-1][0] for times in finished.values())
+    rate = 0.0
+    for times in finished.values():
+        inside = [(moment, rows) for moment, rows in times if begin <= moment <= end]
+        if len(inside) < 2:
+            raise SystemExit("an actor made too few shards to have a steady state; use more texts")
+        rate += sum(rows for _, rows in inside[1:]) / (inside[-1][0] - inside[0][0])
+    return rate
+
+
+def check_agreement(job: np.ndarray, engines: np.ndarray) -> float:
+    """Smallest cosine of the two; ends the program when they are not the same vectors."""
+    smallest = float((job * engines).sum(axis=1).min())
+    if smallest < 0.999:  # in bf16, where a vector depends a little on its batch
+        raise SystemExit(f"job and engine disagree: smallest cosine {smallest:.4f}")
+    return smallest
+
+
+def main() -> None:
+    """Compare the vectors, then take turns: engines, job, engines, job, ..., engines."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=4, help="first layers of the model to keep")
+    options: argparse.Namespace = parser.parse_args()
+    logs.configure("WARNING")
+    texts = natural_texts((6 if options.quick else 8) * SHARD_ROWS)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        base = prepare_base_model("smollm2-135m", workspace() / "models", layers=options.layers)
+        save_untrained(base, folder / "model", Contract())
+        pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
+        engines = Engines(folder / "model", texts)
+        connect(num_cpus=ACTORS)
+        before, expected = engines.run()
+        engine_rates, job_rates, ratios, cosines = [before], [], [], []
+        for turn in range(1 if options.quick else 2):
+            (folder / str(turn)).mkdir()
+            rate, vectors = run_job(folder / "model", folder / "texts.parquet", folder / str(turn))
+            cosines.append(check_agreement(vectors, expected))
+            engine_rates.append(engines.run()[0])
+            job_rates.append(rate)
+            ratios.append(rate / statistics.mean(engine_rates[-2:]))
+        one_list, _ = engines.run("one")
+        engines.close()
+    detail = {
+        "texts": len(texts),
+        "layers": options.layers,
+        "shard_rows": SHARD_ROWS,
+        "job_texts_per_second": [round(rate) for rate in job_rates],
+        "engine_texts_per_second": [round(rate) for rate in engine_rates],
+        "engine_one_list_texts_per_second": round(one_list),
+        "smallest_cosine": round(min(cosines), 6),
+    }
+    value, spread = statistics.median(ratios), (min(ratios), max(ratios))
+    write_report([Bar("embed_job", round(value, 3), 0.9, "higher", spread, detail)], options.json)
+
+
+if __name__ == "__main__":
+    main()
