@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from rayembed import Embedder
 from rayembed.cli import app
 from rayembed.embedding.job import embed_files
-from rayembed.embedding.number_formats import in_format
 from rayembed.embedding.request import EmbedRequest, plan_work
 from rayembed.embedding.worker import ShardWorker
 from rayembed.errors import DataError, RequestError
+from rayembed.inference.quantisation import quantise
 
 TEXTS = [f"text {number} " * (1 + number % 7) for number in range(50)]
 
@@ -104,7 +104,7 @@ def test_pyarrow_pandas_and_duckdb_read_every_format(
 ):
     embed_files(request_(vectors=vectors, dimensions=16), actors=0)
     cut = expected[:, :16] / np.linalg.norm(expected[:, :16], axis=1, keepdims=True)
-    wanted, folder = in_format(cut, vectors), tmp_path / "out" / "vectors"
+    wanted, folder = quantise(cut, vectors), tmp_path / "out" / "vectors"
     # A rounding may go the other way where the shards' batches differ in the last bits.
     tolerance = {"float32": 1e-5, "float16": 1e-3, "int8": 1, "uint8": 1}.get(vectors, 0)
     column = pq.read_table(folder)["vector"]
@@ -208,6 +208,7 @@ def test_bad_rows_are_left_out_or_get_no_vector_and_are_counted(
         ({"keep": ["row"]}, RequestError, "column 'row' of its own"),
         ({"dimensions": 33}, RequestError, "between 1 and 32, not 33"),
         ({"vectors": "float8"}, RequestError, "one of float32, float16.*not 'float8'"),
+        ({"vectors": "binary", "dimensions": 12}, RequestError, "multiple of 8, not 12"),
         ({"shard_rows": 0}, RequestError, "at least 1, not 0"),
         ({"task": "answers"}, RequestError, "no instruction named 'answers'"),
     ],

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rayembed.embedding.options import BadRows, Side, VectorFormat
+from rayembed.embedding.options import BadRows, Side
+from rayembed.inference.quantisation import Quantisation
 from rayembed.model.configuration import Precision
 from rayembed.paths import resolve
 
@@ -33,7 +34,7 @@ def embed(
     dimensions: Annotated[
         int | None, typer.Option(min=1, help="Cut the vectors to this width (default: full width).")
     ] = None,
-    vectors: Annotated[VectorFormat, typer.Option(help="Number format of the vectors.")] = "float32",
+    vectors: Annotated[Quantisation, typer.Option(help="Number format of the vectors.")] = "float32",
     bad_rows: Annotated[
         BadRows,
         typer.Option(help="A row without a usable text: stop, leave it out, or give it a null vector."),
@@ -87,11 +88,12 @@ def embed(
 
 
 def _show_plan(manifest: dict[str, Any]) -> None:
+    rows = sum(file["rows"] for file in manifest["input"])
     facts = manifest["settings"] | {
         "files": len(manifest["input"]),
-        "rows": sum(file["rows"] for file in manifest["input"]),
+        "rows": rows,
         "shards": f"{manifest['shards']}, {manifest['finished_shards']} of them finished",
-        "size": f"{manifest['vector_bytes'] / 2**20:.1f} MiB of vectors",
+        "size": f"{rows * manifest['bytes_per_vector'] / 2**20:.1f} MiB of vectors",
     }
     for name, value in facts.items():
         typer.echo(f"{name:12} {value}")

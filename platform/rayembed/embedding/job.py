@@ -18,7 +18,6 @@ import ray.data
 
 from rayembed.cluster import actor_pool, connect
 from rayembed.embedding.manifest import check_same, read_manifest, write_manifest
-from rayembed.embedding.number_formats import bytes_per_vector
 from rayembed.embedding.output import VECTORS_FOLDER, Statistics, read_statistics, shard_path
 from rayembed.embedding.progress import Progress
 from rayembed.embedding.request import EmbedRequest, plan_work
@@ -73,11 +72,7 @@ def embed_files(
         len(done),
     )
     if dry_run:
-        return manifest | {
-            "status": "planned",
-            "finished_shards": len(done),
-            "vector_bytes": len(work.rows) * bytes_per_vector(work.dimensions, work.vectors),
-        }
+        return manifest | {"status": "planned", "finished_shards": len(done)}
     if overwrite and earlier:
         shutil.rmtree(output)
     write_manifest(output, manifest)

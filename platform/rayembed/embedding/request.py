@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from rayembed.contract import Contract
 from rayembed.embedding.inputs import find_files, index_files
 from rayembed.embedding.instruction import chosen_instruction
-from rayembed.embedding.options import BadRows, Side, VectorFormat
+from rayembed.embedding.options import BadRows, Side
 from rayembed.embedding.output import VECTOR_COLUMN
 from rayembed.embedding.reading import ROW_FIELD, kept_schema
 from rayembed.embedding.worker import Work
 from rayembed.errors import RequestError
+from rayembed.inference.quantisation import Quantisation, quantise
 from rayembed.model import checkpoint as checkpoints
 from rayembed.model.configuration import Precision
 from rayembed.paths import resolve
@@ -38,7 +41,7 @@ class EmbedRequest:
         task: name of an instruction that the model was trained with, in place of words.
         side: of the task, whether the texts are its queries or its documents.
         dimensions: cut the vectors to this width and renormalise; None keeps the full width.
-        vectors: number format of the vectors (`number_formats`).
+        vectors: number format of the vectors (see `quantise`).
         bad_rows: what to do about a row without a usable text: stop, leave it out, or give it a null vector.
         shard_rows: rows of a shard; None takes 1,024 to 8,192, by the size of the input.
         precision: number format of the computation; auto takes bf16 where the processor has it.
@@ -53,13 +56,13 @@ class EmbedRequest:
     task: str | None = None
     side: Side = "query"
     dimensions: int | None = None
-    vectors: VectorFormat = "float32"
+    vectors: Quantisation = "float32"
     bad_rows: BadRows = "error"
     shard_rows: int | None = None
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in (("vectors", VectorFormat), ("bad_rows", BadRows), ("precision", Precision)):
+        for name, known in (("vectors", Quantisation), ("bad_rows", BadRows), ("precision", Precision)):
             if (value := getattr(self, name)) not in get_args(known):
                 raise RequestError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
         if self.shard_rows is not None and self.shard_rows < 1:
@@ -88,6 +91,8 @@ def plan_work(
         raise RequestError(
             f"dimensions must be between 1 and {description['dimensions']}, not {request.dimensions}"
         )
+    dimensions = request.dimensions or description["dimensions"]
+    example = quantise(np.ones((1, dimensions), np.float32), request.vectors)  # refuses bits of another width
     contract = Contract.load(folder)
     keep = tuple(dict.fromkeys(request.keep))
     rows = index_files(find_files(request.files), known_files)
@@ -99,7 +104,7 @@ def plan_work(
         kept=kept_schema(rows, request.text_column, keep),
         shard_rows=request.shard_rows or _default_shard_rows(len(rows)),
         instruction=chosen_instruction(contract, request.instruction, request.task, request.side),
-        dimensions=request.dimensions or description["dimensions"],
+        dimensions=dimensions,
         vectors=request.vectors,
         bad_rows=request.bad_rows,
         precision=request.precision,
@@ -121,6 +126,7 @@ def plan_work(
         "checkpoint": str(folder),
         "contract": contract.model_dump(mode="json"),
         "shards": work.shards,
+        "bytes_per_vector": example.nbytes,
         "input": [file.description() for file in rows.files],
         "versions": checkpoints.installed_versions(),
     }

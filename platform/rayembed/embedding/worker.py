@@ -14,12 +14,12 @@ import pyarrow as pa
 import torch
 
 from rayembed.embedding.inputs import InputRows
-from rayembed.embedding.number_formats import in_format
-from rayembed.embedding.options import BadRows, VectorFormat
+from rayembed.embedding.options import BadRows
 from rayembed.embedding.output import Statistics, shard_path, vector_column, write_shard
 from rayembed.embedding.reading import Rows, read_rows
 from rayembed.errors import DataError, UserError
 from rayembed.inference.engine import Engine
+from rayembed.inference.quantisation import Quantisation, quantise
 from rayembed.model.configuration import Precision
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Work:
     shard_rows: int
     instruction: str | None
     dimensions: int
-    vectors: VectorFormat
+    vectors: Quantisation
     bad_rows: BadRows
     precision: Precision
 
@@ -117,7 +117,7 @@ class ShardWorker:
             truncated=sum(encoded.truncated),
             bad_rows=dict(Counter(rows.problems.values())),
         )
-        vectors = vector_column(in_format(encoded.vectors, work.vectors), columns.num_rows, missing)
+        vectors = vector_column(quantise(encoded.vectors, work.vectors), columns.num_rows, missing)
         write_shard(shard_path(work.output, shard), columns, vectors, statistics)
         return statistics
 
