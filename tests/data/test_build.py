@@ -98,6 +98,13 @@ def test_labels_scores_and_sentence_pairs(tmp_path):
         ({"query": "q", "positive": []}, "pairs", "no positive", "empty list"),
         ({"query": "q", "positive": [3]}, "pairs", "wrong type", "positive is not a text"),
         ({"query": "q", "positive": 3}, "pairs", "wrong type", "neither a text nor a list"),
+        (
+            {"query": "q", "positive": "p", "teacher_scores": [1, 2]},
+            "pairs",
+            "wrong type",
+            "list of 1 numbers",
+        ),
+        ({"query": "q", "positive": "p", "teacher_scores": ["a"]}, "pairs", "wrong type", "not a number"),
         ({"query": "q", "positive": "p", "neg": ["", "n"]}, "pairs", "empty", "negative"),
         ({"query": "q", "positive": "p", "neg": ["p"]}, "pairs", "contradiction", "also a positive"),
         ({"query": "q" * 99, "positive": "p"}, "pairs", "too long", "99 characters, 50 are allowed"),

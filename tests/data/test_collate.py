@@ -13,7 +13,9 @@ from rayembed.data.collate import ChosenRow, Collator, TrainingBatch, to_trainin
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.schema import pair_row, to_table
+from rayembed.data.stream import local_batches
 from tests.tiny import make_tokenizer
+from tests.train.sources import stage, stream_spec
 
 TOKENIZER = make_tokenizer()
 CONTRACT = Contract(max_length=120)
@@ -222,3 +224,23 @@ def test_a_record_survives_arrow():
     assert torch.equal(here.packed.input_ids_T, there.packed.input_ids_T)
     assert torch.equal(here.allowed_QK, there.allowed_QK)
     assert torch.equal(here.competing_QB, there.competing_QB)
+
+
+def test_teacher_scores_stand_where_their_documents_do(tmp_path, tiny_base):
+    config = stage(batch_size=9)
+    spec = stream_spec(tmp_path, tiny_base, config, teacher=True)
+    [batch] = local_batches(spec, start=0, stop=1)
+    without = 0
+    for query in range(batch.num_queries):
+        scored = ~batch.teacher_QK[query].isnan()
+        if int(batch.source_Q[query]) == 1 or batch.rows[query] % 2 == 0:
+            assert not scored.any()
+            without += 1
+            continue
+        assert int(scored.sum()) == 3
+        assert float(batch.teacher_QK[query, batch.target_Q[query]]) == pytest.approx(0.9)
+        negatives = scored.clone()
+        negatives[batch.target_Q[query]] = False
+        expected = [0.1 * (batch.rows[query] % 5), 0.4]
+        assert sorted(batch.teacher_QK[query][negatives].tolist()) == pytest.approx(sorted(expected))
+    assert 0 < without < batch.num_queries

@@ -14,7 +14,9 @@ from rayembed.train.prepare import planned_source
 WORDS = ["sun", "rain", "snow", "wind", "fog", "hail", "dew", "ice", "mist", "storm", "cloud", "frost"]
 
 
-def write_source(path: Path, rows: int = 24, negatives: int = 2, offset: int = 0) -> Path:
+def write_source(
+    path: Path, rows: int = 24, negatives: int = 2, offset: int = 0, teacher: bool = False
+) -> Path:
     """Pairs of made-up texts; every third row shares a negative with its neighbour."""
     table = to_table(
         [
@@ -25,6 +27,7 @@ def write_source(path: Path, rows: int = 24, negatives: int = 2, offset: int = 0
                 dataset=path.stem,
                 task_type="retrieval",
             )
+            | {"teacher_scores": teacher_scores(index) if teacher else None}
             for index in range(rows)
         ],
         "pairs",
@@ -33,14 +36,21 @@ def write_source(path: Path, rows: int = 24, negatives: int = 2, offset: int = 0
     return path
 
 
-def stage(*, batch_size: int = 6, steps: int = 4, negatives: int = 2, **settings) -> StageConfig:
-    """Two sources, one with in-batch negatives and one without."""
+def teacher_scores(index: int) -> list[float] | None:
+    """Scores of a row's positive and two negatives; every other row has them."""
+    return [0.9, 0.4, 0.1 * (index % 5)] if index % 2 else None
+
+
+def stage(
+    *, batch_size: int = 6, steps: int = 4, negatives: int = 2, temperature: float | None = 0.1, **settings
+) -> StageConfig:
+    """Two sources, one with in-batch negatives and one without; temperature None leaves it to the loss."""
+    short = {} if temperature is None else {"temperature": temperature}
     return StageConfig(
         name="test",
         steps=steps,
         batch_size=batch_size,
         learning_rate=1e-2,
-        temperature=0.1,
         blend=(
             SourceConfig(
                 source="one", weight=2, instruction="Find", in_batch_negatives=True,
@@ -51,13 +61,17 @@ def stage(*, batch_size: int = 6, steps: int = 4, negatives: int = 2, **settings
                 negatives_per_query=2,
             ),
         ),
+        **short,
         **settings,
     )  # fmt: skip
 
 
-def stream_spec(folder: Path, tokenizer: Path, config: StageConfig) -> StreamSpec:
+def stream_spec(folder: Path, tokenizer: Path, config: StageConfig, teacher: bool = False) -> StreamSpec:
     """Write sources and plan into `folder`."""
-    paths = (write_source(folder / "one.arrow"), write_source(folder / "two.arrow", offset=100))
+    paths = (
+        write_source(folder / "one.arrow", teacher=teacher),
+        write_source(folder / "two.arrow", offset=100),
+    )
     sources = [
         planned_source(entry, PreparedRows.open(path))
         for entry, path in zip(config.blend, paths, strict=True)

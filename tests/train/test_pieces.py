@@ -10,7 +10,7 @@ from rayembed.errors import CheckpointError, ConfigError, ResourceError
 from rayembed.train import preflight
 from rayembed.train.checkpointing import load_training_state
 from rayembed.train.loop import learning_rate_factor
-from rayembed.train.metrics import MetricsRecorder, SourceMetrics, StepMetrics
+from rayembed.train.metrics import MetricsRecorder, StepMetrics
 from rayembed.train.model import build_trainable, load_trainable_weights, trainable_weights
 from rayembed.train.run import claim_run_folder
 from tests.tiny import make_backbone
@@ -38,8 +38,9 @@ def test_learning_rate_rises_then_falls_to_nothing():
 
 def metrics(step, loss=1.0):
     return StepMetrics(
-        step=step, loss=loss, learning_rate=0.1, gradient_norm=1.0, tokens=100, seconds=0.5, data_seconds=0.1,
-        sources={"one": SourceMetrics(loss, 0.5, 4)},
+        step=step, loss=loss, learning_rate=0.1, gradient_norm=1.0, tokens=100, seconds=0.5, memory=2**20,
+        phases={"data": 0.1, "forward": 0.2}, uniformity=None,
+        sources={"one": {"loss": loss, "accuracy": 0.5, "rows": 4}},
     )  # fmt: skip
 
 
@@ -110,6 +111,19 @@ def test_a_run_that_cannot_fit_is_refused_with_both_numbers(home, tiny_base, mon
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 1}))
     with pytest.raises(ResourceError, match="free some or set output"):
         preflight.check_resources(config, tiny_base, home / "run")
+
+
+def test_estimate_counts_chunks_and_checkpointing(tiny_base):
+    long = {"contract": {"max_length": 512}}
+    whole, chunked, both = (
+        preflight.estimate(recipe(tiny_base, **long, training=training), tiny_base).memory_per_worker
+        for training in (
+            {},
+            {"tokens_per_chunk": 512},
+            {"tokens_per_chunk": 512, "activation_checkpointing": True},
+        )
+    )
+    assert whole > chunked > both
 
 
 def test_estimate_counts_the_backbone(tiny_base):

@@ -45,7 +45,20 @@ class RunConfig(Frozen):
                     f"stage {stage.name}: batch_size {stage.batch_size} is below training.workers "
                     f"{self.training.workers}; every worker needs a row"
                 )
+            self._check_adapters(stage)
         return self
+
+    def _check_adapters(self, stage: StageConfig) -> None:
+        if self.lora is None and (stage.adapters == "merge" or stage.kind == "mntp"):
+            cause = "adapters: merge" if stage.adapters == "merge" else "kind: mntp"
+            raise ValueError(f"stage {stage.name}: {cause} needs adapters and lora is null; set lora")
+        if stage.adapters == "merge" and stage is self.stages[0]:
+            raise ValueError(f"stage {stage.name} is the first, no adapters come before it; remove adapters")
+        if stage.kind == "simcse" and not (stage.attention_dropout or (self.lora and self.lora.dropout)):
+            raise ValueError(
+                f"stage {stage.name}: simcse needs dropout to tell two encodings of a text apart; set "
+                "attention_dropout of the stage or lora.dropout"
+            )
 
     def to_yaml(self) -> str:
         """Resolved configuration as YAML, every value spelled out."""

@@ -1,17 +1,31 @@
 """One stage of training."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from rayembed.config.blend import SourceConfig
+from rayembed.config.loss import InfoNCEConfig, LossConfig, MatryoshkaConfig
 from rayembed.model.configuration import Frozen
+
+StageKind = Literal["contrastive", "simcse", "mntp"]
+
+_LOSSES: dict[StageKind, tuple[str, ...]] = {
+    "contrastive": ("infonce", "score_distillation", "vector_distillation"),
+    "simcse": ("simcse",),
+    "mntp": ("mntp",),
+}
+_SHORT_KEYS = ("temperature", "document_to_query_weight")
 
 
 class StageConfig(Frozen):
-    """One contrastive training stage."""
+    """One training stage."""
 
     name: str = Field(pattern=r"^[a-z0-9-]+$", description="lower-case letters, digits and hyphens")
+    kind: StageKind = Field(
+        "contrastive",
+        description="contrastive: queries and documents; simcse: texts alone; mntp: masked tokens",
+    )
     steps: int = Field(ge=1, description="optimizer steps")
     batch_size: int = Field(ge=1, description="rows of a global batch, all workers together")
     learning_rate: float = Field(gt=0, description="highest rate, reached after warm-up")
@@ -23,11 +37,23 @@ class StageConfig(Frozen):
     )
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     gradient_clipping: float = Field(1.0, gt=0, description="largest norm of the gradient of all parameters")
-    temperature: float = Field(0.02, gt=0, description="divisor of the cosine in the loss")
-    document_to_query_weight: float = Field(
-        0.0,
-        ge=0,
-        description="weight of the loss in the direction document to query, for rows with in-batch negatives",
+    loss: tuple[LossConfig, ...] = Field(
+        (),
+        description="one loss or a list that is added up; empty: the loss of the stage's kind with its "
+        "defaults. In its place the keys `temperature` and `document_to_query_weight` of one infonce loss "
+        "(temperature also of simcse) may stand in the stage itself",
+    )
+    matryoshka: MatryoshkaConfig | None = Field(None, description="None: full vectors only")
+    adapters: Literal["continue", "merge"] = Field(
+        "continue",
+        description="adapters of the stage before: continue trains them further, merge adds them to the "
+        "weights and starts new ones",
+    )
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout on the attention weights in this stage"
+    )
+    texts: Literal["documents", "queries"] = Field(
+        "documents", description="for simcse and mntp: which texts of the sources are used"
     )
     batching: Literal["blended", "homogeneous", "interleaved"] = Field(
         "blended",
@@ -45,6 +71,24 @@ class StageConfig(Frozen):
     )
     blend: tuple[SourceConfig, ...] = Field(min_length=1, description="sources, each at most once")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out_loss(cls, raw: Any) -> Any:
+        """One loss becomes a list of one, and the short keys become a loss."""
+        if not isinstance(raw, dict):
+            return raw
+        raw = dict(raw)
+        short = {key: raw.pop(key) for key in _SHORT_KEYS if key in raw}
+        loss = raw.get("loss") or ()
+        if short and loss:
+            raise ValueError(f"{', '.join(short)} stands beside loss; put it into the loss")
+        if isinstance(loss, list | tuple):
+            kind = raw.get("kind", "contrastive")
+            raw["loss"] = loss or ([{"type": _LOSSES[kind][0], **short}] if kind in _LOSSES else ())
+        else:
+            raw["loss"] = [loss]
+        return raw
+
     @model_validator(mode="after")
     def _check(self) -> "StageConfig":
         names = [entry.source for entry in self.blend]
@@ -57,13 +101,21 @@ class StageConfig(Frozen):
                 f"stage {self.name}: warmup_steps {self.warmup_steps} must be below steps {self.steps}"
             )
         for entry in self.blend:
-            if not entry.in_batch_negatives and entry.negatives_per_query == 0:
+            if not entry.in_batch_negatives and entry.negatives_per_query == 0 and self.kind == "contrastive":
                 raise ValueError(
                     f"stage {self.name}, source {entry.source}: without in-batch negatives and with "
                     "negatives_per_query 0 a row has nothing to learn from; set one of them"
                 )
+            if entry.mining is not None and self.kind != "contrastive":
+                raise ValueError(
+                    f"stage {self.name}, source {entry.source}: a stage of kind {self.kind} has no hard "
+                    "negatives; remove mining"
+                )
         self._check_batching()
         self._check_weights()
+        self._check_losses()
+        if self.kind == "simcse":
+            self._check_simcse()
         return self
 
     def _check_batching(self) -> None:
@@ -93,3 +145,44 @@ class StageConfig(Frozen):
                 f"stage {self.name}: size_temperature {self.size_temperature:g} has no effect on weights; "
                 "remove it or the weights"
             )
+
+    def _check_losses(self) -> None:
+        types = [loss.type for loss in self.loss]
+        misplaced = sorted(set(types) - set(_LOSSES[self.kind]))
+        if misplaced:
+            raise ValueError(
+                f"stage {self.name} of kind {self.kind} cannot minimise {misplaced[0]}; it takes "
+                f"{', '.join(_LOSSES[self.kind])}, or set another kind"
+            )
+        if len(set(types)) != len(types):
+            raise ValueError(f"stage {self.name}: a loss appears twice in {types}; merge the entries")
+        if self.matryoshka and self.kind == "mntp":
+            raise ValueError(f"stage {self.name}: mntp makes no vectors to cut; remove matryoshka")
+        if self.matryoshka and "vector_distillation" in types:
+            raise ValueError(
+                f"stage {self.name}: vector_distillation compares whole vectors; remove matryoshka or use "
+                "score_distillation"
+            )
+        if self.sees_other_queries and not any(entry.in_batch_negatives for entry in self.blend):
+            raise ValueError(
+                f"stage {self.name}: document_to_query_weight and query_to_query compare rows with others "
+                "and no source has in_batch_negatives; turn that on for one or remove them"
+            )
+
+    def _check_simcse(self) -> None:
+        for entry in self.blend:
+            if not entry.in_batch_negatives:
+                raise ValueError(
+                    f"stage {self.name}, source {entry.source}: the other texts of the batch are the only "
+                    "negatives of simcse; set in_batch_negatives: true"
+                )
+            if entry.instruction and not entry.symmetric:
+                raise ValueError(
+                    f"stage {self.name}, source {entry.source}: simcse encodes the same text twice; "
+                    "set symmetric: true or remove the instruction"
+                )
+
+    @property
+    def sees_other_queries(self) -> bool:
+        """Whether a loss needs the vectors of other workers' queries."""
+        return any(isinstance(loss, InfoNCEConfig) and loss.sees_other_queries for loss in self.loss)

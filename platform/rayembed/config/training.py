@@ -6,6 +6,8 @@ from pydantic import Field
 
 from rayembed.model.configuration import Frozen, Precision
 
+TrackerName = Literal["mlflow", "wandb"]
+
 
 class TrainingConfig(Frozen):
     """How training runs, whatever it learns."""
@@ -18,6 +20,19 @@ class TrainingConfig(Frozen):
     precision: Precision = Field(
         "auto", description="of the weights; auto: bf16 where the processor multiplies it natively, else fp32"
     )
+    tokens_per_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="encode a worker's texts in chunks of at most so many tokens, so that memory does not "
+        "grow with the batch; a longer text is a chunk of its own. Costs a second forward pass. None: all "
+        "at once",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep only each layer's input for the backward pass and compute the rest again"
+    )
+    on_bad_batch: Literal["stop", "skip"] = Field(
+        "stop", description="when a loss or gradient is not finite: end the run, or leave out that step"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints of a stage that are kept")
@@ -26,6 +41,11 @@ class TrainingConfig(Frozen):
         "refuse",
         description="when the files of a source changed since the run began: refuse to continue, or keep to "
         "the rows that were prepared at the start",
+    )
+    trackers: tuple[TrackerName, ...] = Field(
+        (),
+        description="experiment trackers that get the metrics as well; without a server of theirs they keep "
+        "files in the run folder",
     )
     max_failures: int = Field(
         3, ge=-1, description="worker failures survived in one submission; -1: any number"

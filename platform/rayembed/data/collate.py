@@ -16,6 +16,7 @@ from rayembed.config import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
+from rayembed.errors import DataError
 from rayembed.losses.infonce import candidate_mask
 from rayembed.model.packing import PackedBatch, pack_ids
 
@@ -25,7 +26,7 @@ DocumentKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class ChosenRow:
-    """A row with its documents picked: target, all known positives, hard negatives, and the texts."""
+    """A row with its documents picked: target, known positives, negatives, texts, teacher's scores."""
 
     source: int
     query: str
@@ -34,6 +35,7 @@ class ChosenRow:
     positives: list[DocumentKey]
     negatives: list[DocumentKey]
     texts: dict[DocumentKey, str]
+    teacher_scores: dict[DocumentKey, float]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class TrainingBatch:
         query_counts: Q of each worker, in rank order; they add up to B.
         source_Q: position of each row's source in the blend.
         rows: position of each row in its source, to name a bad batch.
+        teacher_QK: a teacher's scores of the row's own documents, not a number elsewhere; None where no row
+            of the batch carries scores.
     """
 
     step: int
@@ -67,6 +71,7 @@ class TrainingBatch:
     query_counts: list[int]
     source_Q: torch.Tensor
     rows: list[int]
+    teacher_QK: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> "TrainingBatch":
         """Copy with all tensors on `device`."""
@@ -77,6 +82,7 @@ class TrainingBatch:
             allowed_QK=self.allowed_QK.to(device, non_blocking=True),
             competing_QB=self.competing_QB.to(device, non_blocking=True),
             source_Q=self.source_Q.to(device, non_blocking=True),
+            teacher_QK=None if self.teacher_QK is None else self.teacher_QK.to(device, non_blocking=True),
         )
 
 
@@ -131,6 +137,8 @@ class Collator:
             "query_counts": [len(part) for part in queries_of],
             "source": [rows[index].source for index in mine],
             "row": [int(batch.rows[index]) for index in mine],
+            "scored": [[position[key] for key in rows[index].teacher_scores] for index in mine],
+            "teacher_scores": [list(rows[index].teacher_scores.values()) for index in mine],
         }
 
     def choose(self, batch: PlannedBatch) -> list[ChosenRow]:
@@ -152,6 +160,12 @@ class Collator:
         keys = [(document_id, document_instruction) for document_id in values["document_ids"]]
         documents = values["positives"] + values["negatives"]
         used = [target, *picked.tolist()]
+        scores = values.get("teacher_scores")
+        if scores and len(scores) != len(keys):
+            raise DataError(
+                f"source {entry.source}, row {row} has {len(scores)} teacher_scores, not {len(keys)}; "
+                "give one for each positive and negative, in the order of document_ids"
+            )
         return ChosenRow(
             source=source,
             query=values["query"],
@@ -160,6 +174,7 @@ class Collator:
             positives=keys[:num_positives],
             negatives=[keys[index] for index in picked],
             texts={keys[index]: documents[index] for index in used},
+            teacher_scores={keys[index]: scores[index] for index in used} if scores else {},
         )
 
     def _document_owners(self, rows: Sequence[ChosenRow]) -> list[list[DocumentKey]]:
@@ -237,4 +252,16 @@ def to_training_batch(record: dict[str, Any]) -> TrainingBatch:
         query_counts=list(record["query_counts"]),
         source_Q=torch.tensor(record["source"]),
         rows=list(record["row"]),
+        teacher_QK=_teacher_scores(num_documents, record["scored"], record["teacher_scores"]),
     )
+
+
+def _teacher_scores(
+    num_documents: int, scored: Sequence[Sequence[int]], scores: Sequence[Sequence[float]]
+) -> torch.Tensor | None:
+    if not any(len(row) for row in scored):
+        return None
+    teacher_QK = torch.full((len(scored), num_documents), torch.nan)
+    for query, (positions, values) in enumerate(zip(scored, scores, strict=True)):
+        teacher_QK[query, list(positions)] = torch.tensor(values, dtype=torch.float32)
+    return teacher_QK

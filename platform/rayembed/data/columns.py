@@ -24,7 +24,11 @@ REQUIRED: dict[Kind, dict[str, tuple[str, ...]]] = {
     },
 }
 OPTIONAL: dict[Kind, dict[str, tuple[str, ...]]] = {
-    "pairs": {"negatives": ("negatives", "negative", "neg", "negative_passages"), "cluster": ("cluster",)},
+    "pairs": {
+        "negatives": ("negatives", "negative", "neg", "negative_passages"),
+        "cluster": ("cluster",),
+        "teacher_scores": ("teacher_scores",),
+    },
     "labels": {"group": ("group",)},
     "scores": {},
     "nli": {},

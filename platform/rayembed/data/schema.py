@@ -31,9 +31,10 @@ PAIR_SCHEMA = pa.schema(
         "query_id": pa.string(),
         "document_ids": pa.list_(pa.string()),
         "cluster": pa.string(),
+        "teacher_scores": pa.list_(pa.float32()),  # one for each of document_ids
     }
 )
-OPTIONAL_COLUMNS = ("cluster",)
+OPTIONAL_COLUMNS = ("cluster", "teacher_scores")
 
 LABEL_SCHEMA = pa.schema(
     {
@@ -88,6 +89,7 @@ def pair_row(
     dataset: str,
     task_type: str,
     cluster: str | None = None,
+    teacher_scores: Sequence[float] | None = None,
 ) -> dict:
     """One row of PAIR_SCHEMA; ids are derived from the texts, positives before negatives.
 
@@ -102,6 +104,7 @@ def pair_row(
         "query_id": document_id(query),
         "document_ids": [document_id(text) for text in (*positives, *negatives)],
         "cluster": cluster,
+        "teacher_scores": teacher_scores,
     }
 
 

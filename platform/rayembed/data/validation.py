@@ -78,7 +78,22 @@ class RowChecker:
             dataset=self.dataset,
             task_type=self.task_type,
             cluster=self._optional_key(record, "cluster"),
+            teacher_scores=self._teacher_scores(record, len(positives) + len(negatives)),
         )
+
+    def _teacher_scores(self, record: Mapping[str, Any], documents: int) -> list[float] | None:
+        scores = self.columns.value(record, "teacher_scores")
+        if scores is None:
+            return None
+        if not isinstance(scores, list) or len(scores) != documents:
+            raise BadRow("wrong type", f"teacher_scores is not a list of {documents} numbers, one a document")
+        try:
+            numbers = [float(score) for score in scores]
+        except (TypeError, ValueError):
+            numbers = [math.nan]
+        if not all(map(math.isfinite, numbers)):
+            raise BadRow("wrong type", "teacher_scores has something that is not a number")
+        return numbers
 
     def _label(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return label_row(

@@ -1,11 +1,19 @@
 """InfoNCE over a shared pool of documents, with per-row choice of negatives.
 
-Shapes: Q queries of this rank, B queries and K documents of the whole batch, D width.
+Shapes: Q queries of this rank, B queries and K documents of the whole batch, N candidates, D width.
 Source: arXiv 2405.17428, section 3.2; temperature as in E5-Mistral (arXiv 2401.00368).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+
+from rayembed.losses.false_negatives import without_false_negatives
+from rayembed.losses.hardness import hardness_penalty
+
+Candidates = tuple[torch.Tensor, torch.Tensor]
+"""Cosines of each query with N candidates (Q, N), and True where a candidate is a negative (Q, N)."""
 
 
 def candidate_mask(
@@ -44,8 +52,12 @@ def infonce(
     target_Q: torch.Tensor,
     allowed_QK: torch.Tensor,
     temperature: float,
+    *,
+    more_negatives: Sequence[Candidates] = (),
+    false_negative_margin: float | None = None,
+    hardness: float = 0.0,
 ) -> torch.Tensor:
-    """Cross entropy of each query's target document against the documents allowed for it.
+    """Cross entropy of each query's target document against everything that competes with it.
 
     Args:
         query_QD: unit vectors of the queries, fp32.
@@ -53,13 +65,27 @@ def infonce(
         target_Q: position of each query's positive among the K documents.
         allowed_QK: True where a document competes for a query; see `candidate_mask`.
         temperature: divisor of the cosine.
+        more_negatives: candidates beyond the documents; see `rayembed.losses.same_side`.
+        false_negative_margin: see `rayembed.losses.false_negatives`; None leaves every negative in.
+        hardness: see `rayembed.losses.hardness`; 0 weighs all negatives alike.
 
     Returns:
         Loss of each query (Q); reduce it with the mean over the global batch.
     """
-    scores_QK = query_QD @ document_KD.T / temperature
-    scores_QK = scores_QK.masked_fill(~allowed_QK, float("-inf"))
-    return F.cross_entropy(scores_QK, target_Q, reduction="none")
+    cosines_QK = query_QD @ document_KD.T
+    target_Q1 = target_Q.unsqueeze(1)
+    positive_Q1 = cosines_QK.gather(1, target_Q1)
+    negative_QK = allowed_QK.scatter(1, target_Q1, False)
+    blocks = []
+    for cosines_QN, negative_QN in [(cosines_QK, negative_QK), *more_negatives]:
+        if false_negative_margin is not None:
+            negative_QN = without_false_negatives(cosines_QN, positive_Q1, negative_QN, false_negative_margin)
+        logits_QN = cosines_QN / temperature
+        if hardness:
+            logits_QN = logits_QN + hardness_penalty(cosines_QN, hardness)
+        blocks.append(logits_QN.masked_fill(~negative_QN, float("-inf")))
+    blocks[0] = blocks[0].scatter(1, target_Q1, positive_Q1 / temperature)
+    return F.cross_entropy(torch.cat(blocks, dim=1), target_Q, reduction="none")
 
 
 def document_to_query(

@@ -84,6 +84,36 @@ class PackedBatch:
         )
 
 
+def split_packed(batch: PackedBatch, tokens: int) -> list[PackedBatch]:
+    """Cut a batch into runs of neighbouring texts of at most `tokens` tokens; a longer text runs alone.
+
+    The texts of a run are given in packed order: the vectors of all runs one after the other, taken at
+    `order_N`, are those of the batch.
+    """
+    runs: list[PackedBatch] = []
+    first_text = first_token = 0
+    last_text = last_token = 0
+    for length in (*batch.lengths, tokens + 1):
+        if last_text > first_text and last_token + length - first_token > tokens:
+            runs.append(_run_of(batch, slice(first_text, last_text), slice(first_token, last_token)))
+            first_text, first_token = last_text, last_token
+        last_text, last_token = last_text + 1, last_token + length
+    return runs
+
+
+def _run_of(batch: PackedBatch, texts: slice, tokens: slice) -> PackedBatch:
+    lengths = batch.lengths[texts]
+    return PackedBatch(
+        batch.input_ids_T[tokens],
+        batch.position_ids_T[tokens],
+        batch.text_index_T[tokens] - texts.start,
+        batch.pooled_T[tokens],
+        lengths,
+        batch.pooled_lengths[texts],
+        torch.arange(len(lengths), device=batch.order_N.device),
+    )
+
+
 def pack(tokenized: TokenizedTexts) -> PackedBatch:
     """Lay the texts end to end, sorted by length so that equal lengths are neighbours."""
     return pack_ids(tokenized.input_ids, tokenized.pool_starts)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from rayembed.errors import CheckpointError
 from rayembed.paths import atomic_write, file_digest
-from rayembed.train.engine import read_state
+from rayembed.train.engine import optimizer_steps, read_state
 
 WEIGHTS_FILE = "trainable.safetensors"
 MOMENTS_FILE = "moments.safetensors"
@@ -29,13 +29,15 @@ class TrainingState:
 
     Attributes:
         stage: name of the stage.
-        next_step: first step that has not been taken; also the number of optimizer steps taken.
+        next_step: first step of the plan that has not been taken.
+        optimizer_steps: steps that the optimizer took; fewer than `next_step` when batches were skipped.
         weights: fp32 trainable weights by parameter name.
         moments: Adam moments by "moment.parameter name".
     """
 
     stage: str
     next_step: int
+    optimizer_steps: int
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
 
@@ -44,7 +46,9 @@ def save_training_state(folder: Path, engine: Any, *, stage: str, next_step: int
     """Gather the state on all ranks and write it on rank 0; called by all ranks."""
     weights, moments = read_state(engine)
     if rank == 0:
-        write_training_state(folder, TrainingState(stage, next_step, weights, moments))
+        write_training_state(
+            folder, TrainingState(stage, next_step, optimizer_steps(engine), weights, moments)
+        )
 
 
 def write_training_state(folder: Path, state: TrainingState) -> None:
@@ -52,7 +56,12 @@ def write_training_state(folder: Path, state: TrainingState) -> None:
     save_file(state.weights, folder / WEIGHTS_FILE)
     save_file(state.moments, folder / MOMENTS_FILE)
     digests = {name: file_digest(folder / name) for name in (WEIGHTS_FILE, MOMENTS_FILE)}
-    content = {"stage": state.stage, "next_step": state.next_step, "sha256": digests}
+    content = {
+        "stage": state.stage,
+        "next_step": state.next_step,
+        "optimizer_steps": state.optimizer_steps,
+        "sha256": digests,
+    }
     atomic_write(folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -76,6 +85,7 @@ def load_training_state(folder: Path) -> TrainingState:
     return TrainingState(
         stage=state["stage"],
         next_step=state["next_step"],
+        optimizer_steps=state["optimizer_steps"],
         weights=load_file(folder / WEIGHTS_FILE),
         moments=load_file(folder / MOMENTS_FILE),
     )

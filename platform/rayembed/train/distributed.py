@@ -48,6 +48,15 @@ def all_finite(value: torch.Tensor) -> bool:
     return bool(finite)
 
 
+def largest_over_ranks(value: int) -> int:
+    """Largest of the ranks' values; called by all ranks."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over all ranks, without gradient; called by all ranks."""
     total = value.detach().clone()

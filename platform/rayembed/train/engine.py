@@ -70,7 +70,7 @@ def create_engine(
         # seconds; gloo carries the same calls.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay
+        parameter_groups(model, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True
     )
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(stage, training, rows_per_rank, dtype)
@@ -89,7 +89,7 @@ def _allocate_moments(engine: Any) -> None:
     for group in adam.param_groups:
         for parameter in group["params"]:
             adam.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
@@ -99,6 +99,33 @@ def set_learning_rate(engine: Any, factor: float) -> None:
     """Set every group's rate to `factor` times its base rate."""
     for group in engine.optimizer.param_groups:
         group["lr"] = group["base_rate"] * factor
+
+
+def take_step(engine: Any) -> torch.Tensor:
+    """Clip the gradient and move the weights, unless the gradient is not finite; called by all ranks.
+
+    From ZeRO stage 1 on, DeepSpeed takes the norm over all ranks' parts before its first group moves and
+    discards the step when it is not finite. Without ZeRO it does not look, so it is done here.
+
+    Returns:
+        Norm of the gradient before clipping, the same on all ranks. When it is not finite, weights
+        and moments are as before and the gradient is cleared.
+    """
+    if engine.zero_optimization_stage() == 0:
+        gradients = [p.grad for _, p in trainable_parameters(engine) if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            engine.zero_grad()
+            return norm
+        engine.step()
+        return norm
+    engine.step()
+    return torch.as_tensor(engine.get_global_grad_norm())
+
+
+def optimizer_steps(engine: Any) -> int:
+    """Steps that Adam has taken; fewer than those of the plan when batches were skipped."""
+    return int(max(float(state["step"]) for state in _adam(engine).state.values()))
 
 
 def trainable_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:

@@ -12,35 +12,45 @@ from rayembed.data.sources import SOURCES
 from rayembed.model.base_model import PACKAGED_MODELS
 from rayembed.model.checkpoint import load_tokenizer, save_model
 from rayembed.model.lora import merge_lora
-from rayembed.train.checkpointing import load_weights
-from rayembed.train.model import build_trainable, load_trainable_weights
+from rayembed.train.handover import carried_weights
+from rayembed.train.model import build_trainable, load_trainable_weights, trainable_weights
 
 logger = logging.getLogger(__name__)
 
 
-def export_model(config: RunConfig, base: Path | str, trained: Path, folder: Path) -> str:
+def export_model(
+    config: RunConfig, base: Path | str, original_base: Path | str, trained: Sequence[Path], folder: Path
+) -> str:
     """Merge the trained adapters into the base model and write the model folder; returns its digest.
 
     Merging happens in fp32, so that the folder holds the base weights plus the exact update.
 
+    Args:
+        config: the run.
+        base: base model of the last stage, with the adapters that were merged before it.
+        original_base: base model of the run, which has the tokenizer.
+        trained: checkpoint folders of all stages, in order.
+        folder: where to write.
+
     Raises:
-        CheckpointError: the checkpoint is damaged or belongs to another configuration.
+        CheckpointError: a checkpoint is damaged or belongs to another configuration.
     """
     embedder = build_trainable(config, base, torch.float32)
-    load_trainable_weights(embedder, load_weights(trained), str(trained))
+    weights = trainable_weights(embedder) | carried_weights(config, trained)
+    load_trainable_weights(embedder, weights, "the last stage")
     merge_lora(embedder.backbone)
     sources = sorted({entry.source for stage in config.stages for entry in stage.blend})
     provenance = {
         "base_model": config.base_model,
         "base_layers": config.base_layers,
-        "stages": [{"name": stage.name, "steps": stage.steps} for stage in config.stages],
+        "stages": [{"name": stage.name, "kind": stage.kind, "steps": stage.steps} for stage in config.stages],
         "sources": sources,
         "licences": licences(config.base_model, sources),
     }
     digest = save_model(
         folder,
         embedder,
-        load_tokenizer(base),
+        load_tokenizer(original_base),
         trained_contract(config),
         provenance=provenance,
         recipe=config.to_yaml(),

@@ -3,12 +3,15 @@
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from rayembed.paths import atomic_write
+from rayembed.train.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
 PROGRESS_SECONDS = 5.0
@@ -17,17 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SourceMetrics:
-    """Mean loss and share of rows whose positive came first, of one source in one step."""
-
-    loss: float
-    accuracy: float
-    rows: int
-
-
-@dataclass(frozen=True)
 class StepMetrics:
-    """What is known of a finished step, over all ranks; seconds are wall time since the last step."""
+    """What is known of a finished step, over all ranks.
+
+    Attributes:
+        step: step of the stage.
+        loss: mean over the batch.
+        learning_rate: of the backbone.
+        gradient_norm: before clipping; not a number when the batch was skipped.
+        tokens: of all workers.
+        seconds: duration of the step on this rank.
+        phases: seconds of each of its phases on this rank, the wait for data among them.
+        memory: largest memory of this rank so far, in bytes.
+        uniformity: of the batch's documents; None where a stage makes no vectors.
+        sources: for each source in the batch the mean of each measure, and `rows`.
+    """
 
     step: int
     loss: float
@@ -35,8 +42,10 @@ class StepMetrics:
     gradient_norm: float
     tokens: int
     seconds: float
-    data_seconds: float
-    sources: dict[str, SourceMetrics]
+    phases: dict[str, float]
+    memory: int
+    uniformity: float | None
+    sources: dict[str, dict[str, float]]
 
 
 class MetricsRecorder:
@@ -46,7 +55,16 @@ class MetricsRecorder:
     one unbroken trace.
     """
 
-    def __init__(self, run_folder: Path, stage: str, *, first_step: int, total_steps: int, steps_before: int):
+    def __init__(
+        self,
+        run_folder: Path,
+        stage: str,
+        *,
+        first_step: int,
+        total_steps: int,
+        steps_before: int,
+        trackers: Sequence[Tracker] = (),
+    ):
         self._path = run_folder / METRICS_FILE
         self._stage = stage
         self._total_steps = total_steps
@@ -55,6 +73,7 @@ class MetricsRecorder:
         self._tensorboard = SummaryWriter(
             str(run_folder / "tensorboard"), purge_step=steps_before + first_step
         )
+        self._trackers = trackers
         self._last_progress = 0.0
         self._first_done: tuple[int, float] | None = None
 
@@ -70,16 +89,18 @@ class MetricsRecorder:
             "tokens": metrics.tokens,
             "tokens_per_second": metrics.tokens / metrics.seconds,
             "seconds": metrics.seconds,
-            "data_seconds": metrics.data_seconds,
-            "sources": {name: vars(source) for name, source in metrics.sources.items()},
+            "phases": metrics.phases,
+            "memory": metrics.memory,
+            "uniformity": metrics.uniformity,
+            "sources": metrics.sources,
         }
         with self._path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
-        for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second"):
-            self._tensorboard.add_scalar(f"train/{name}", line[name], step)
-        for name, source in metrics.sources.items():
-            self._tensorboard.add_scalar(f"source/{name}/loss", source.loss, step)
-            self._tensorboard.add_scalar(f"source/{name}/accuracy", source.accuracy, step)
+        values = scalars(line)
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(values, step)
         self._log_progress(metrics)
 
     def _log_progress(self, metrics: StepMetrics) -> None:
@@ -105,8 +126,20 @@ class MetricsRecorder:
         )
 
     def close(self) -> None:
-        """Flush the TensorBoard events."""
+        """Write out what TensorBoard and other trackers still hold."""
         self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def scalars(line: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line of metrics under the names that TensorBoard and other trackers show."""
+    plain = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "seconds", "memory", "uniformity")
+    found = {f"train/{name}": line[name] for name in plain if line[name] is not None}
+    found |= {f"phase/{name}": seconds for name, seconds in line["phases"].items()}
+    for source, measures in line["sources"].items():
+        found |= {f"source/{source}/{name}": value for name, value in measures.items()}
+    return found
 
 
 def _drop_later_lines(path: Path, first_step: int) -> None:

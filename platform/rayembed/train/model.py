@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from rayembed.config import RunConfig
+from rayembed.config import RunConfig, StageConfig, TrainingConfig
 from rayembed.errors import CheckpointError
 from rayembed.model.backbone import load_backbone
 from rayembed.model.embedder import Embedder
@@ -19,6 +20,17 @@ def build_trainable(config: RunConfig, base: Path | str, dtype: torch.dtype) -> 
     if config.lora is not None:
         attach_lora(backbone, config.lora)
     return Embedder(backbone, config.model)
+
+
+def prepare_for_stage(model: nn.Module, stage: StageConfig, training: TrainingConfig) -> None:
+    """Set what differs between stages and does not belong to the weights: dropout and checkpointing."""
+    backbone = model.get_submodule("backbone")
+    for module in backbone.modules():
+        if hasattr(module, "attention_dropout"):
+            module.__dict__["attention_dropout"] = stage.attention_dropout
+    if training.activation_checkpointing:
+        assert isinstance(backbone, PreTrainedModel)
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:

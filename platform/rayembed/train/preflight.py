@@ -49,7 +49,12 @@ def estimate(config: RunConfig, base: Path | str) -> Estimate:
     texts_per_row = max(2 + entry.negatives_per_query for stage in config.stages for entry in stage.blend)
     rows = max(-(-stage.batch_size // config.training.workers) for stage in config.stages)
     tokens = rows * texts_per_row * config.contract.max_length
-    activations = tokens * hidden * layers * _ACTIVATIONS_PER_LAYER * weight_bytes
+    if config.training.tokens_per_chunk is not None:
+        tokens = min(tokens, max(config.training.tokens_per_chunk, config.contract.max_length))
+    kept = layers * _ACTIVATIONS_PER_LAYER
+    if config.training.activation_checkpointing:
+        kept = layers + _ACTIVATIONS_PER_LAYER  # each layer's input, and one layer at a time in full
+    activations = tokens * hidden * kept * weight_bytes
     memory = (backbone_size + head_size + adapter_size) * weight_bytes + trainable * _BYTES_PER_TRAINABLE
     checkpoints = (config.training.keep_checkpoints + 2) * len(config.stages) * trainable * 12
     models = 2 * (backbone_size + head_size) * 4
@@ -75,7 +80,7 @@ def check_resources(config: RunConfig, base: Path | str, folder: Path) -> Estima
     if not torch.cuda.is_available() and memory > available:
         raise ResourceError(
             f"training needs about {memory / GIBIBYTE:.1f} GiB of memory and {available / GIBIBYTE:.1f} GiB "
-            "are free; lower stages.batch_size, contract.max_length or training.workers"
+            "are free; set training.tokens_per_chunk, or lower contract.max_length or training.workers"
         )
     return needed
 

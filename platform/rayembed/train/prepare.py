@@ -32,7 +32,8 @@ def check_sources(config: RunConfig) -> None:
     """
     for stage in config.stages:
         for entry in stage.blend:
-            problem = _misuse(entry, kind_of(config, entry.source), built_in=entry.source in SOURCES)
+            kind = kind_of(config, entry.source)
+            problem = _misuse(stage, entry, kind, built_in=entry.source in SOURCES)
             if problem:
                 raise ConfigError(f"stage {stage.name}: source {entry.source} {problem}")
             if entry.instruction and entry.symmetric != usually_symmetric(config, entry):
@@ -61,10 +62,11 @@ def prepare_stage(config: RunConfig, stage_index: int, folder: Path, tokenizer: 
     stage = config.stages[stage_index]
     plan = folder / "plan"
     origins = _origins(config, stage, plan)
-    paths = [prepare_source(config, entry, origins[entry.source]) for entry in stage.blend]
+    paths = [prepare_source(config, stage, entry, origins[entry.source]) for entry in stage.blend]
     rows = [PreparedRows.open(path) for path in paths]
-    for entry, source in zip(stage.blend, rows, strict=True):
-        check_negatives(source, entry)
+    if stage.kind == "contrastive":
+        for entry, source in zip(stage.blend, rows, strict=True):
+            check_negatives(source, entry)
     description = {
         "sources": origins,
         "rows": {entry.source: rows_digest(path) for entry, path in zip(stage.blend, paths, strict=True)},
@@ -119,9 +121,11 @@ def _batches(stage: StageConfig, sources: Sequence[PlannedSource], seed: int) ->
     )
 
 
-def _misuse(entry: SourceConfig, kind: str, *, built_in: bool) -> str | None:
+def _misuse(stage: StageConfig, entry: SourceConfig, kind: str, *, built_in: bool) -> str | None:
     if kind == "scores" and built_in:
         return "is for evaluation only; remove it from the blend"
+    if stage.kind != "contrastive":
+        return None
     if kind == "labels":
         if entry.mining is not None:
             return "has labels, its negatives are other classes; remove mining"
@@ -137,7 +141,7 @@ def _misuse(entry: SourceConfig, kind: str, *, built_in: bool) -> str | None:
 
 def _origins(config: RunConfig, stage: StageConfig, plan: Path) -> dict[str, Any]:
     """What each source is made from, which must be what it was when the stage was planned."""
-    now = {entry.source: made_from(config, entry) for entry in stage.blend}
+    now = {entry.source: made_from(config, stage, entry) for entry in stage.blend}
     stored = stored_description(plan)
     changes = list(differences(stored["sources"], now)) if stored else []
     if not stored or not changes:

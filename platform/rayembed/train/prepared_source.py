@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayembed.config import DataConfig, RunConfig, SourceConfig
+from rayembed.config import DataConfig, RunConfig, SourceConfig, StageConfig
 from rayembed.data.build import build_any
 from rayembed.data.contamination import (
     ContaminationGuard,
@@ -28,6 +28,7 @@ from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.data.schema import Kind
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import read_tables, split_files
+from rayembed.data.texts import text_rows
 from rayembed.errors import ConfigError, DataError
 from rayembed.mining.in_memory import mine_bm25
 from rayembed.paths import atomic_directory, atomic_write, clear_disk_errors, file_digest, resolve
@@ -59,11 +60,13 @@ def usually_symmetric(config: RunConfig, entry: SourceConfig) -> bool:
     return is_symmetric(source.kind, source.task_type, entry.labels)
 
 
-def made_from(config: RunConfig, entry: SourceConfig) -> dict[str, Any]:
+def made_from(config: RunConfig, stage: StageConfig, entry: SourceConfig) -> dict[str, Any]:
     """All that decides the prepared rows of a source: its files and the settings that are used on them."""
     settings: dict[str, Any] = {"layout": _LAYOUT}
     kind, declared = kind_of(config, entry.source), config.data.sources.get(entry.source)
-    if kind == "labels":
+    if stage.kind != "contrastive":
+        settings |= {"texts": stage.texts}
+    elif kind == "labels":
         settings |= {"labels": entry.labels, "negatives_per_query": entry.negatives_per_query}
         settings |= {"label_texts": declared.label_texts} if declared and declared.label_texts else {}
     elif entry.mining:
@@ -79,7 +82,9 @@ def made_from(config: RunConfig, entry: SourceConfig) -> dict[str, Any]:
     return {**files, "settings": settings}
 
 
-def prepare_source(config: RunConfig, entry: SourceConfig, origin: dict[str, Any]) -> Path:
+def prepare_source(
+    config: RunConfig, stage: StageConfig, entry: SourceConfig, origin: dict[str, Any]
+) -> Path:
     """File with the rows of a source that is `made_from` the origin; makes it where it is missing.
 
     Raises:
@@ -87,14 +92,14 @@ def prepare_source(config: RunConfig, entry: SourceConfig, origin: dict[str, Any
     """
     folder = resolve(config.data.directory) / PREPARED / f"{entry.source}-{fingerprint(origin)[:16]}"
     if not (folder / ROWS_FILE).is_file():
-        if origin != made_from(config, entry):
+        if origin != made_from(config, stage, entry):
             raise DataError(
                 f"source {entry.source}: the rows prepared at the start of the run are no longer in {folder} "
                 "and its files changed; put the files back, or set name to start another run"
             )
         report = ContaminationReport()
         with clear_disk_errors(folder), atomic_directory(folder) as temporary:
-            rows = write_rows(_rows(config, entry, report), temporary / ROWS_FILE)
+            rows = write_rows(_rows(config, stage, entry, report), temporary / ROWS_FILE)
             atomic_write(temporary / CONTAMINATION_FILE, json.dumps(report.as_json(), indent=2) + "\n")
             atomic_write(temporary / _DIGEST_FILE, file_digest(temporary / ROWS_FILE) + "\n")
         logger.info("source %s: %d rows ready; %s", entry.source, rows, report)
@@ -131,12 +136,20 @@ def _compared(config: RunConfig) -> tuple[str, ...]:
     return compared_sources(config.data, [entry.source for stage in config.stages for entry in stage.blend])
 
 
-def _rows(config: RunConfig, entry: SourceConfig, report: ContaminationReport) -> Iterator[pa.Table]:
+def _rows(
+    config: RunConfig, stage: StageConfig, entry: SourceConfig, report: ContaminationReport
+) -> Iterator[pa.Table]:
     """Tables of the pair layout; what resembles an evaluation is left out and added to the report.
 
     Pairs that bring their negatives pass through file by file. Classes, sentences and mining need all rows.
     """
     tables = _without_evaluation_rows(config, entry.source, report)
+    if stage.kind != "contrastive":
+        table = pa.concat_tables(tables)
+        if kind_of(config, entry.source) not in ("labels", "pairs"):
+            table = _with_negatives(table, entry, config)
+        yield text_rows(table, stage.texts)
+        return
     if kind_of(config, entry.source) == "pairs" and entry.mining is None:
         yield from tables
         return

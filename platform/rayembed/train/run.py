@@ -17,15 +17,18 @@ from ray.train.torch import TorchTrainer
 from rayembed.cluster import connect
 from rayembed.config import RunConfig
 from rayembed.data.stream import DATA_CPUS
-from rayembed.errors import ConfigError, UserError
+from rayembed.errors import ConfigError, TrainingError, UserError
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
 from rayembed.paths import atomic_directory, atomic_write, resolve
 from rayembed.train.checkpointing import STATE_FILE
 from rayembed.train.export import export_model, trained_contract
-from rayembed.train.loop import StageRun, train_stage
+from rayembed.train.handover import carried_weights, merge_into_base
+from rayembed.train.loop import BAD_BATCH, train_stage
 from rayembed.train.preflight import check_resources
 from rayembed.train.prepare import check_sources, prepare_stage
+from rayembed.train.stage_run import StageRun
+from rayembed.train.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ def train(config: RunConfig) -> Path:
     """
     started = time.monotonic()
     check_sources(config)
+    check_trackers(config.training.trackers)
     folder = claim_run_folder(config)
     model_folder = folder / "model"
     if (model_folder / MANIFEST_FILE).is_file():
@@ -52,17 +56,20 @@ def train(config: RunConfig) -> Path:
     if not (folder / "untrained" / MANIFEST_FILE).is_file():
         # Under the trained model's contract, so that both are asked in the same words.
         save_untrained(base, folder / "untrained", trained_contract(config), layers=config.base_layers)
-    previous = None
+    finished: list[Path] = []
+    stage_base = base
     for index, stage in enumerate(config.stages):
         stage_folder = folder / "stages" / f"{index}-{stage.name}"
         trained = stage_folder / "trained"
+        if stage.adapters == "merge":
+            weights = carried_weights(config, finished)
+            stage_base = merge_into_base(config, stage_base, weights, base, stage_folder / "base")
         if not (trained / STATE_FILE).is_file():
             stream = prepare_stage(config, index, stage_folder, str(base))
-            run = StageRun(config, index, base, stream, previous, folder)
+            run = StageRun(config, index, stage_base, base, stream, tuple(finished), folder)
             _fit(run, stage_folder, trained)
-        previous = trained
-    assert previous is not None
-    export_model(config, base, previous, model_folder)
+        finished.append(trained)
+    export_model(config, stage_base, base, finished, model_folder)
     logger.info("run %s finished in %.0f s", config.name, time.monotonic() - started)
     return model_folder
 
@@ -143,6 +150,12 @@ def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
         if mistakes:
             raise mistakes[0] from error
         raise
+    bad_batch = (result.metrics or {}).get(BAD_BATCH)
+    if bad_batch:
+        raise TrainingError(
+            f"{bad_batch}; lower the learning rate, remove the rows, or continue with "
+            "--set training.on_bad_batch=skip"
+        )
     assert result.checkpoint is not None, "a stage ends with a checkpoint of its last step"
     with result.checkpoint.as_directory() as checkpoint, atomic_directory(trained) as temporary:
         shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)

@@ -1,17 +1,22 @@
-"""Forward and loss of one training step, for one rank.
+"""Forward and loss of one contrastive training step, for one rank.
 
-Shapes: Q queries of this rank, K documents and B queries of all ranks, S sources of the blend, D width.
+Shapes: Q queries, E documents and N = Q + E texts of this rank, K documents of all ranks, S sources of the
+blend, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from rayembed.config import StageConfig
 from rayembed.data.collate import TrainingBatch
-from rayembed.losses.infonce import document_to_query, infonce
+from rayembed.losses.measures import row_measures, uniformity
 from rayembed.train.distributed import gather_vectors, world_size
+from rayembed.train.objectives import Vectors, row_losses
+from rayembed.train.timing import StepTimer
+
+UNIFORMITY_DOCUMENTS = 256  # of a batch that enter the measure, whose cost grows with their square
 
 
 @dataclass(frozen=True)
@@ -20,15 +25,15 @@ class StepOutput:
 
     Attributes:
         loss: scalar to differentiate; averaged over ranks it is the mean over the global batch.
-        loss_by_source_S: sum of this rank's row losses of each source.
-        correct_by_source_S: rows whose positive scored above all its negatives.
-        rows_by_source_S: rows.
+        sums_S: for each measure the sum over this rank's rows of each source.
+        counts_S: for each measure the rows of each source that it is a mean of.
+        uniformity: of documents of the whole batch, the same on every rank; None where there are no vectors.
     """
 
     loss: torch.Tensor
-    loss_by_source_S: torch.Tensor
-    correct_by_source_S: torch.Tensor
-    rows_by_source_S: torch.Tensor
+    sums_S: dict[str, torch.Tensor]
+    counts_S: dict[str, torch.Tensor]
+    uniformity: torch.Tensor | None = None
 
 
 def contrastive_step(embedder: nn.Module, batch: TrainingBatch, stage: StageConfig) -> StepOutput:
@@ -36,25 +41,66 @@ def contrastive_step(embedder: nn.Module, batch: TrainingBatch, stage: StageConf
 
     Called by all ranks with their parts of the same global batch.
     """
-    vectors = embedder(batch.packed)
-    query_QD, local_document_ED = vectors[: batch.num_queries], vectors[batch.num_queries :]
-    document_KD = gather_vectors(local_document_ED, batch.document_counts)
-    losses_Q = infonce(query_QD, document_KD, batch.target_Q, batch.allowed_QK, stage.temperature)
-    if stage.document_to_query_weight:
-        all_queries_BD = gather_vectors(query_QD, batch.query_counts)
-        losses_Q = losses_Q + stage.document_to_query_weight * document_to_query(
-            query_QD, document_KD, all_queries_BD, batch.target_Q, batch.competing_QB, stage.temperature
-        )
-    # Equal to the mean over local rows when all ranks have the same number of rows; exact when they do not.
-    loss = losses_Q.sum() * world_size() / sum(batch.query_counts)
-    with torch.no_grad():
-        scores_QK = (query_QD @ document_KD.T).masked_fill(~batch.allowed_QK, float("-inf"))
-        correct_Q = scores_QK.argmax(dim=1) == batch.target_Q
-        num_sources = len(stage.blend)
-        zeros_S = torch.zeros(num_sources, device=loss.device)
-        return StepOutput(
-            loss=loss,
-            loss_by_source_S=zeros_S.index_add(0, batch.source_Q, losses_Q.detach()),
-            correct_by_source_S=zeros_S.index_add(0, batch.source_Q, correct_Q.float()),
-            rows_by_source_S=zeros_S.index_add(0, batch.source_Q, torch.ones_like(losses_Q)),
-        )
+    return contrastive_loss(embedder(batch.packed), batch, stage, StepTimer())
+
+
+def contrastive_loss(
+    vectors_ND: torch.Tensor,
+    batch: TrainingBatch,
+    stage: StageConfig,
+    timer: StepTimer,
+    teacher_ND: torch.Tensor | None = None,
+) -> StepOutput:
+    """Loss of this rank's rows against all ranks' documents; called by all ranks.
+
+    Args:
+        vectors_ND: this rank's queries followed by its documents.
+        batch: this rank's part of the global batch.
+        stage: its losses.
+        timer: gets the phases gather and loss.
+        teacher_ND: a teacher's vectors of the same texts.
+    """
+    with timer.phase("gather"):
+        vectors = _gathered(vectors_ND, batch, stage.sees_other_queries)
+        if teacher_ND is not None:
+            vectors = replace(vectors, teacher=_gathered(teacher_ND, batch, with_queries=False))
+    with timer.phase("loss"):
+        losses_Q = row_losses(stage, vectors, batch)
+        sums_S, counts_S = _measured(losses_Q.detach(), vectors, batch, len(stage.blend))
+    return StepOutput(
+        # The mean over local rows when all ranks have the same number of rows; exact when they do not.
+        loss=losses_Q.sum() * world_size() / sum(batch.query_counts),
+        sums_S=sums_S,
+        counts_S=counts_S,
+        uniformity=uniformity(vectors.document_KD[:UNIFORMITY_DOCUMENTS]),
+    )
+
+
+def _gathered(vectors_ND: torch.Tensor, batch: TrainingBatch, with_queries: bool) -> Vectors:
+    query_QD, document_ED = vectors_ND[: batch.num_queries], vectors_ND[batch.num_queries :]
+    return Vectors(
+        query_QD=query_QD,
+        document_KD=gather_vectors(document_ED, batch.document_counts),
+        all_queries_BD=gather_vectors(query_QD, batch.query_counts) if with_queries else None,
+    )
+
+
+@torch.no_grad()
+def _measured(
+    losses_Q: torch.Tensor, vectors: Vectors, batch: TrainingBatch, num_sources: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Sums and counts by source of everything that is known of single rows."""
+    measured = row_measures(vectors.query_QD, vectors.document_KD, batch.target_Q, batch.allowed_QK)
+    every_Q, contested_Q = torch.ones_like(losses_Q), measured.contested_Q.float()
+    values = {
+        "loss": (losses_Q, every_Q),
+        "accuracy": (measured.correct_Q.float(), every_Q),
+        "positive_score": (measured.positive_Q, every_Q),
+        "negative_score": (measured.negative_Q, contested_Q),
+        "margin": ((measured.positive_Q - measured.hardest_Q) * contested_Q, contested_Q),
+        "alignment": (2 - 2 * measured.positive_Q, every_Q),
+    }
+    zeros_S = torch.zeros(num_sources, device=losses_Q.device)
+    sums_S = {name: zeros_S.index_add(0, batch.source_Q, value) for name, (value, _) in values.items()}
+    counts_S = {name: zeros_S.index_add(0, batch.source_Q, count) for name, (_, count) in values.items()}
+    return sums_S, counts_S

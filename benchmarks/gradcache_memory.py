@@ -1,0 +1,136 @@
+"""Does memory stay flat when the batch grows eightfold under a token budget?
+
+python benchmarks/gradcache_memory.py [--quick] --json OUT
+
+Each measurement is a process of its own that takes one training step of a small random model on the CPU and
+reports the largest resident memory during the step over that before it (VmHWM of Linux, reset before the
+step). With and without chunks; losses of the two are compared first.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+import torch
+from transformers import MistralConfig, MistralModel
+
+from rayembed.model.backbone import prepare_backbone
+from rayembed.model.configuration import LoraSettings, MeanPoolingConfig, ModelConfig
+from rayembed.model.embedder import Embedder
+from rayembed.model.lora import attach_lora
+from rayembed.model.packing import PackedBatch, pack_ids
+from rayembed.train.gradcache import encode_and_backward
+from rayembed.train.step import StepOutput
+from rayembed.train.timing import StepTimer
+
+TOKENS = 64  # of a text
+BUDGET = 2048
+ROWS = 32  # of the smallest batch, two chunks; a row is a query and a document
+GROWTH = (1, 2, 4, 8)
+MEBIBYTE = 2**20
+
+
+class PlainEngine:
+    """A bare module where a DeepSpeed engine is expected."""
+
+    def __init__(self, module: torch.nn.Module):
+        self._module = module
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """Vectors of the batch."""
+        return self._module(batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add to the gradients."""
+        loss.backward()
+
+    def set_gradient_accumulation_boundary(self, boundary: bool) -> None:
+        """Nothing is reduced here."""
+
+
+def small_embedder() -> Embedder:
+    """Four layers of width 128 with adapters."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=1000, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, sliding_window=None,
+    )  # fmt: skip
+    backbone = attach_lora(prepare_backbone(MistralModel(config), "bidirectional"), LoraSettings(dropout=0.0))
+    return Embedder(backbone, ModelConfig(pooling=MeanPoolingConfig())).train()
+
+
+def contrast(vectors_ND: torch.Tensor) -> StepOutput:
+    """Cross entropy of each query's document among all, the plainest loss that couples a whole batch."""
+    query_QD, document_QD = vectors_ND.chunk(2)
+    target_Q = torch.arange(len(query_QD))
+    return StepOutput(torch.nn.functional.cross_entropy(query_QD @ document_QD.T / 0.05, target_Q), {}, {})
+
+
+def status(key: str) -> int:
+    """A memory value of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def measure_one(rows: int, tokens_per_chunk: int | None) -> dict[str, float]:
+    """One step in this process."""
+    torch.set_num_threads(1)
+    engine = PlainEngine(small_embedder())
+    warm_up = torch.randint(1000, (2, 8)).tolist()
+    encode_and_backward(engine, pack_ids(warm_up, [0, 0]), contrast, StepTimer())
+    generator = torch.Generator().manual_seed(rows)
+    texts = torch.randint(1000, (2 * rows, TOKENS), generator=generator).tolist()
+    packed = pack_ids(texts, [0] * len(texts))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    output = encode_and_backward(engine, packed, contrast, StepTimer(), tokens_per_chunk)
+    return {"loss": float(output.loss), "bytes": status("VmHWM") - before}
+
+
+def measure(rows: int, tokens_per_chunk: int | None) -> dict[str, float]:
+    """The same in a fresh process."""
+    command = [sys.executable, __file__, "--one", str(rows), str(tokens_per_chunk or 0)]
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, compare, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smallest and largest batch only")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--one", nargs=2, type=int, metavar=("ROWS", "BUDGET"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        rows, budget = arguments.one
+        print(json.dumps(measure_one(rows, budget or None)))
+        return
+    growth = (GROWTH[0], GROWTH[-1]) if arguments.quick else GROWTH
+    table = []
+    for factor in growth:
+        chunked, plain = measure(ROWS * factor, BUDGET), measure(ROWS * factor, None)
+        assert abs(chunked["loss"] - plain["loss"]) < 1e-4, (chunked, plain)
+        table.append((ROWS * factor, chunked["bytes"] / MEBIBYTE, plain["bytes"] / MEBIBYTE))
+        print("rows {:5d}: {:7.0f} MiB in chunks, {:7.0f} MiB at once".format(*table[-1]), flush=True)
+    detail = {str(rows): {"chunks_mib": round(a, 1), "at_once_mib": round(b, 1)} for rows, a, b in table}
+    bar = {
+        "name": "gradcache_memory",
+        "value": round(table[-1][1] / table[0][1], 3),
+        "goal": 1.1,
+        "better": "lower",
+        "spread": None,
+        "detail": {"rows": detail, "tokens_per_chunk": BUDGET, "tokens_per_row": 2 * TOKENS},
+    }
+    print(f"{growth[-1]} times the rows take {bar['value']} times the memory")
+    if arguments.json:
+        machine = {"processor": platform.machine(), "torch": torch.__version__}
+        arguments.json.write_text(json.dumps({"bars": [bar], "machine": machine}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
