@@ -63,9 +63,9 @@ def test_save_resume_merge_and_export_keep_the_vectors(tiny_base, tmp_path, pool
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     moments = {f"exp_avg.{name}": tensor for name, tensor in weights.items()}
-    write_training_state(checkpoint, TrainingState("one", 1, weights, moments))
+    write_training_state(checkpoint, TrainingState("one", 1, 1, weights, moments))
 
-    export_model(config, tiny_base, checkpoint, tmp_path / "model")
+    export_model(config, tiny_base, tiny_base, [checkpoint], tmp_path / "model")
     engine = Engine.load(tmp_path / "model", precision="fp32")
     tokenized = engine.tokenize(TEXTS, "Find")
     expected = encode(trained, tokenized)

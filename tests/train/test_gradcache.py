@@ -29,13 +29,16 @@ def batch(tmp_path_factory, tiny_base):
 def test_chunks_keep_the_budget_and_every_text(batch):
     chunks = split_packed(batch.packed, BUDGET)
     assert len(chunks) > 3
-    assert tuple(itertools.chain.from_iterable(chunk.lengths for chunk in chunks)) == batch.packed.lengths
+    assert (
+        tuple(itertools.chain.from_iterable(chunk.lengths.texts for chunk in chunks))
+        == batch.packed.lengths.texts
+    )
     assert torch.equal(torch.cat([chunk.input_ids_T for chunk in chunks]), batch.packed.input_ids_T)
     assert all(chunk.num_tokens <= BUDGET for chunk in chunks)
     for chunk, following in itertools.pairwise(chunks):
-        assert chunk.num_tokens + following.lengths[0] > BUDGET
+        assert chunk.num_tokens + following.lengths.texts[0] > BUDGET
     alone = split_packed(batch.packed, 1)
-    assert [len(chunk.lengths) for chunk in alone] == [1] * len(batch.packed.lengths)
+    assert [len(chunk.lengths.texts) for chunk in alone] == [1] * len(batch.packed.lengths.texts)
     assert split_packed(batch.packed, 10**6)[0].num_tokens == batch.packed.num_tokens
 
 

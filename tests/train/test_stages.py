@@ -173,8 +173,8 @@ def test_masked_tokens_are_predicted_from_the_position_before(tmp_path, language
     logits = model(found.packed, found.before_M)
     reference = AutoModelForCausalLM.from_pretrained(language_model)
     reference.model.config.is_causal = False
-    texts = found.packed.input_ids_T.split(list(found.packed.lengths))
-    unmasked = batch.packed.input_ids_T.split(list(batch.packed.lengths))
+    texts = found.packed.input_ids_T.split(list(found.packed.lengths.texts))
+    unmasked = batch.packed.input_ids_T.split(list(batch.packed.lengths.texts))
     expected, tokens = [], []
     for position, text in enumerate(texts):
         query = found.packed.order_N.tolist().index(position)

@@ -93,7 +93,7 @@ def split_packed(batch: PackedBatch, tokens: int) -> list[PackedBatch]:
     runs: list[PackedBatch] = []
     first_text = first_token = 0
     last_text = last_token = 0
-    for length in (*batch.lengths, tokens + 1):
+    for length in (*batch.lengths.texts, tokens + 1):
         if last_text > first_text and last_token + length - first_token > tokens:
             runs.append(_run_of(batch, slice(first_text, last_text), slice(first_token, last_token)))
             first_text, first_token = last_text, last_token
@@ -102,13 +102,13 @@ def split_packed(batch: PackedBatch, tokens: int) -> list[PackedBatch]:
 
 
 def _run_of(batch: PackedBatch, texts: slice, tokens: slice) -> PackedBatch:
-    lengths = batch.lengths[texts]
+    lengths = batch.lengths.texts[texts]
     return PackedBatch(
         batch.input_ids_T[tokens],
         batch.position_ids_T[tokens],
         batch.text_index_T[tokens] - texts.start,
         batch.pooled_T[tokens],
-        lengths,
+        PackedLengths.of(lengths).to(batch.order_N.device),
         batch.pooled_lengths[texts],
         torch.arange(len(lengths), device=batch.order_N.device),
     )

@@ -105,13 +105,14 @@ def mask_batch(
     batch: TrainingBatch, loss: MNTPConfig, *, mask: int, end: int | None, seed: int
 ) -> MaskedBatch:
     """Mask the queries of a batch on the CPU; seed, step and row alone decide, not the number of workers."""
-    texts = batch.packed.input_ids_T.split(list(batch.packed.lengths))
+    lengths = batch.packed.lengths.texts
+    texts = batch.packed.input_ids_T[: batch.packed.num_tokens].split(list(lengths))
     order = batch.packed.order_N.tolist()
     ids, starts, chosen = [], [], []
     for query in range(batch.num_queries):
         packed_text = order[query]
         source, row = int(batch.source_Q[query]), batch.rows[query]
-        start = batch.packed.lengths[packed_text] - batch.packed.pooled_lengths[packed_text]
+        start = lengths[packed_text] - batch.packed.pooled_lengths[packed_text]
         masked, places = mask_tokens(
             texts[packed_text].tolist(),
             first=start,
@@ -124,7 +125,7 @@ def mask_batch(
         starts.append(start)
         chosen.append(places)
     packed = pack_ids(ids, starts)
-    offsets = np.cumsum([0, *packed.lengths])
+    offsets = np.cumsum([0, *packed.lengths.texts])
     entries: list[tuple[int, int, int]] = []
     for query, places in enumerate(chosen):
         original, offset = texts[order[query]], int(offsets[int(packed.order_N[query])])
