@@ -13,6 +13,7 @@ from rayembed.data.stream import StreamSpec
 from rayembed.train.distributed import all_finite
 
 BAD_BATCHES_FILE = "bad_batches.jsonl"
+STOPPED_FILE = "stopped.txt"  # in the run folder: why a bad batch ended the stage
 _NAMED_ROWS = 8
 
 logger = logging.getLogger(__name__)

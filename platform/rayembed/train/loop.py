@@ -19,8 +19,9 @@ from rayembed.config import StageConfig
 from rayembed.data.collate import TrainingBatch
 from rayembed.data.stream import stream_batches
 from rayembed.model.precision import resolve_precision
+from rayembed.paths import atomic_write
 from rayembed.train import engine as deepspeed_engine
-from rayembed.train.bad_batch import BadBatch, check_finite, name_batch, record_batch
+from rayembed.train.bad_batch import STOPPED_FILE, BadBatch, check_finite, name_batch, record_batch
 from rayembed.train.build import build_engine, restore_moments
 from rayembed.train.checkpointing import TrainingState, load_training_state, save_training_state
 from rayembed.train.metrics import MetricsRecorder
@@ -32,8 +33,6 @@ from rayembed.train.timing import StepTimer, peak_memory
 from rayembed.train.trackers import start_trackers
 
 logger = logging.getLogger(__name__)
-
-BAD_BATCH = "bad_batch"  # key of a stage's last report when a bad batch ended it
 
 
 def learning_rate_factor(step: int, stage: StageConfig) -> float:
@@ -94,7 +93,9 @@ def _run_steps(
         except BadBatch as error:
             message = _report_bad_batch(error, run, batch.step, rank)
             if training.on_bad_batch == "stop":
-                ray.train.report({BAD_BATCH: message})
+                # A worker that raised would be started again; one that returns leaves word for the driver.
+                if rank == 0:
+                    atomic_write(run.run_folder / STOPPED_FILE, message)
                 return
         else:
             if (batch.step + 1) % training.log_every == 0:

@@ -21,10 +21,11 @@ from rayembed.errors import ConfigError, TrainingError, UserError
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
 from rayembed.paths import atomic_directory, atomic_write, resolve
+from rayembed.train.bad_batch import STOPPED_FILE
 from rayembed.train.checkpointing import STATE_FILE
 from rayembed.train.export import export_model, trained_contract
 from rayembed.train.handover import carried_weights, merge_into_base
-from rayembed.train.loop import BAD_BATCH, train_stage
+from rayembed.train.loop import train_stage
 from rayembed.train.preflight import check_resources
 from rayembed.train.prepare import check_sources, prepare_stage
 from rayembed.train.stage_run import StageRun
@@ -143,6 +144,8 @@ def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
         ),
     )
+    stopped = run.run_folder / STOPPED_FILE
+    stopped.unlink(missing_ok=True)
     try:
         result = trainer.fit()
     except ray.train.WorkerGroupError as error:
@@ -150,10 +153,9 @@ def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
         if mistakes:
             raise mistakes[0] from error
         raise
-    bad_batch = (result.metrics or {}).get(BAD_BATCH)
-    if bad_batch:
+    if stopped.is_file():
         raise TrainingError(
-            f"{bad_batch}; lower the learning rate, remove the rows, or continue with "
+            f"{stopped.read_text()}; lower the learning rate, remove the rows, or continue with "
             "--set training.on_bad_batch=skip"
         )
     assert result.checkpoint is not None, "a stage ends with a checkpoint of its last step"
