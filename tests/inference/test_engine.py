@@ -2,30 +2,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
-from rayembed.contract import Contract
 from rayembed.errors import CheckpointError, RequestError
 from rayembed.inference.engine import Engine
-from rayembed.model.backbone import prepare_backbone
-from rayembed.model.checkpoint import save_model
-from rayembed.model.configuration import LatentPoolingConfig, ModelConfig
-from rayembed.model.embedder import Embedder
-from tests.tiny import make_backbone, make_tokenizer
 
 TEXTS = ["a", "some longer text here", "b c", "some longer text here", "1 2 3", "x" * 300]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("engine") / "model"
-    config = ModelConfig(
-        pooling=LatentPoolingConfig(num_latents=4, num_heads=2, head_width=8, init="published")
-    )
-    torch.manual_seed(0)
-    embedder = Embedder(prepare_backbone(make_backbone(), "bidirectional"), config)
-    save_model(folder, embedder, make_tokenizer(), Contract(max_length=64))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from rayembed.errors import ConfigError, RequestError
 from rayembed.inference.memory import keep_freed_memory
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.configuration import Precision
+from rayembed.model.int8_weights import use_int8_weights
 from rayembed.model.mixed_precision import use_mixed_precision
 from rayembed.model.packing import PackedBatch, pack_ids
 from rayembed.model.precision import resolve_device, resolve_precision
@@ -73,6 +74,7 @@ class Engine:
         device: str = "auto",
         precision: Precision = "auto",
         fp32_layers: int = 0,
+        int8_weights: bool = False,
         token_budget: int | None = None,
     ) -> "Engine":
         """Load a checkpoint folder.
@@ -83,12 +85,14 @@ class Engine:
             precision: auto takes bf16 where the processor has it. In bf16 the residual stream, the norms and
                 the pooled states are fp32.
             fp32_layers: with bf16, first layers that compute in fp32 altogether.
+            int8_weights: hold the decoder's weights as 8-bit integers; needs the package torchao.
             token_budget: most tokens in one forward pass; bounds memory. None: 4096 on a CPU, whose caches
                 hold no more, 16384 on a GPU.
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or of another shape.
             ConfigError: there is no such device, or the model has fewer layers than `fp32_layers`.
+            ResourceError: `int8_weights` without torchao.
         """
         folder = resolve(checkpoint)
         target = resolve_device(device)
@@ -99,6 +103,8 @@ class Engine:
             use_mixed_precision(engine._embedder, fp32_layers=fp32_layers)
         elif fp32_layers:
             raise ConfigError("fp32_layers belongs to precision bf16; in fp32 all layers compute in fp32")
+        if int8_weights:
+            use_int8_weights(engine._embedder.backbone)
         return engine
 
     @property
