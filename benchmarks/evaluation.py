@@ -8,12 +8,8 @@ eval_overhead  time on two actors of one thread over plain mteb with two threads
 eval_resume    finished shards encoded again per actor after an actor and then the driver are killed
 """
 
-import argparse
 import heapq
-import json
-import logging
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -21,8 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -30,6 +24,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 import psutil
 import ray
 import torch
+from harness import Bar, arguments, ratio_bar, write_report
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
@@ -51,11 +46,6 @@ ACTORS = 2
 FORCED_SHARD_TOKENS = 4_000
 RESUME_TASKS = ["DocstringRetrieval", "WordNetGlossRetrieval"]
 OVERHEAD_TASKS = ["DocstringRetrieval", "DocstringReranking", "WordNetLexnameClustering", "VaderMovies"]
-
-
-def bar(name: str, value: float, goal: float, better: str, spread: str, detail: Any) -> dict[str, Any]:
-    """One figure of the report."""
-    return {"name": name, "value": value, "goal": goal, "better": better, "spread": spread, "detail": detail}
 
 
 def random_checkpoint(folder: Path, layers: int, width: int) -> Path:
@@ -99,7 +89,7 @@ def plain(checkpoint: Path, data_dir: Path, tasks: list[str], threads: int) -> d
     }
 
 
-def equal(checkpoint: Path, data_dir: Path, scratch: Path, quick: bool) -> dict[str, Any]:
+def equal(checkpoint: Path, data_dir: Path, scratch: Path, quick: bool) -> Bar:
     """eval_equal."""
     tasks = RESUME_TASKS[:1] if quick else list(Catalogue(data_dir).select("rayembed-offline").tasks)
     shared = {
@@ -114,10 +104,11 @@ def equal(checkpoint: Path, data_dir: Path, scratch: Path, quick: bool) -> dict[
     alone = plain(checkpoint, data_dir, tasks, threads=2)
     differences = {task: abs(cluster[task]["trained"] - alone[task]) for task in tasks}
     detail = {"differences": differences, "shards": shards}
-    return bar("eval_equal", max(differences.values()), 1e-4, "lower", "deterministic", detail)
+    values = list(differences.values())
+    return Bar("eval_equal", max(values), 1e-4, "lower", (min(values), max(values)), detail)
 
 
-def makespan(tokens_per_second: float) -> dict[str, Any]:
+def makespan(tokens_per_second: float) -> Bar:
     """eval_makespan."""
     catalogue = Catalogue(Path("unused"))
     model = Candidate("model", "0" * 64, Path("unused"))
@@ -138,7 +129,14 @@ def makespan(tokens_per_second: float) -> dict[str, Any]:
         "tokens": total,
         "largest unit": largest,
     }
-    return bar("eval_makespan", min(shares.values()), 0.9, "higher", "simulation", detail)
+    return Bar(
+        "eval_makespan",
+        min(shares.values()),
+        0.9,
+        "higher",
+        (min(shares.values()), max(shares.values())),
+        detail,
+    )
 
 
 def simulated_end(units: list[Unit], workers: int) -> float:
@@ -153,7 +151,7 @@ def simulated_end(units: list[Unit], workers: int) -> float:
     return now
 
 
-def overhead(checkpoint: Path, data_dir: Path, scratch: Path, pairs: int) -> dict[str, Any]:
+def overhead(checkpoint: Path, data_dir: Path, scratch: Path, pairs: int) -> Bar:
     """eval_overhead: actors are started and load the model within the time, as the peer loads its."""
     tasks = OVERHEAD_TASKS
     times: dict[str, list[float]] = {"cluster": [], "plain": []}
@@ -173,9 +171,10 @@ def overhead(checkpoint: Path, data_dir: Path, scratch: Path, pairs: int) -> dic
         mine = timed(times["cluster"], lambda number=number: on_cluster(number))
         peer = timed(times["plain"], lambda: plain(checkpoint, data_dir, tasks, threads=2))
         assert all(abs(mine[task] - peer[task]) < 1e-3 for task in tasks), (mine, peer)
-    ratios = [one / other for one, other in zip(times["cluster"], times["plain"], strict=True)]
-    spread = f"{min(ratios):.3f} to {max(ratios):.3f}, {pairs} pairs"
-    return bar("eval_overhead", median(ratios), 1.1, "lower", spread, {"seconds": times, "tasks": tasks})
+    detail = {"seconds": times, "tasks": tasks}
+    return ratio_bar(
+        "eval_overhead", times["cluster"], times["plain"], goal=1.1, better="lower", detail=detail
+    )
 
 
 def timed(seconds: list[float], work: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -186,20 +185,12 @@ def timed(seconds: list[float], work: Callable[[], dict[str, float]]) -> dict[st
     return result
 
 
-def resume(checkpoint: Path, data_dir: Path, scratch: Path) -> dict[str, Any]:
+def resume(checkpoint: Path, data_dir: Path, scratch: Path) -> Bar:
     """eval_resume: an actor is killed, then the driver, then the run is finished."""
     output = scratch / "resume"
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "rayembed",
-            "evaluate",
-            "--checkpoint",
-            str(checkpoint),
-            "--actors",
-            str(ACTORS),
-        ),
+        *(sys.executable, "-m", "rayembed", "evaluate"),
+        *("--checkpoint", str(checkpoint), "--actors", str(ACTORS)),
         *("--tasks", ",".join(RESUME_TASKS), "--data-dir", str(data_dir), "--keep-embeddings"),
         *("--shard-tokens", str(FORCED_SHARD_TOKENS), "--precision", "fp32"),
     ]
@@ -238,13 +229,14 @@ def resume(checkpoint: Path, data_dir: Path, scratch: Path) -> dict[str, Any]:
         "largest difference of a score": difference,
         "not drilled": "the loss of a node",
     }
-    return bar("eval_resume", len(again) / ACTORS, 1.0, "lower", "one run", detail)
+    value = len(again) / ACTORS
+    return Bar("eval_resume", value, 1.0, "lower", (value, value), detail)
 
 
 def finished_shards(output: Path) -> dict[str, int]:
     """Name and time of writing of every finished shard."""
     found = (output / "embeddings").rglob("[!.]*.vectors.safetensors")
-    return {path.name: path.stat().st_mtime_ns for path in found}
+    return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in found}
 
 
 def wait_for_shards(driver: subprocess.Popen, output: Path, count: int) -> None:
@@ -265,11 +257,7 @@ def is_actor(process: psutil.Process) -> bool:
 
 def main() -> None:
     """Measure the bars and write them as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, required=True, help="where the bars are written")
-    parser.add_argument("--quick", action="store_true", help="a smaller model, fewer tasks, one pair")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--only", default="eval_equal,eval_makespan,eval_overhead,eval_resume")
     parser.add_argument("--checkpoint", type=Path, help="default: random weights")
     parser.add_argument(
@@ -281,30 +269,27 @@ def main() -> None:
     parser.add_argument(
         "--tokens-per-second", type=float, default=20_000, help="of a worker in eval_makespan"
     )
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     logs.configure()
-    wanted = arguments.only.split(",")
-    bars: list[dict[str, Any]] = []
+    wanted = options.only.split(",")
+    bars: list[Bar] = []
     if "eval_makespan" in wanted:
-        bars.append(makespan(arguments.tokens_per_second))
+        bars.append(makespan(options.tokens_per_second))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        layers, width = (2, 64) if arguments.quick else (arguments.layers, arguments.width)
+        layers, width = (2, 64) if options.quick else (options.layers, options.width)
         if set(wanted) != {"eval_makespan"}:
-            checkpoint = arguments.checkpoint or random_checkpoint(scratch, layers, width)
+            checkpoint = options.checkpoint or random_checkpoint(scratch, layers, width)
         if "eval_resume" in wanted:
-            bars.append(resume(checkpoint, arguments.data_dir, scratch))
+            bars.append(resume(checkpoint, options.data_dir, scratch))
         if {"eval_equal", "eval_overhead"} & set(wanted):
             connect(num_cpus=ACTORS)
         if "eval_overhead" in wanted:
-            bars.append(overhead(checkpoint, arguments.data_dir, scratch, arguments.pairs))
+            bars.append(overhead(checkpoint, options.data_dir, scratch, options.pairs))
         if "eval_equal" in wanted:
-            bars.append(equal(checkpoint, arguments.data_dir, scratch, arguments.quick))
+            bars.append(equal(checkpoint, options.data_dir, scratch, options.quick))
         ray.shutdown()
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-    arguments.json.write_text(json.dumps({"bars": bars, "machine": machine}, indent=2) + "\n")
-    for found in bars:
-        logging.getLogger("rayembed").info("%s %.6g (goal %s)", found["name"], found["value"], found["goal"])
+    write_report(bars, options.json)
 
 
 if __name__ == "__main__":
