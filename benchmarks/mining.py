@@ -1,0 +1,164 @@
+"""Mining beside its peers: exact search against faiss flat, encoding against the bare inference engine.
+
+python benchmarks/mining.py [--quick] --json OUT
+
+Each round runs both sides in turn, in alternating order, on the same vectors or texts and the same cores.
+Results are compared before a time counts. faiss comes with the development packages; the encoder is the
+4-layer cut of the packaged base model, which is built into --workspace when it is not there.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rayembed.contract import Contract
+from rayembed.data.store import build_source, read_split
+from rayembed.inference.engine import Engine
+from rayembed.mining.config import CheckpointTeacher
+from rayembed.mining.search import exact_top_k
+from rayembed.mining.vectors import EncodeShard, VectorJob, write_texts
+from rayembed.model.base_model import prepare_base_model, save_untrained
+
+WIDTH, TOP = 384, 100
+
+
+def unit_vectors(generator: np.random.Generator, rows: int) -> np.ndarray:
+    """Random directions, fp32."""
+    vectors = generator.standard_normal((rows, WIDTH), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Wall time of a call, and its result."""
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+def search_bar(documents: int, queries: int, rounds: int) -> dict[str, Any]:
+    """Our time over faiss's for the same exact top 100."""
+    generator = np.random.default_rng(0)
+    corpus, asked = unit_vectors(generator, documents), unit_vectors(generator, queries)
+    index = faiss.IndexFlatIP(WIDTH)
+    index.add(corpus)
+    index.search(asked[:64], TOP)
+    exact_top_k(asked[:64], [corpus[:8192]], TOP)
+    ratios, ours_seconds, faiss_seconds = [], [], []
+    for turn in range(rounds):
+        sides = {
+            "ours": lambda: exact_top_k(asked, [corpus], TOP),
+            "faiss": lambda: index.search(asked, TOP),
+        }
+        measured = {name: seconds(sides[name]) for name in sorted(sides, reverse=bool(turn % 2))}
+        (ours_time, (scores, positions)), (faiss_time, (others, other_positions)) = (
+            measured["ours"],
+            measured["faiss"],
+        )
+        np.testing.assert_allclose(scores, others, atol=1e-5)
+        agreeing = float((positions == other_positions).mean())
+        # Scores that are equal up to rounding may change places.
+        assert agreeing > 0.999, f"only {agreeing:.4%} of the positions agree"
+        ratios.append(ours_time / faiss_time)
+        ours_seconds.append(ours_time)
+        faiss_seconds.append(faiss_time)
+    return {
+        "name": "mining_search",
+        "value": round(statistics.median(ratios), 3),
+        "goal": 1.5,
+        "better": "lower",
+        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        "detail": f"our time over faiss IndexFlatIP: {documents:,} x {WIDTH}, {queries:,} queries, top {TOP}. "
+        f"ours {statistics.median(ours_seconds):.2f} s, faiss {statistics.median(faiss_seconds):.2f} s; "
+        f"{agreeing:.3%} of the positions equal",
+    }
+
+
+def encode_bar(workspace: Path, texts: int, rounds: int) -> dict[str, Any]:
+    """Texts a second of the miner's worker over those of the bare engine."""
+    build_source("python-docstrings", workspace / "data")
+    rows = read_split(workspace / "data", "python-docstrings", "train")
+    documents = list(dict.fromkeys(text for row in rows["positives"].to_pylist() for text in row))[:texts]
+    checkpoint = workspace / "models" / "mining-benchmark"
+    if not checkpoint.is_dir():
+        base = prepare_base_model("smollm2-135m", workspace / "models", layers=4)
+        save_untrained(base, checkpoint, Contract(max_length=96))
+    teacher = CheckpointTeacher(kind="checkpoint", path=str(checkpoint))
+    engine = Engine.load(checkpoint)
+    with tempfile.TemporaryDirectory() as scratch:
+        stored = write_texts(pa.array(documents), Path(scratch) / "documents.parquet")
+        job = VectorJob.of(stored, Path(scratch), teacher, "document", None)
+        worker = EncodeShard(teacher, [job])
+        ratios, rates = [], []
+        for turn in range(rounds + 1):
+            sides = {
+                "engine": lambda: engine.encode(documents).vectors,
+                "miner": lambda: [worker({"job": 0, "shard": at}) for at in range(len(job.shards))],
+            }
+            measured = {name: seconds(sides[name]) for name in sorted(sides, reverse=bool(turn % 2))}
+            difference = np.abs(np.concatenate(job.open()) - measured["engine"][1]).max()
+            assert difference < 1e-5, f"the vectors differ by up to {difference:.1e}"
+            if turn:  # the first round warms up
+                ratios.append(measured["engine"][0] / measured["miner"][0])
+                rates.append(len(documents) / measured["miner"][0])
+    return {
+        "name": "mining_encode",
+        "value": round(statistics.median(ratios), 3),
+        "goal": 0.9,
+        "better": "higher",
+        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        "detail": f"speed over the bare engine's, {len(documents):,} functions, stored as shards; "
+        f"{statistics.median(rates):.0f} texts a second",
+    }
+
+
+def main() -> None:
+    """Run both bars, print them, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="100,000 documents and 1,000 queries")
+    parser.add_argument("--json", type=Path, required=True, help="where to write the bars")
+    parser.add_argument("--workspace", type=Path, default=Path(), help="folder of data and models")
+    parser.add_argument("--only", choices=["search", "encode"], help="one of the two bars")
+    arguments = parser.parse_args()
+    bars = []
+    if arguments.only != "encode":
+        size = (100_000, 1_000, 5) if arguments.quick else (1_000_000, 10_000, 2)
+        bars.append(search_bar(*size))
+    if arguments.only != "search":
+        texts, rounds = (256, 3) if arguments.quick else (768, 5)
+        bars.append(encode_bar(arguments.workspace.resolve(), texts, rounds))
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "faiss_threads": faiss.omp_get_max_threads(),
+        "torch": torch.__version__,
+        "faiss": faiss.__version__,
+        "numpy": np.__version__,
+    }
+    for bar in bars:
+        print(f"{bar['name']:16} {bar['value']:6.3f} (goal {bar['goal']})  {bar['spread']}  {bar['detail']}")
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(
+        json.dumps({"date": time.strftime("%Y-%m-%d"), "bars": bars, "machine": machine}, indent=2) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
