@@ -83,7 +83,8 @@ def search_bar(documents: int, queries: int, rounds: int) -> dict[str, Any]:
         "goal": 1.5,
         "better": "lower",
         "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-        "detail": f"our time over faiss IndexFlatIP: {documents:,} x {WIDTH}, {queries:,} queries, top {TOP}. "
+        "detail": f"our time over faiss IndexFlatIP; {documents:,} x {WIDTH}, {queries:,} queries, "
+        f"top {TOP}; "
         f"ours {statistics.median(ours_seconds):.2f} s, faiss {statistics.median(faiss_seconds):.2f} s; "
         f"{agreeing:.3%} of the positions equal",
     }
