@@ -23,7 +23,7 @@ TEACHER = "last-round"
 
 
 def training_of_round(config: RunConfig, mined: dict[str, Path], number: int) -> RunConfig:
-    """The recipe of a later round: another name, and mined rows in the place of the sources they came from."""
+    """The recipe of a later round: another name, and mined rows in place of the sources they came from."""
     raw: dict[str, Any] = config.model_dump(mode="json")
     raw["name"] = f"{config.name}-round-{number}"
     for name, path in mined.items():

@@ -1,10 +1,13 @@
 """Clients of OpenAI-compatible endpoints: keys from the environment, retries with backoff, clear errors."""
 
+import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from pydantic import Field
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import openai
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -79,6 +84,24 @@ def ask_all(
                 running |= {threads.submit(call, config, ask, item) for item in islice(waiting, len(done))}
     if failure is not None:
         raise failure
+
+
+def keep_answer(stream: TextIO, record: dict[str, Any]) -> None:
+    """Write an answer down as a line of JSON, at once, so that it is not asked for twice."""
+    stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+def stored_answers(path: Path) -> Iterator[dict[str, Any]]:
+    """Answers kept in a file; what a run that was cut off left of its last line is removed."""
+    if not path.is_file():
+        return
+    complete, _, rest = path.read_bytes().rpartition(b"\n")
+    if rest:
+        logger.warning("%s ends in the middle of a line, which is removed", path)
+        path.write_bytes(complete + b"\n" if complete else b"")
+    for line in complete.splitlines():
+        yield json.loads(line)
 
 
 def call(config: EndpointConfig, ask: "Callable[[Any], Answer]", item: Any) -> Answer:

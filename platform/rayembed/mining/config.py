@@ -115,6 +115,18 @@ class SourceMining(Frozen):
         return self
 
 
+class Rescoring(EndpointConfig):
+    """A second look, through an endpoint, at the candidates that passed the filters."""
+
+    kind: Literal["judge", "reranker"] = Field(
+        description="judge: a chat model says whether a document answers; reranker: `/rerank` scores pairs"
+    )
+    top: int = Field(8, ge=1, description="candidates of each query that are looked at")
+    share: float = Field(
+        0.95, gt=0, le=1, description="of a reranker: reject from this share of the positive's score"
+    )
+
+
 class MiningRecipe(Frozen):
     """A whole mining run."""
 
@@ -124,6 +136,7 @@ class MiningRecipe(Frozen):
     models_directory: str = Field("models", description="where packaged teachers are kept")
     teachers: dict[str, Teacher] = Field(min_length=1, description="name -> teacher")
     sources: tuple[SourceMining, ...] = Field(min_length=1, description="sources to mine, each once")
+    rescoring: Rescoring | None = Field(None, description="a second look at the candidates; None: none")
     actors: int | None = Field(
         None, ge=0, description="Ray actors; None: one for each GPU or CPU, 0: this process alone"
     )

@@ -92,6 +92,11 @@ def markdown(name: str, report: MiningReport, negatives_per_query: int, audit: d
     for which, share in audit["false_negatives"].items():
         meaning = "of the first candidates" if which == "unfiltered" else "of the chosen negatives"
         lines.append(f"| {meaning} are known to be right | {_percent(share)} |")
+    if audit["second_look"]["looked_at"]:
+        looked_at, share = audit["second_look"]["looked_at"], audit["second_look"]["share"]
+        lines.append(
+            f"| of {looked_at:,} candidates in the second look right after all | {_percent(share)} |"
+        )
     for pair, overlap in audit["teacher_overlap"].items():
         lines.append(
             f"| overlap of the best {negatives_per_query} of {pair} (Jaccard) | {_percent(overlap)} |"

@@ -1,6 +1,6 @@
 """Rows of a source completed with the negatives that were chosen for them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 
 import numpy as np
@@ -23,6 +23,7 @@ def complete_rows(
     *,
     seed: int,
     outcomes: list[RowOutcome],
+    right: Mapping[int, Set[int]] | None = None,
     audit: Audit | None = None,
     chunk: int = 8192,
 ) -> Iterator[pa.Table]:
@@ -37,6 +38,7 @@ def complete_rows(
         settings: filters, sampling and fill.
         seed: decides what is sampled and filled.
         outcomes: gets one item a row.
+        right: query -> documents that a second look found to be right.
         audit: gets every query's candidates and choice.
         chunk: queries of a table.
 
@@ -59,7 +61,7 @@ def complete_rows(
                     candidates,
                     settings,
                     wanted=settings.negatives_per_query - len(given),
-                    taken={*given, *excluded[query].tolist()},
+                    taken={*given, *excluded[query].tolist(), *(right or {}).get(query, ())},
                     size=len(collection.documents),
                     generator=generator,
                 )

@@ -21,6 +21,7 @@ from rayembed.data.store import read_parquet
 from rayembed.errors import DataError
 from rayembed.mining.audit import Audit
 from rayembed.mining.candidates import (
+    Candidates,
     SearchJob,
     find_candidates,
     read_candidates,
@@ -29,6 +30,7 @@ from rayembed.mining.candidates import (
 from rayembed.mining.collection import Collection, collect, read_corpus, read_pairs
 from rayembed.mining.config import BM25Teacher, MiningRecipe, SourceMining, Teacher
 from rayembed.mining.report import MiningReport, RowOutcome, markdown
+from rayembed.mining.rescoring import SecondLook, rescore
 from rayembed.mining.rows import complete_rows
 from rayembed.mining.teachers import prepare_teacher
 from rayembed.mining.vectors import VectorJob, encode, write_texts
@@ -82,18 +84,34 @@ def _mine_source(
                 "--filters-only"
             )
         _find(recipe, entry, name, chosen[name], search)
+    second_look = SecondLook(0, {})
+    if recipe.rescoring is not None:
+        second_look = rescore(recipe.rescoring, entry, collection, _found(searches), folder / "work")
     audit = Audit(list(chosen), entry, _known(collection, entry))
     outcomes: list[RowOutcome] = []
-    found = zip(*(read_candidates(search.parts) for search in searches.values()), strict=True)
-    rows = complete_rows(table, collection, found, entry, seed=recipe.seed, outcomes=outcomes, audit=audit)
+    rows = complete_rows(
+        table,
+        collection,
+        _found(searches),
+        entry,
+        seed=recipe.seed,
+        outcomes=outcomes,
+        right=second_look.right,
+        audit=audit,
+    )
     _write_rows(rows, folder / RESULT_FILE)
     report = MiningReport.of(outcomes, documents=len(collection.documents))
-    summary = audit.summary()
+    summary = audit.summary() | {"second_look": second_look.summary()}
     content = {"counts": asdict(report), "settings": entry.model_dump(mode="json"), **summary}
     atomic_write(folder / "report.json", json.dumps(content, indent=2) + "\n")
     atomic_write(folder / "report.md", markdown(entry.source, report, entry.negatives_per_query, summary))
     logger.info("source %s: %s", entry.source, report)
     return MinedSource(entry.source, folder / RESULT_FILE, report)
+
+
+def _found(searches: Mapping[str, SearchJob]) -> Iterator[tuple[Candidates, ...]]:
+    """Candidates of each query in order, one item a teacher."""
+    return zip(*(read_candidates(search.parts) for search in searches.values()), strict=True)
 
 
 def _searches(

@@ -1,13 +1,13 @@
 """Every answer of the language model on disk as it comes, so that no request is paid for twice."""
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rayembed.endpoint import keep_answer, stored_answers
 from rayembed.synthesis.config import EndpointGenerator, LocalGenerator
 from rayembed.synthesis.generators import Prompt, complete
 from rayembed.synthesis.kinds import Misfit
@@ -38,7 +38,7 @@ class Ledger:
         self.accepted: dict[str, Any] = {}
         self.attempts: Counter[str] = Counter()
         self.usage = Usage()
-        for record in self._stored():
+        for record in stored_answers(path):
             self._count(record)
 
     def ask(
@@ -75,8 +75,7 @@ class Ledger:
                         record["value"] = parse(completion.text)
                     except Misfit as misfit:
                         record["misfit"] = str(misfit)
-                    stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-                    stream.flush()
+                    keep_answer(stream, record)
                     self._count(record)
 
     def _count(self, record: Mapping[str, Any]) -> None:
@@ -89,18 +88,6 @@ class Ledger:
             self.usage.accepted += 1
         else:
             self.usage.misfits[record["misfit"]] += 1
-
-    def _stored(self) -> Iterator[dict[str, Any]]:
-        """Complete lines; what a cut-off run left of its last one is removed."""
-        if not self._path.is_file():
-            return
-        content = self._path.read_bytes()
-        complete_lines, _, rest = content.rpartition(b"\n")
-        if rest:
-            logger.warning("%s ends in the middle of a line, which is removed", self._path)
-            self._path.write_bytes(complete_lines + b"\n" if complete_lines else b"")
-        for line in complete_lines.splitlines():
-            yield json.loads(line)
 
 
 def merged(parts: Sequence[Usage]) -> Usage:

@@ -1,0 +1,192 @@
+"""A second look at candidates through an endpoint: a chat model that judges, or a cross-encoder that scores.
+
+Answers are written down as they come: a run that is cut off continues with the queries that are missing.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from rayembed.data.plan import fingerprint
+from rayembed.endpoint import ask_all, connect_endpoint, keep_answer, stored_answers
+from rayembed.errors import ResourceError
+from rayembed.mining.candidates import Candidates
+from rayembed.mining.collection import Collection
+from rayembed.mining.config import Rescoring, SourceMining
+from rayembed.mining.filters import below_positive_share
+from rayembed.mining.selection import choose
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Documents of one query to look at, as positions in the collection; `positive` is its best one."""
+
+    query: int
+    positive: int
+    documents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SecondLook:
+    """What came of it: how many documents were looked at, and those that are right after all, by query."""
+
+    looked_at: int
+    right: dict[int, Set[int]]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, and the share that is right after all, which estimates the share of false negatives."""
+        right = sum(len(documents) for documents in self.right.values())
+        share = round(right / self.looked_at, 4) if self.looked_at else None
+        return {"looked_at": self.looked_at, "right_after_all": right, "share": share}
+
+
+def rescore(
+    config: Rescoring,
+    settings: SourceMining,
+    collection: Collection,
+    found: Iterator[tuple[Candidates, ...]],
+    folder: Path,
+) -> SecondLook:
+    """Look at the best candidates of every query that pass the filters.
+
+    Args:
+        config: the endpoint.
+        settings: of the source.
+        collection: texts.
+        found: candidates of each query in order, one item a teacher.
+        folder: where the answers are kept.
+
+    Raises:
+        ResourceError: the endpoint fails, or answers with something else; earlier answers are kept.
+    """
+    kind = config.model_dump(mode="json", include={"kind", "url", "model", "share"})
+    path = folder / f"second-look-{fingerprint(kind | {'instruction': settings.instruction})[:12]}.jsonl"
+    known = _Known(path)
+    looks = list(_looks(config, settings, found))
+    keys, query_keys = collection.document_ids, collection.queries
+    open_looks = [
+        look
+        for look in looks
+        if not {keys[document].as_py() for document in look.documents}
+        <= known.seen[query_keys[look.query].as_py()]
+    ]
+    logger.info("source %s: second look at %d of %d queries", settings.source, len(open_looks), len(looks))
+    ask = _Judge(config, settings, collection) if config.kind == "judge" else _Reranker(config, collection)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        for look, right in ask_all(config, ask, open_looks):
+            record = {
+                "query": query_keys[look.query].as_py(),
+                "seen": [keys[document].as_py() for document in look.documents],
+                "right": [keys[document].as_py() for document in right],
+            }
+            keep_answer(stream, record)
+            known.add(record)
+    right = {
+        look.query: {document for document in look.documents if keys[document].as_py() in known.right[key]}
+        for look in looks
+        if (key := query_keys[look.query].as_py()) in known.right
+    }
+    return SecondLook(sum(len(look.documents) for look in looks), right)
+
+
+def _looks(
+    config: Rescoring, settings: SourceMining, found: Iterator[tuple[Candidates, ...]]
+) -> Iterator[Look]:
+    taking_best = settings.model_copy(update={"sample_from": None, "fill": "none"})
+    for query, candidates in enumerate(found):
+        choice = choose(
+            candidates,
+            taking_best,
+            wanted=config.top,
+            taken=set(),
+            size=0,
+            generator=np.random.default_rng(0),
+        )
+        if choice.mined:
+            first = candidates[0]
+            best = int(first.positives[int(first.positive_scores.argmax())])
+            yield Look(query, best, tuple(choice.mined))
+
+
+class _Judge:
+    """Asks a chat model about each document."""
+
+    def __init__(self, config: Rescoring, settings: SourceMining, collection: Collection):
+        self._config, self._collection = config, collection
+        self._instruction = settings.instruction
+        self._client = connect_endpoint(config)
+        loader = PackageLoader("rayembed.mining", "prompts")
+        self._prompt = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True).get_template(
+            "judge.txt"
+        )
+
+    def __call__(self, look: Look) -> tuple[Look, list[int]]:
+        return look, [document for document in look.documents if self._is_right(look.query, document)]
+
+    def _is_right(self, query: int, document: int) -> bool:
+        prompt = self._prompt.render(
+            instruction=self._instruction,
+            query=self._collection.queries[query].as_py(),
+            document=self._collection.documents[document].as_py(),
+        )
+        answer = self._client.chat.completions.create(
+            model=self._config.model,
+            messages=[{"role": "user", "content": prompt}],
+            temperature=0.0,
+            max_tokens=8,
+        )
+        words = (answer.choices[0].message.content or "").lower().split()
+        first = words[0].strip(".,!:;\"'*") if words else ""
+        if first not in {"yes", "no"}:
+            raise ResourceError(
+                f"{self._config.url}, model {self._config.model}: the judge answers neither yes nor no; use "
+                "a model that follows instructions"
+            )
+        return first == "yes"
+
+
+class _Reranker:
+    """Has a cross-encoder score the positive and the documents of a query together."""
+
+    def __init__(self, config: Rescoring, collection: Collection):
+        self._config, self._collection = config, collection
+        self._client = connect_endpoint(config)
+
+    def __call__(self, look: Look) -> tuple[Look, list[int]]:
+        texts = self._collection.documents.take([look.positive, *look.documents]).to_pylist()
+        query = self._collection.queries[look.query].as_py()
+        body = {"model": self._config.model, "query": query, "documents": texts}
+        answer: Any = self._client.post("/rerank", body=body, cast_to=object)
+        try:
+            scores = {item["index"]: float(item["relevance_score"]) for item in answer["results"]}
+            ordered = [scores[position] for position in range(len(texts))]
+        except (KeyError, TypeError) as error:
+            raise ResourceError(
+                f"{self._config.url}/rerank does not answer with a relevance_score for every document"
+            ) from error
+        wrong = below_positive_share(np.array(ordered[1:]), ordered[0], self._config.share)
+        return look, [document for document, keep in zip(look.documents, wrong, strict=True) if not keep]
+
+
+class _Known:
+    """Content hashes of the documents that were looked at, and of those that are right, by query."""
+
+    def __init__(self, path: Path):
+        self.seen: defaultdict[str, set[str]] = defaultdict(set)
+        self.right: defaultdict[str, set[str]] = defaultdict(set)
+        for record in stored_answers(path):
+            self.add(record)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take one answer in."""
+        self.seen[record["query"]].update(record["seen"])
+        self.right[record["query"]].update(record["right"])
