@@ -5,7 +5,7 @@ Answers are written down as they come: a run that is cut off continues with the 
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,11 @@ def rescore(
     Raises:
         ResourceError: the endpoint fails, or answers with something else; earlier answers are kept.
     """
-    kind = config.model_dump(mode="json", include={"kind", "url", "model", "share"})
-    path = folder / f"second-look-{fingerprint(kind | {'instruction': settings.instruction})[:12]}.jsonl"
+    made_from: dict[str, object] = {
+        "instruction": settings.instruction,
+        "endpoint": config.model_dump(mode="json", include={"kind", "url", "model", "share"}),
+    }
+    path = folder / f"second-look-{fingerprint(made_from)[:12]}.jsonl"
     known = _Known(path)
     looks = list(_looks(config, settings, found))
     keys, query_keys = collection.document_ids, collection.queries
@@ -79,18 +82,20 @@ def rescore(
         <= known.seen[query_keys[look.query].as_py()]
     ]
     logger.info("source %s: second look at %d of %d queries", settings.source, len(open_looks), len(looks))
-    ask = _Judge(config, settings, collection) if config.kind == "judge" else _Reranker(config, collection)
+    ask: Callable[[Look], tuple[Look, list[int]]] = (
+        _Judge(config, settings, collection) if config.kind == "judge" else _Reranker(config, collection)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
-        for look, right in ask_all(config, ask, open_looks):
+        for look, found_right in ask_all(config, ask, open_looks):
             record = {
                 "query": query_keys[look.query].as_py(),
                 "seen": [keys[document].as_py() for document in look.documents],
-                "right": [keys[document].as_py() for document in right],
+                "right": [keys[document].as_py() for document in found_right],
             }
             keep_answer(stream, record)
             known.add(record)
-    right = {
+    right: dict[int, Set[int]] = {
         look.query: {document for document in look.documents if keys[document].as_py() in known.right[key]}
         for look in looks
         if (key := query_keys[look.query].as_py()) in known.right
