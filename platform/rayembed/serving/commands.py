@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from rayembed.errors import ConfigError, ResourceError
+from rayembed.serving.authentication import load_keyring
 from rayembed.serving.config import ServeConfig
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,12 @@ def serve(
     arguments["checkpoint"] = checkpoint
     if model_name is not None:
         arguments["model_name"] = model_name
-    url = deploy(
-        arguments,
-        host=host or http_options.get("host", DEFAULT_HOST),
-        port=port or http_options.get("port", DEFAULT_PORT),
-    )
-    typer.echo(f"ready: {url}\ntry it:\n  {example_request(url, ServeConfig.parse(arguments).served_name)}")
+    host = host or http_options.get("host", DEFAULT_HOST)
+    url = deploy(arguments, host=host, port=port or http_options.get("port", DEFAULT_PORT))
+    serving = ServeConfig.parse(arguments)
+    with_key = load_keyring(serving.authentication, serving.api_keys_file, host) is not None
+    example = example_request(url, serving.served_name, with_key=with_key)
+    typer.echo(f"ready: {url}\ntry it:\n  {example}")
     if blocking:
         _stay_until_stopped(drain_seconds)
 

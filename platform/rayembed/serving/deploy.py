@@ -56,6 +56,9 @@ def deploy(
     connect()
     replicas = sum(model.max_replicas for model in config.all_models)
     config = ServeConfig.parse({**_fitting_resources(replicas), **arguments})
+    if "surge_percent" not in arguments and not _has_room_for_two(config):
+        logger.info("the cluster has no room for old and new replicas at once: an update stops the old first")
+        config = config.model_copy(update={"surge_percent": 0})
     if not _serve_is_running():
         check_port(host, port)
     serve.start(http_options={"host": host, "port": port})
@@ -74,10 +77,11 @@ def drain() -> None:
     serve.get_deployment_handle(INGRESS_NAME, APPLICATION_NAME).broadcast("drain").results()
 
 
-def example_request(url: str, model: str) -> str:
+def example_request(url: str, model: str, *, with_key: bool = False) -> str:
     """A curl line that asks the endpoint for a vector."""
+    key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     body = f'{{"model": "{model}", "input": "How do I read a file?"}}'
-    return f"curl -s {url}/v1/embeddings -H 'Content-Type: application/json' -d '{body}'"
+    return f"curl -s {url}/v1/embeddings -H 'Content-Type: application/json'{key} -d '{body}'"
 
 
 def _fitting_resources(replicas: int) -> dict[str, float]:
@@ -86,6 +90,15 @@ def _fitting_resources(replicas: int) -> dict[str, float]:
     if any(resources.get("GPU") for resources in nodes):
         return {"num_gpus": 1}
     return {"num_cpus": max(1, max(int(resources.get("CPU", 0)) for resources in nodes) // replicas)}
+
+
+def _has_room_for_two(config: ServeConfig) -> bool:
+    """Whether the replicas that always run fit the cluster twice."""
+    there = ray.cluster_resources()
+    running = [(max(model.min_replicas, 1), model) for model in config.all_models]
+    cpus = sum(replicas * model.num_cpus for replicas, model in running)
+    gpus = sum(replicas * model.num_gpus for replicas, model in running)
+    return 2 * cpus <= there.get("CPU", 0) and 2 * gpus <= there.get("GPU", 0)
 
 
 def _serve_is_running() -> bool:

@@ -90,23 +90,32 @@ class Gateway:
         return answer
 
     async def card(self, model: str | None) -> ModelCard:
-        """Description of a model; starts no replica when one has described it before.
+        """Description of a model; starts a replica only when none has described it before.
 
         Raises:
             ApiError: unknown model, or no replica answers.
         """
         name = self.resolve(model)
-        known = self._cards.get(name)
-        if known and time.monotonic() - known[0] < _CARD_LIFETIME_S:
-            return known[1]
-        running = await self._broadcast(name, "describe")
-        card = running[0] if running else known[1] if known else await self._ask(name, "describe")
-        self._cards[name] = (time.monotonic(), card)
-        return card
+        if not await self._refresh(name):
+            self._cards[name] = (time.monotonic(), await self._ask(name, "describe"))
+        return self._cards[name][1]
 
     async def cards(self) -> list[ModelCard]:
         """Description of every model."""
         return [await self.card(model.served_name) for model in self._config.all_models]
+
+    async def described(self) -> list[ModelCard]:
+        """Description of the models that have been described; starts no replica."""
+        await asyncio.gather(*(self._refresh(name) for name in self._encoders))
+        return self.known_cards
+
+    async def _refresh(self, name: str) -> bool:
+        """Ask the running replicas for their description now and then; whether there is one at all."""
+        known = self._cards.get(name)
+        if known is None or time.monotonic() - known[0] > _CARD_LIFETIME_S:
+            for card in await self._broadcast(name, "describe"):
+                self._cards[name] = (time.monotonic(), card)
+        return name in self._cards
 
     @property
     def known_cards(self) -> list[ModelCard]:
@@ -137,7 +146,9 @@ class Gateway:
             return await asyncio.wait_for(
                 self._encoders[name].broadcast(method).results_async(), _READY_TIMEOUT_S
             )
-        except (TimeoutError, RayActorError, DeploymentUnavailableError) as error:
+        except DeploymentUnavailableError:  # no replica runs
+            return []
+        except (TimeoutError, RayActorError) as error:
             logger.warning("not every replica of %s answered: %s", name, type(error).__name__)
             return []
 

@@ -44,7 +44,7 @@ def operation_routes(gateway: Gateway, front: Front) -> APIRouter:
                 "debug.html",
                 version=rayembed.__version__,
                 draining=front.draining,
-                cards=await gateway.cards(),
+                cards=await gateway.described(),
                 replicas=await gateway.from_every_replica("status"),
                 fronts=await front.summaries(),
             )

@@ -1,0 +1,349 @@
+"""The endpoint beside infinity-emb and sentence-transformers behind FastAPI: one model, the same threads.
+
+    python benchmarks/serving.py [--quick] --json OUT
+
+The model is the packaged SmolLM2-135M cut to six layers, read in both directions and mean-pooled.
+infinity-emb gets an environment of its own under --peers. All servers are up all the time and take turns
+under load; their vectors are compared first. The load is a closed loop of clients on the same machine.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "platform"))
+WORDS = ["library", "reads", "opens", "returns", "file", "line", "number", "when", "value", "list", "name"]
+INFINITY = "infinity-emb[server,torch]==0.0.78"
+NAME = "bench"
+
+
+@dataclass
+class Server:
+    """A running endpoint and what it measured."""
+
+    name: str
+    url: str
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    tails: dict[str, list[float]] = field(default_factory=dict)
+
+
+def texts_of(lengths: Sequence[int], seed: int) -> list[str]:
+    """Random texts of so many words."""
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=length)) for length in lengths]
+
+
+def workloads(quick: bool) -> dict[str, tuple[int, list[list[str]]]]:
+    """For each workload the number of clients and the requests they take turns with."""
+    draw = random.Random(0)
+    skewed = [min(512, int(12 * draw.paretovariate(0.8))) for _ in range(64 if quick else 256)]
+    return {
+        "short": (16, [[text] for text in texts_of([12] * 256, 1)]),
+        "skewed": (16, [[text] for text in texts_of(skewed, 2)]),
+        "batch": (4, [texts_of([12] * 32, seed) for seed in range(8)]),
+    }
+
+
+def prepare_models(folder: Path) -> tuple[Path, Path]:
+    """The checkpoint, and the same weights as a plain sentence-transformers folder."""
+    from rayembed.contract import Contract
+    from rayembed.model.base_model import prepare_base_model, save_untrained
+
+    checkpoint, plain = folder / NAME, folder / "sentence-transformers"
+    if not checkpoint.is_dir():
+        base = prepare_base_model("smollm2-135m", folder, layers=6)
+        save_untrained(base, checkpoint, Contract(max_length=512, append_eos=False))
+    if not plain.is_dir():
+        write_plain_folder(checkpoint, plain)
+    return checkpoint, plain
+
+
+def write_plain_folder(checkpoint: Path, target: Path) -> None:
+    """Files by the names that sentence-transformers 3 and transformers 4 know."""
+    shutil.copytree(checkpoint / "backbone", target)
+    shutil.copytree(checkpoint / "tokenizer", target, dirs_exist_ok=True)
+    config = json.loads((target / "config.json").read_text())
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    (target / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((target / "tokenizer_config.json").read_text())
+    tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (target / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (target / "sentence_bert_config.json").write_text('{"max_seq_length": 512, "do_lower_case": false}')
+    (target / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": config["hidden_size"], "pooling_mode_mean_tokens": True}
+    (target / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    entries = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (kind, path) in enumerate(modules)
+    ]
+    (target / "modules.json").write_text(json.dumps(entries))
+
+
+def infinity_python(peers: Path) -> Path:
+    """Interpreter of infinity's own environment, made on first use."""
+    python = peers / "infinity" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(peers / "infinity")], check=True)
+        requirements = [INFINITY, "torch==2.13.0+cpu", "click==8.1.8", "typer==0.12.5"]
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *requirements], check=True)
+    return python
+
+
+@contextlib.contextmanager
+def running(commands: Sequence[list[str]], environment: dict[str, str]) -> Iterator[list[subprocess.Popen]]:
+    """Server processes, ended after the block."""
+    processes = [subprocess.Popen(command, env=os.environ | environment) for command in commands]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+def wait_for(server: Server, process: subprocess.Popen) -> None:
+    """Until a server answers."""
+    deadline = time.monotonic() + 120
+    while not answers(server.url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{server.name} did not start")
+        time.sleep(0.5)
+
+
+def answers(url: str) -> bool:
+    """Whether anything speaks HTTP there."""
+    try:
+        urllib.request.urlopen(url, timeout=5)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+async def ask(session: aiohttp.ClientSession, server: Server, texts: list[str]) -> np.ndarray:
+    """Vectors of one request."""
+    body = {"model": NAME, "input": texts}
+    async with session.post(f"{server.url}/embeddings", json=body) as response:
+        answer = await response.json()
+        assert response.status == 200, (server.name, response.status)
+    return np.array([item["embedding"] for item in answer["data"]], dtype=np.float32)
+
+
+async def load(
+    server: Server, clients: int, requests: list[list[str]], seconds: float
+) -> tuple[float, float]:
+    """Texts a second and the 99th percentile of the request time in milliseconds, in a closed loop."""
+    times: list[float] = []
+    done = 0
+    async with aiohttp.ClientSession() as session:
+        end = time.perf_counter() + seconds
+
+        async def client(number: int) -> None:
+            nonlocal done
+            position = number
+            while (started := time.perf_counter()) < end:
+                texts = requests[position % len(requests)]
+                await ask(session, server, texts)
+                times.append(time.perf_counter() - started)
+                done += len(texts)
+                position += clients
+
+        started = time.perf_counter()
+        await asyncio.gather(*(client(number) for number in range(clients)))
+        elapsed = time.perf_counter() - started
+    return done / elapsed, float(np.percentile(times, 99)) * 1000
+
+
+async def compare(servers: Sequence[Server], texts: list[str]) -> float:
+    """Lowest cosine between the first server's vectors and any other's."""
+    async with aiohttp.ClientSession() as session:
+        vectors = [await ask(session, server, texts) for server in servers]
+    lowest = min(float((vectors[0] * other).sum(axis=1).min()) for other in vectors[1:])
+    if lowest < 0.9999:
+        raise SystemExit(f"the servers do not compute the same vectors: cosine {lowest:.6f}")
+    return lowest
+
+
+async def idle_latency(server: Server, texts: list[str]) -> float:
+    """Median milliseconds of one request at a time."""
+    async with aiohttp.ClientSession() as session:
+        times = []
+        for text in texts:
+            started = time.perf_counter()
+            await ask(session, server, [text])
+            times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1000
+
+
+def engine_figures(checkpoint: Path, threads: int, requests: list[list[str]]) -> tuple[float, float]:
+    """In process: texts a second in full batches, and median milliseconds of a single text."""
+    import torch
+
+    from rayembed.inference.engine import Engine
+
+    torch.set_num_threads(threads)
+    engine = Engine.load(checkpoint, device="cpu", precision="fp32")
+    texts = [text for request in requests for text in request]
+    engine.encode(texts[:8])
+    times = []
+    for text in texts[:40]:
+        started = time.perf_counter()
+        engine.encode([text])
+        times.append(time.perf_counter() - started)
+    rates = []
+    for _ in range(3):
+        started = time.perf_counter()
+        engine.encode(texts)
+        rates.append(len(texts) / (time.perf_counter() - started))
+    return statistics.median(rates), statistics.median(times) * 1000
+
+
+def ratio_bar(name: str, workload: str, goal: float, servers: Sequence[Server]) -> dict:
+    """Our texts a second over the best peer's, round by round."""
+    ours, *peers = servers
+    rounds = range(len(ours.rates[workload]))
+    ratios = [ours.rates[workload][n] / max(peer.rates[workload][n] for peer in peers) for n in rounds]
+    detail = {
+        server.name: {
+            "texts_per_second": [round(rate, 1) for rate in server.rates[workload]],
+            "p99_ms": [round(tail) for tail in server.tails[workload]],
+        }
+        for server in servers
+    }
+    value = statistics.median(ratios)
+    spread = [round(min(ratios), 3), round(max(ratios), 3)]
+    return {
+        "name": name,
+        "value": round(value, 3),
+        "goal": goal,
+        "better": "higher",
+        "spread": spread,
+        "detail": detail,
+    }
+
+
+def main() -> None:
+    """Start everything, measure in turns, write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--json", type=Path, required=True, help="where the report goes")
+    parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "rayembed" / "peers")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of each server")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5)
+    options = parser.parse_args()
+    rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
+
+    from rayembed.serving.deploy import deploy
+
+    checkpoint, plain = prepare_models(options.peers / "models")
+    here = ROOT / "benchmarks" / "peers"
+    threads = str(options.threads)
+    environment = {"OMP_NUM_THREADS": threads, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    infinity = [str(infinity_python(options.peers)), str(here / "infinity_server.py"), "v2"]
+    infinity += [
+        "--model-id",
+        str(plain),
+        "--served-model-name",
+        NAME,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8712",
+    ]
+    infinity += [
+        "--engine",
+        "torch",
+        "--device",
+        "cpu",
+        "--no-bettertransformer",
+        "--no-model-warmup",
+        "--dtype",
+        "float32",
+    ]
+    fastapi = [sys.executable, str(here / "fastapi_server.py"), str(plain), "8713", threads]
+    chosen = workloads(options.quick)
+    engine_rate, engine_ms = engine_figures(checkpoint, options.threads, chosen["short"][1])
+
+    with running([infinity, fastapi], environment) as processes:
+        settings = {
+            "checkpoint": str(checkpoint),
+            "model_name": NAME,
+            "precision": "fp32",
+            "num_cpus": options.threads,
+        }
+        servers = [
+            Server("rayembed", deploy(settings, port=8711) + "/v1"),
+            Server("infinity 0.0.78", "http://127.0.0.1:8712"),
+            Server("sentence-transformers + FastAPI", "http://127.0.0.1:8713"),
+        ]
+        for server, process in zip(servers[1:], processes, strict=True):
+            wait_for(server, process)
+        cosine = asyncio.run(compare(servers, texts_of([3, 12, 80, 300], 9)))
+        latency = asyncio.run(idle_latency(servers[0], texts_of([12] * 40, 5)))
+        for _ in range(rounds):
+            for workload, (clients, requests) in chosen.items():
+                for server in servers:
+                    rate, tail = asyncio.run(load(server, clients, requests, seconds))
+                    server.rates.setdefault(workload, []).append(rate)
+                    server.tails.setdefault(workload, []).append(tail)
+                    print(f"{workload} {server.name}: {rate:.1f} texts/s, p99 {tail:.0f} ms", flush=True)
+
+    short = [rate / engine_rate for rate in servers[0].rates["batch"]]
+    bars = [
+        ratio_bar("serve_short", "short", 1.5, servers),
+        ratio_bar("serve_skewed", "skewed", 2.0, servers),
+        ratio_bar("serve_batch", "batch", 1.2, servers),
+        {
+            "name": "serve_engine",
+            "value": round(statistics.median(short), 3),
+            "goal": 0.85,
+            "better": "higher",
+            "spread": [round(min(short), 3), round(max(short), 3)],
+            "detail": {"engine_texts_per_second": round(engine_rate, 1), "workload": "batch"},
+        },
+        {
+            "name": "serve_latency_ms",
+            "value": round(latency - engine_ms, 2),
+            "goal": 5,
+            "better": "lower",
+            "spread": [],
+            "detail": {"served_ms": round(latency, 2), "engine_ms": round(engine_ms, 2)},
+        },
+    ]
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": options.threads,
+    }
+    report = {"bars": bars, "machine": machine, "lowest_cosine": cosine, "seconds": seconds, "rounds": rounds}
+    options.json.write_text(json.dumps(report, indent=2) + "\n")
+    for bar in bars:
+        print(f"{bar['name']}: {bar['value']} (goal {bar['goal']}, {bar['better']} is better)")
+
+
+if __name__ == "__main__":
+    main()
