@@ -30,9 +30,12 @@ def queued_tokens_policy(target: int) -> Callable[[Any], tuple[float, dict[str, 
     the bounds and delays, and starts the first replica of a model at zero by itself.
     """
 
-    # A nested function travels to Ray Serve's controller by value: the package need not be there.
+    # A nested function without globals of the package travels to Ray Serve's controller by value, so the
+    # package need not be there.
+    figure = QUEUED_TOKENS
+
     def policy(context: Any) -> tuple[float, dict[str, Any]]:
-        tokens = sum(context.aggregated_metrics.get(QUEUED_TOKENS, {}).values())
+        tokens = sum(context.aggregated_metrics.get(figure, {}).values())
         return max(tokens / target, 1 if context.total_num_requests else 0), {}
 
     return policy
