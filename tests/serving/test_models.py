@@ -42,6 +42,11 @@ def test_an_entry_takes_what_it_leaves_out():
     assert (second.served_name, second.token_budget, second.num_gpus) == ("b", 64, 1)
 
 
+def test_an_entry_needs_a_checkpoint_of_its_own():
+    with pytest.raises(ConfigError, match=r"models\.0\.checkpoint is missing"):
+        ServeConfig.parse({"checkpoint": "a", "models": [{"model_name": "b"}]})
+
+
 def test_names_must_differ():
     with pytest.raises(ConfigError, match="two models are called b"):
         ServeConfig.parse({"checkpoint": "a", "aliases": "x,b", "models": [{"checkpoint": "b"}]})

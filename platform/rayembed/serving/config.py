@@ -85,7 +85,7 @@ class ServeConfig(ModelSettings):
     models: tuple[ModelSettings, ...] = Field(
         (),
         description="further models; what an entry leaves out it takes from the settings above, "
-        "except model_name and aliases",
+        "except checkpoint, model_name and aliases",
     )
     max_inputs: int = Field(2048, ge=1, description="most inputs in one request")
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body; more gets status 413")
@@ -113,7 +113,7 @@ class ServeConfig(ModelSettings):
     def _entries_take_what_they_leave_out(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or not isinstance(values.get("models"), (list, tuple)):
             return values
-        own = {"model_name", "aliases"}
+        own = {"checkpoint", "model_name", "aliases"}
         shared = {
             key: value for key, value in values.items() if key in ModelSettings.model_fields.keys() - own
         }
