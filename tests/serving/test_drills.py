@@ -77,8 +77,17 @@ def replica_pids(url):
     return [int(pid) for pid in rows]
 
 
+def wait_for_replicas(url, count):
+    """Processes of the model replicas, once there are so many."""
+    deadline = time.monotonic() + 120
+    while len(pids := replica_pids(url)) != count:
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.2)
+    return pids
+
+
 def test_killed_model_replica(url):
-    victim, _ = replica_pids(url)
+    victim = wait_for_replicas(url, 2)[0]
     with Load(url).running() as load:
         load.wait_for(50)
         os.kill(victim, signal.SIGKILL)
@@ -142,16 +151,10 @@ def test_replicas_follow_the_load(serve_url, target):
     serve.run(growing, name="growing", route_prefix="/growing")
     url = f"{serve_url}/growing"
 
-    def wait_for_replicas(count):
-        deadline = time.monotonic() + 120
-        while len(replica_pids(url)) != count:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-
-    wait_for_replicas(1)
+    wait_for_replicas(url, 1)
     with Load(url).running() as load:
-        wait_for_replicas(2)
+        wait_for_replicas(url, 2)
     assert set(load.outcomes) == {200}, load.outcomes
-    wait_for_replicas(1)
+    wait_for_replicas(url, 1)
     assert requests.post(f"{url}/v1/embeddings", json={"model": "fake", "input": "x"}).status_code == 200
     serve.delete("growing")
