@@ -152,6 +152,12 @@ def test_quantised_vectors(client):
     assert item["embedding"] == item["embeddings"]["float"]
 
 
+def test_last_byte_of_signs_is_filled_with_zeros(client):
+    [item] = embed(client, input="some text", dimensions=3, embedding_type="ubinary").json()["data"]
+    full = vectors(embed(client, input="some text"))[0]
+    assert item["embedding"] == [int("".join("1" if value > 0 else "0" for value in full[:3]) + "00000", 2)]
+
+
 def test_request_id_is_repeated_or_made(client):
     assert client.get("/health/live", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
     assert len(client.get("/health/live", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"]) == 32

@@ -99,7 +99,10 @@ def _cohere_meta(answer: Embeddings) -> dict[str, Any]:
 
 
 def _as_type(vectors: np.ndarray, kind: EmbeddingType) -> np.ndarray:
-    return vectors.astype("<f4", copy=False) if kind == "float" else quantise(vectors, kind)
+    if kind == "float":
+        return vectors.astype("<f4", copy=False)
+    missing = -vectors.shape[1] % 8 if kind in ("binary", "ubinary") else 0
+    return quantise(np.pad(vectors, ((0, 0), (0, missing))), kind)
 
 
 def _rows(vectors: np.ndarray, encoding_format: str) -> list[Any]:
