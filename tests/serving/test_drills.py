@@ -16,7 +16,7 @@ import requests
 from ray import serve
 from ray.serve.context import _get_global_client
 
-from rayembed.serving.ingress import MODEL_DIGEST_HEADER
+from rayembed.serving.answers import MODEL_DIGEST_HEADER
 from tests.serving.fakes import FakeEngine, application, load_fake, load_slow_fake, load_updated_fake
 
 pytestmark = pytest.mark.ray
