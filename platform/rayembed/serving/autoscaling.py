@@ -1,6 +1,5 @@
 """How many replicas a model gets."""
 
-from collections.abc import Callable
 from typing import Any
 
 from rayembed.serving.config import ModelSettings
@@ -19,23 +18,24 @@ def autoscaling_settings(model: ModelSettings) -> dict[str, Any]:
         "downscale_delay_s": model.downscale_delay_s,
     }
     if model.target_queued_tokens is not None:
-        settings["policy"] = {"policy_function": queued_tokens_policy(model.target_queued_tokens)}
+        settings["policy"] = {
+            "policy_function": f"{__name__}:{QueuedTokensPolicy.__name__}",
+            "policy_kwargs": {"target": model.target_queued_tokens},
+        }
     return settings
 
 
-def queued_tokens_policy(target: int) -> Callable[[Any], tuple[float, dict[str, Any]]]:
-    """Policy that wants one replica for each `target` tokens accepted and not yet answered.
+class QueuedTokensPolicy:
+    """Wants one replica for each `target` tokens accepted and not yet answered.
 
     Requests differ in tokens a thousandfold, so their number says little about the work. Ray Serve applies
     the bounds and delays, and starts the first replica of a model at zero by itself.
     """
 
-    # A nested function without globals of the package travels to Ray Serve's controller by value, so the
-    # package need not be there.
-    figure = QUEUED_TOKENS
+    def __init__(self, target: int):
+        self._target = target
 
-    def policy(context: Any) -> tuple[float, dict[str, Any]]:
-        tokens = sum(context.aggregated_metrics.get(figure, {}).values())
-        return max(tokens / target, 1 if context.total_num_requests else 0), {}
-
-    return policy
+    def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
+        """Number of replicas wanted, and no state."""
+        tokens = sum((context.aggregated_metrics or {}).get(QUEUED_TOKENS, {}).values())
+        return max(tokens / self._target, 1 if context.total_num_requests else 0), {}

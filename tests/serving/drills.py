@@ -1,4 +1,7 @@
-"""Processes die, versions change and replicas come and go under load, and no request fails."""
+"""Processes die, versions change and replicas come and go under load, and no request fails.
+
+Not part of the suite, as it takes minutes: run `pytest tests/serving/drills.py`.
+"""
 
 import os
 import re
