@@ -125,7 +125,7 @@ def take_step(engine: Any) -> torch.Tensor:
 
 def optimizer_steps(engine: Any) -> int:
     """Steps that Adam has taken; fewer than those of the plan when batches were skipped."""
-    return int(max(float(state["step"]) for state in _adam(engine).state.values()))
+    return int(max((float(state["step"]) for state in _adam(engine).state.values()), default=0.0))
 
 
 def trainable_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -136,13 +136,17 @@ def trainable_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def read_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """fp32 master weights by name, Adam moments as "moment.name"; called by all ranks after a first step."""
+    """fp32 master weights by name, Adam moments as "moment.name"; called by all ranks."""
     weights, moments = {}, {}
+    # DeepSpeed finds moments from the first step on. Skipped batches may put it off; till then they are zero.
+    moved = optimizer_steps(engine) > 0
     for name, parameter in trainable_parameters(engine):
         weights[name] = _own_or(parameter, safe_get_full_fp32_param(parameter)).cpu().clone()
         for moment in ADAM_MOMENTS:
-            full = safe_get_full_optimizer_state(parameter, moment)
-            if full is None:
+            full = safe_get_full_optimizer_state(parameter, moment) if moved else None
+            if not moved:
+                full = torch.zeros_like(weights[name])
+            elif full is None:
                 full = _adam(engine).state[parameter][moment]
             moments[f"{moment}.{name}"] = full.detach().cpu().clone()
     return weights, moments
