@@ -1,6 +1,7 @@
 """Ray Data streams the plan to a worker: fetch, tokenise, deliver in order, from any step.
 
-Each worker builds its own stream from the step it starts at, so resuming needs nothing but that step.
+Each worker builds its own stream from the step it starts at, so resuming needs nothing but that step. A
+thread of the worker turns what arrives into tensors ahead of the training step, which only picks it up.
 """
 
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from rayembed.config import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan_store import PlanReader
+from rayembed.data.prefetch import Prefetched
 from rayembed.data.prepared import PreparedRows
 from rayembed.model.checkpoint import load_tokenizer
 
-STEPS_PER_BLOCK = 8
+STEPS_PER_TASK = 64
+BLOCK_BYTES = 256 * 1024  # a task hands on what it has whenever it is this much
 DATA_CPUS = 0.25  # that each worker's stream reserves beside the worker itself
 PREFETCHED_STEPS = 8
 
@@ -73,16 +76,26 @@ def stream_batches(
 ) -> Iterator[TrainingBatch]:
     """Batches of steps start, start + 1, ..., stop - 1 for one worker, in order.
 
-    Memory is bounded by Ray Data's back-pressure plus `PREFETCHED_STEPS`. Every worker calls this for itself.
+    Work begins with the call, so that it goes on while the model is built. Memory is bounded by Ray Data's
+    back-pressure plus `PREFETCHED_STEPS`. Every worker calls this for itself.
     """
+    return Prefetched(
+        lambda: _ray_batches(spec, start=start, stop=stop, rank=rank, world_size=world_size), PREFETCHED_STEPS
+    )
+
+
+def _ray_batches(
+    spec: StreamSpec, *, start: int, stop: int, rank: int, world_size: int
+) -> Iterator[TrainingBatch]:
     if start >= stop:
         return
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     steps = np.arange(start, stop)
-    blocks = np.array_split(steps, -(-len(steps) // STEPS_PER_BLOCK))
-    dataset = ray.data.from_numpy(blocks).map(
+    tasks = np.array_split(steps, -(-len(steps) // STEPS_PER_TASK))
+    dataset = ray.data.from_numpy(tasks).map(
         _FetchAndTokenize,  # type: ignore[arg-type]  # Ray Data calls an instance of it
         fn_constructor_args=(spec, rank, world_size),
         compute=ray.data.ActorPoolStrategy(size=1),

@@ -1,0 +1,129 @@
+"""The stream against the plan: its order, its slices, resuming it, and its end."""
+
+import itertools
+import threading
+
+import pytest
+import ray
+import torch
+
+from rayembed.data.plan_store import PlanReader
+from rayembed.data.prefetch import Prefetched
+from rayembed.data.stream import StreamSpec, local_batches, stream_batches
+from tests.train.sources import stage, stream_spec
+
+STEPS = 21
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory, tiny_base) -> StreamSpec:
+    """Seven rows a batch, which two and three workers share unequally; epochs end within batches."""
+    folder = tmp_path_factory.mktemp("stream")
+    return stream_spec(folder, tiny_base, stage(batch_size=7, steps=STEPS))
+
+
+def content(batch) -> list:
+    """Everything in a batch, comparable."""
+    return [
+        batch.step,
+        batch.packed.input_ids_T.tolist(),
+        batch.packed.pooled_T.tolist(),
+        batch.target_Q.tolist(),
+        batch.allowed_QK.tolist(),
+        batch.competing_QB.tolist(),
+        batch.document_counts,
+        batch.query_counts,
+        batch.source_Q.tolist(),
+        batch.rows,
+    ]
+
+
+def unbroken(spec: StreamSpec, rank: int, world_size: int) -> list:
+    batches = local_batches(spec, start=0, stop=STEPS, rank=rank, world_size=world_size)
+    return [content(batch) for batch in batches]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_workers_together_get_the_plans_rows_in_its_order(spec, world_size):
+    plan = PlanReader(spec.plan)
+    parts = [
+        list(local_batches(spec, start=0, stop=STEPS, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert [len(part) for part in parts] == [STEPS] * world_size
+    for step, batches in enumerate(zip(*parts, strict=True)):
+        rows: list = [None] * 7
+        for rank, batch in enumerate(batches):
+            rows[rank::world_size] = zip(batch.source_Q.tolist(), batch.rows, strict=True)
+        assert rows == plan.read(step).pairs()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("start", [1, 8, 20, 21])
+def test_resuming_at_any_step_gives_the_rest_of_the_unbroken_stream(spec, world_size, start):
+    for rank in range(world_size):
+        resumed = local_batches(spec, start=start, stop=STEPS, rank=rank, world_size=world_size)
+        assert [content(batch) for batch in resumed] == unbroken(spec, rank, world_size)[start:]
+
+
+def test_another_number_of_workers_continues_the_same_global_batches(spec):
+    """Begun by one worker, continued by three, ended by two: every step has the rows of the plan, once."""
+    plan = PlanReader(spec.plan)
+    for world_size, steps in ((1, (0, 6)), (3, (6, 13)), (2, (13, STEPS))):
+        streams = [
+            local_batches(spec, start=steps[0], stop=steps[1], rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        for step, batches in zip(range(*steps), zip(*streams, strict=True), strict=True):
+            rows = [
+                pair for batch in batches for pair in zip(batch.source_Q.tolist(), batch.rows, strict=True)
+            ]
+            assert sorted(rows) == sorted(plan.read(step).pairs())
+
+
+@pytest.mark.ray
+def test_ray_data_delivers_the_same_batches_from_any_step(spec):
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        for start, rank, world_size in ((0, 0, 1), (5, 0, 2), (5, 1, 2)):
+            batches = list(stream_batches(spec, start=start, stop=STEPS, rank=rank, world_size=world_size))
+            assert [content(batch) for batch in batches] == unbroken(spec, rank, world_size)[start:]
+            assert batches[0].packed.input_ids_T.dtype == torch.int64
+        assert list(stream_batches(spec, start=STEPS, stop=STEPS, rank=0, world_size=1)) == []
+    finally:
+        ray.shutdown()
+
+
+def test_prefetching_works_ahead_as_far_as_it_may():
+    made, reached = [], threading.Event()
+
+    def numbers():
+        for number in itertools.count():
+            made.append(number)
+            if number == 4:
+                reached.set()
+            yield number
+
+    stream = Prefetched(numbers, 4)
+    assert reached.wait(10)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    stream.close()
+    assert len(made) <= 3 + 4 + 1
+
+
+def test_an_error_comes_behind_the_items_before_it_and_again():
+    def failing():
+        yield 1
+        raise ValueError("no more")
+
+    stream = Prefetched(failing, 4)
+    assert next(stream) == 1
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no more"):
+            next(stream)
+
+
+def test_the_end_is_an_end_however_often_it_is_asked():
+    stream = Prefetched(lambda: iter([1]), 4)
+    assert list(stream) == [1]
+    assert next(stream, None) is None
