@@ -17,12 +17,14 @@ from rayembed.reporting.commands import evaluate
 from rayembed.serving.commands import serve
 from rayembed.synthesis.commands import synthesize
 from rayembed.train.commands import train
+from rayembed.train.plan_command import plan
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Train, evaluate and serve embeddings."
 )
 app.add_typer(data_app, name="data")
 app.add_typer(mirror_app, name="mirror")
+data_app.command()(plan)
 app.command()(mine)
 app.command()(synthesize)
 app.command()(train)

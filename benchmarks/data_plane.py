@@ -1,0 +1,213 @@
+"""The data plane: time and memory of a large plan, speed of the stream, and how long a step waits for data.
+
+    python benchmarks/data_plane.py [--quick] [--only plan stream wait memory] --json OUT
+
+- plan: row references of ten synthetic sources (a fifth of the rows shares documents) are planned and stored.
+- stream: one worker takes batches of the quickstart's first stage from Ray Data as fast as they come.
+- wait: the quickstart's own first stage is trained for some steps; the share of the steps' time that was
+  spent waiting is read from its metrics. The first step is reported apart.
+- memory: a consumer that does nothing takes a hundred thousand small steps; the slope of its memory and of
+  the process that fetches is fitted over the second half.
+
+The quickstart's data and base model are taken from the workspace (RAYEMBED_HOME) or built there. What the
+quickstart consumes is in CONSUMED, measured on two cores with AMX.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+from harness import Bar, arguments, write_report
+
+from rayembed.config import RunConfig, load_config
+from rayembed.data.plan import PlannedSource, plan_batches
+from rayembed.data.plan_store import write_plan
+from rayembed.data.stream import StreamSpec, local_batches, stream_batches
+from rayembed.model.base_model import prepare_base_model
+from rayembed.paths import resolve
+from rayembed.train.prepare import prepare_stage
+
+ROOT = Path(__file__).resolve().parents[1]
+CONSUMED = 3400.0  # tokens per second that the quickstart's training consumes
+BATCH_SIZE = 128
+PARTS = ("plan", "stream", "wait", "memory")
+
+
+def synthetic_source(name: str, rows: int, seed: int) -> PlannedSource:
+    """Rows with a query and a document each; a fifth of them shares its document with another row."""
+    generator = np.random.default_rng(seed)
+    keys = generator.integers(0, 1 << 63, (rows, 2), dtype=np.uint64)
+    sharing = rows // 5
+    keys[:sharing, 1] = keys[generator.integers(0, sharing // 2, sharing), 1]
+
+    def read():
+        for start in range(0, rows, 1 << 18):
+            piece = keys[start : start + (1 << 18)]
+            yield np.repeat(np.arange(start, start + len(piece)), 2), piece.ravel()
+
+    return PlannedSource(name, rows, True, keys=read)
+
+
+def plan_once(rows: int) -> None:
+    """Plan in this process and print seconds and peak memory, so that every round starts from nothing."""
+    sources = [synthetic_source(f"source-{index}", rows // 10, index) for index in range(10)]
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        batches = plan_batches(sources, batch_size=BATCH_SIZE, steps=rows // BATCH_SIZE, seed=1)
+        write_plan(Path(folder) / "plan", batches, {"rows": rows})
+        seconds = time.perf_counter() - started
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*.parquet"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"seconds": seconds, "peak_gb": peak, "stored_mb": size / 1e6}))
+
+
+def plan_bars(quick: bool) -> list[Bar]:
+    """`plan_rows` and `plan_memory`."""
+    rows, rounds = (1_000_000, 1) if quick else (10_000_000, 3)
+    command = [sys.executable, __file__, "--plan-rows", str(rows)]
+    results = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(rounds)
+    ]
+    detail = {"rows": rows, "batch_size": BATCH_SIZE, "sources": 10, "stored_mb": results[0]["stored_mb"]}
+    return [
+        _lower("plan_rows", [result["seconds"] for result in results], 120, detail | {"unit": "s"}),
+        _lower(
+            "plan_memory", [result["peak_gb"] for result in results], 2, detail | {"unit": "GB, peak RSS"}
+        ),
+    ]
+
+
+def _lower(name: str, values: list[float], goal: float, detail: dict) -> Bar:
+    return Bar(name, statistics.median(values), goal, "lower", (min(values), max(values)), detail)
+
+
+def quickstart(**stage: object) -> RunConfig:
+    """The quickstart's recipe with its first stage changed and the second left out."""
+    config = load_config(ROOT / "jobs" / "configs" / "quickstart.yaml")
+    return config.model_copy(update={"stages": (config.stages[0].model_copy(update=stage),)})
+
+
+def prepared(config: RunConfig, folder: Path) -> StreamSpec:
+    """Stream of the first stage."""
+    base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
+    return prepare_stage(config, 0, folder, str(base))
+
+
+def stream_bars(quick: bool) -> list[Bar]:
+    """`stream_ratio`: tokens per second through Ray Data, after the first batch, over what training takes."""
+    steps, rounds = (40, 1) if quick else (300, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = prepared(quickstart(steps=steps), Path(folder))
+        started = time.perf_counter()
+        alone = sum(batch.packed.num_tokens for batch in local_batches(spec, start=0, stop=min(steps, 60)))
+        alone /= time.perf_counter() - started
+        rates, first = [], []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            stream = stream_batches(spec, start=0, stop=steps, rank=0, world_size=1)
+            tokens = [next(stream).packed.num_tokens]
+            first.append(time.perf_counter() - started)
+            tokens += [batch.packed.num_tokens for batch in stream]
+            rates.append(sum(tokens) / (time.perf_counter() - started - first[-1]))
+    ratios = [rate / CONSUMED for rate in rates]
+    detail = {
+        "tokens_per_second": statistics.median(rates),
+        "seconds_to_first_batch": statistics.median(first),
+        "tokens_per_second_in_one_process": alone,
+        "consumed_tokens_per_second": CONSUMED,
+        "steps": steps,
+    }
+    return [Bar("stream_ratio", statistics.median(ratios), 20, "higher", (min(ratios), max(ratios)), detail)]
+
+
+def wait_bars(quick: bool) -> list[Bar]:
+    """`data_wait`: share of the steps' time that training waited for its batch."""
+    from rayembed.train.run import train
+
+    steps = 6 if quick else 24
+    with tempfile.TemporaryDirectory() as folder:
+        config = quickstart(steps=steps, warmup_steps=2).model_copy(update={"output": folder})
+        train(config)
+        lines = (Path(folder) / config.name / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    waits = [_waited(record) for record in records]
+    shares = [wait / record["seconds"] for wait, record in zip(waits, records, strict=True)][1:]
+    detail = {
+        "steps": steps,
+        "median_wait_ms": 1e3 * statistics.median(waits[1:]),
+        "median_step_s": statistics.median(record["seconds"] for record in records[1:]),
+        "first_step_wait_s": waits[0],
+    }
+    total = sum(waits[1:]) / sum(record["seconds"] for record in records[1:])
+    return [Bar("data_wait", total, 0.01, "lower", (min(shares), max(shares)), detail)]
+
+
+def _waited(record: dict) -> float:
+    """Seconds of a step that went into waiting for data."""
+    return record["data_seconds"] if "data_seconds" in record else record["phases"]["data"]
+
+
+def memory_bars(quick: bool) -> list[Bar]:
+    """`stream_memory`: growth of memory with the number of steps, in MB a hundred thousand steps."""
+    steps = 4_000 if quick else 100_000
+    with tempfile.TemporaryDirectory() as folder:
+        config = quickstart(steps=steps, batch_size=2)
+        spec = prepared(config, Path(folder))
+        process = psutil.Process()
+        samples: list[tuple[int, float, float]] = []
+        started = time.perf_counter()
+        for batch in stream_batches(spec, start=0, stop=steps, rank=0, world_size=1):
+            if batch.step % max(steps // 200, 1) == 0:
+                samples.append((batch.step, _own_memory(process), _memory_of_fetchers(process)))
+        seconds = time.perf_counter() - started
+    late = np.array(samples[len(samples) // 2 :])
+    slopes = [float(np.polyfit(late[:, 0], late[:, column], 1)[0]) * 1e5 for column in (1, 2)]
+    detail = {
+        "steps": steps,
+        "unit": "MB a 100,000 steps, consumer and fetching process together",
+        "consumer_slope": slopes[0],
+        "fetcher_slope": slopes[1],
+        "consumer_mb_at_half_and_end": [late[0, 1], late[-1, 1]],
+        "fetcher_mb_at_half_and_end": [late[0, 2], late[-1, 2]],
+        "seconds": seconds,
+    }
+    return [Bar("stream_memory", sum(slopes), 50, "lower", (min(slopes), max(slopes)), detail)]
+
+
+def _own_memory(process: psutil.Process) -> float:
+    """Memory in MB that is not shared with other processes."""
+    return process.memory_full_info().uss / 1e6
+
+
+def _memory_of_fetchers(process: psutil.Process) -> float:
+    fetchers = [child for child in process.children(recursive=True) if "MapWorker" in child.name()]
+    named = fetchers or [
+        child for child in process.children(recursive=True) if "MapWorker" in " ".join(child.cmdline())
+    ]
+    return sum(_own_memory(child) for child in named)
+
+
+def main() -> None:
+    """Measure the chosen parts and report."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--plan-rows", type=int, help="plan once in this process (used by the benchmark)")
+    options = parser.parse_args()
+    if options.plan_rows:
+        plan_once(options.plan_rows)
+        return
+    measures = {"plan": plan_bars, "stream": stream_bars, "wait": wait_bars, "memory": memory_bars}
+    bars = [bar for part in options.only for bar in measures[part](options.quick)]
+    write_report(bars, options.json)
+
+
+if __name__ == "__main__":
+    main()
