@@ -1,15 +1,21 @@
 """The stream against the plan: its order, its slices, resuming it, and its end."""
 
 import itertools
+import shutil
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
 import torch
 
+from rayembed.data.collate import to_training_batch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prefetch import Prefetched
 from rayembed.data.stream import StreamSpec, local_batches, stream_batches
+from rayembed.data.token_cache import cache_tokens
+from rayembed.model.checkpoint import load_tokenizer
 from tests.train.sources import stage, stream_spec
 
 STEPS = 21
@@ -79,6 +85,37 @@ def test_another_number_of_workers_continues_the_same_global_batches(spec):
                 pair for batch in batches for pair in zip(batch.source_Q.tolist(), batch.rows, strict=True)
             ]
             assert sorted(rows) == sorted(plan.read(step).pairs())
+
+
+@pytest.mark.parametrize("wordings", [(), ("Look for",)])
+def test_cached_tokens_are_those_of_the_texts(spec, wordings, tmp_path):
+    """The cache answers every text of the stream: a tokenizer that refuses to work is never asked."""
+    blend = tuple(entry.model_copy(update={"paraphrases": wordings}) for entry in spec.blend)
+    paths = [Path(shutil.copytree(path.parent, tmp_path / path.stem)) / path.name for path in spec.sources]
+    plain = replace(spec, blend=blend, sources=tuple(paths))
+    tokenizer = load_tokenizer(spec.tokenizer)
+    caches = [cache_tokens(*pair, spec.contract, tokenizer) for pair in zip(paths, blend, strict=True)]
+    again = [cache_tokens(*pair, spec.contract, tokenizer) for pair in zip(paths, blend, strict=True)]
+    assert caches == again
+    cached = replace(plain, token_caches=tuple(caches))
+    expected, plan = unbroken(plain, 0, 1), PlanReader(spec.plan)
+    collator = cached.collator(rank=0, world_size=1)
+    collator._tokenizer = None
+    batches = [to_training_batch(collator.record(plan.read(step))) for step in range(STEPS)]
+    assert [content(batch) for batch in batches] == expected
+
+
+def test_tokens_under_another_contract_are_another_cache(spec, tmp_path):
+    rows = tmp_path / "rows.arrow"
+    shutil.copy(spec.sources[0], rows)
+    tokenizer, entry = load_tokenizer(spec.tokenizer), spec.blend[0]
+    folders = [
+        cache_tokens(rows, entry, spec.contract, tokenizer),
+        cache_tokens(rows, entry, spec.contract.model_copy(update={"max_length": 20}), tokenizer),
+        cache_tokens(rows, entry.model_copy(update={"instruction": "Other"}), spec.contract, tokenizer),
+        cache_tokens(rows, entry.model_copy(update={"symmetric": True}), spec.contract, tokenizer),
+    ]
+    assert len(set(folders)) == 4
 
 
 @pytest.mark.ray

@@ -10,43 +10,15 @@ from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.errors import ConfigError, DataError
 from rayembed.train.prepare import check_sources, prepare_stage
+from tests.train.recipes import LABELS, PAIRS, recipe, write_labels, write_pairs
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("RAYEMBED_HOME", str(tmp_path))
-    write_pairs(tmp_path, 24)
-    labels = [{"text": f"{label} {number}", "label": label} for label in "abc" for number in range(6)]
-    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
-    return tmp_path
-
-
-def write_pairs(home: Path, rows: int) -> None:
-    lines = [{"query": f"what is {row}?", "positive": f"about {row % 20}"} for row in range(rows)]
-    (home / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-PAIRS = {"source": "pairs", "weight": 2, "in_batch_negatives": True, "negatives_per_query": 0}
-LABELS = {"source": "labels", "weight": 1, "in_batch_negatives": False, "negatives_per_query": 2}
-
-
-def recipe(*entries: dict, training: dict | None = None, **stage) -> RunConfig:
-    raw = {
-        "name": "prepared",
-        "base_model": "none",
-        "data": {
-            "sources": {
-                "pairs": {"path": "pairs.jsonl"},
-                "labels": {"path": "labels.jsonl", "kind": "labels", "task_type": "classification"},
-            }
-        },
-        "training": training or {},
-        "stages": [
-            {"name": "one", "steps": 6, "batch_size": 6, "learning_rate": 1e-3, "blend": list(entries)}
-            | stage
-        ],
-    }
-    return validate_config(raw, origin="here")
+def home(home) -> Path:
+    """Workspace with the files of both sources."""
+    write_pairs(home, 24)
+    write_labels(home)
+    return home
 
 
 def prepare(home: Path, config: RunConfig):

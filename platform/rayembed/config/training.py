@@ -47,6 +47,10 @@ class TrainingConfig(Frozen):
         description="experiment trackers that get the metrics as well; without a server of theirs they keep "
         "files in the run folder",
     )
+    cache_tokens: bool = Field(
+        False,
+        description="tokenise every source once, to disk, in place of the rows of a step at every step",
+    )
     max_failures: int = Field(
         3, ge=-1, description="worker failures survived in one submission; -1: any number"
     )

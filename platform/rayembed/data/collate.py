@@ -16,6 +16,7 @@ from rayembed.config import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
+from rayembed.data.token_cache import TokenCache, token_keys
 from rayembed.errors import DataError
 from rayembed.losses.infonce import candidate_mask
 from rayembed.model.packing import PackedBatch, pack_ids
@@ -99,6 +100,7 @@ class Collator:
         seed: int,
         rank: int,
         world_size: int,
+        token_caches: Sequence[TokenCache] = (),
     ):
         self._sources = sources
         self._blend = blend
@@ -107,6 +109,7 @@ class Collator:
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
+        self._token_caches = token_caches
 
     def record(self, batch: PlannedBatch) -> dict[str, Any]:
         """Plain lists and numbers of this worker's part, ready to travel as one Arrow row."""
@@ -191,19 +194,22 @@ class Collator:
     def _tokenize(
         self, texts_and_instructions: Sequence[tuple[str, str]]
     ) -> tuple[list[list[int]], list[int]]:
-        """Token ids and pool starts in the order given; texts that share an instruction go together."""
-        ids: list[list[int]] = [[]] * len(texts_and_instructions)
-        starts = [0] * len(texts_and_instructions)
-        for instruction in sorted({instruction for _, instruction in texts_and_instructions}):
-            members = [index for index, item in enumerate(texts_and_instructions) if item[1] == instruction]
+        """Token ids and pool starts in the order given, of the caches where they have them."""
+        found: dict[int, tuple[list[int], int]] = {}
+        if self._token_caches:
+            keys = token_keys(texts_and_instructions)
+            for cache in self._token_caches:
+                found |= cache.find(keys)
+        missing = [index for index in range(len(texts_and_instructions)) if index not in found]
+        # Texts that share an instruction go together.
+        for instruction in sorted({texts_and_instructions[index][1] for index in missing}):
+            members = [index for index in missing if texts_and_instructions[index][1] == instruction]
             tokenized = self._contract.tokenize(
                 self._tokenizer, [texts_and_instructions[index][0] for index in members], instruction or None
             )
-            for index, text_ids, start in zip(
-                members, tokenized.input_ids, tokenized.pool_starts, strict=True
-            ):
-                ids[index], starts[index] = text_ids, start
-        return ids, starts
+            found |= zip(members, zip(tokenized.input_ids, tokenized.pool_starts, strict=True), strict=True)
+        ids, starts = zip(*(found[index] for index in range(len(texts_and_instructions))), strict=True)
+        return list(ids), list(starts)
 
 
 def _by_text(position: dict[DocumentKey, int]) -> dict[str, list[int]]:

@@ -53,6 +53,10 @@ class PreparedRows:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def batches(self) -> Sequence[pa.RecordBatch]:
+        """All rows in order, in pieces."""
+        return self._batches
+
     def row(self, number: int) -> pa.RecordBatch:
         """One row as a batch of its own; nothing is copied."""
         position = bisect_right(self._starts, number) - 1

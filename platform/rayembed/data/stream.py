@@ -19,6 +19,7 @@ from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prefetch import Prefetched
 from rayembed.data.prepared import PreparedRows
+from rayembed.data.token_cache import TokenCache
 from rayembed.model.checkpoint import load_tokenizer
 
 STEPS_PER_TASK = 64
@@ -37,6 +38,7 @@ class StreamSpec:
     contract: Contract
     tokenizer: str
     seed: int
+    token_caches: tuple[Path, ...] = ()
 
     def collator(self, rank: int, world_size: int) -> Collator:
         """Collator over the memory-mapped sources."""
@@ -48,6 +50,7 @@ class StreamSpec:
             seed=self.seed,
             rank=rank,
             world_size=world_size,
+            token_caches=[TokenCache(folder) for folder in self.token_caches],
         )
 
 

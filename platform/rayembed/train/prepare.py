@@ -11,7 +11,9 @@ from rayembed.data.plan_store import differences, stored_description, write_plan
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.sources import SOURCES
 from rayembed.data.stream import StreamSpec
+from rayembed.data.token_cache import cache_tokens
 from rayembed.errors import ConfigError, DataError
+from rayembed.model.checkpoint import load_tokenizer
 from rayembed.train.prepared_source import (
     check_negatives,
     kind_of,
@@ -93,6 +95,17 @@ def prepare_stage(config: RunConfig, stage_index: int, folder: Path, tokenizer: 
         contract=config.contract,
         tokenizer=tokenizer,
         seed=config.seed,
+        token_caches=_token_caches(config, stage, paths, tokenizer) if config.training.cache_tokens else (),
+    )
+
+
+def _token_caches(
+    config: RunConfig, stage: StageConfig, paths: Sequence[Path], tokenizer: str
+) -> tuple[Path, ...]:
+    loaded = load_tokenizer(tokenizer)
+    return tuple(
+        cache_tokens(path, entry, config.contract, loaded)
+        for path, entry in zip(paths, stage.blend, strict=True)
     )
 
 

@@ -40,6 +40,9 @@ def show_plan(
         DataError: a source cannot be prepared or planned.
     """
     check_sources(config)
+    config = config.model_copy(
+        update={"training": config.training.model_copy(update={"cache_tokens": False})}
+    )
     names = [stage.name for stage in config.stages]
     if stage_name is not None and stage_name not in names:
         raise ConfigError(f"there is no stage {stage_name!r}; the stages are {', '.join(names)}")
@@ -81,7 +84,9 @@ def _batching(stage: StageConfig) -> str:
 
 def _shares(stage: StageConfig, sources: Sequence[PreparedRows], plan: PlanReader) -> Iterator[str]:
     """What the whole plan takes from every source."""
-    taken = sum(np.bincount(plan.read(step).sources, minlength=len(sources)) for step in range(plan.steps))
+    taken = np.zeros(len(sources), dtype=int)
+    for step in range(plan.steps):
+        taken += np.bincount(plan.read(step).sources, minlength=len(sources))
     line = "  {:<28}{:>12}{:>10}{:>8}{:>9}  {}"
     yield line.format("SOURCE", "ROWS", "TAKEN", "SHARE", "EPOCHS", "NEGATIVES")
     for index, (entry, source) in enumerate(zip(stage.blend, sources, strict=True)):
