@@ -13,19 +13,26 @@ The quickstart's data and base model are taken from the workspace (RAYEMBED_HOME
 quickstart consumes is in CONSUMED, measured on two cores with AMX.
 """
 
+import argparse
 import json
+import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import psutil
-from harness import Bar, arguments, write_report
+import ray
+import torch
 
+from rayembed.cluster import connect
 from rayembed.config import RunConfig, load_config
 from rayembed.data.plan import PlannedSource, plan_batches
 from rayembed.data.plan_store import write_plan
@@ -38,6 +45,18 @@ ROOT = Path(__file__).resolve().parents[1]
 CONSUMED = 3400.0  # tokens per second that the quickstart's training consumes
 BATCH_SIZE = 128
 PARTS = ("plan", "stream", "wait", "memory")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One figure with its goal; the spread is the lowest and highest value of the rounds."""
+
+    name: str
+    value: float
+    goal: float
+    better: Literal["higher", "lower"]
+    spread: tuple[float, float]
+    detail: dict[str, Any]
 
 
 def synthetic_source(name: str, rows: int, seed: int) -> PlannedSource:
@@ -70,7 +89,7 @@ def plan_once(rows: int) -> None:
 
 def plan_bars(quick: bool) -> list[Bar]:
     """`plan_rows` and `plan_memory`."""
-    rows, rounds = (1_000_000, 1) if quick else (10_000_000, 3)
+    rows, rounds = (1_000_000, 1) if quick else (10_000_000, 2)
     command = [sys.executable, __file__, "--plan-rows", str(rows)]
     results = [
         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -85,7 +104,7 @@ def plan_bars(quick: bool) -> list[Bar]:
     ]
 
 
-def _lower(name: str, values: list[float], goal: float, detail: dict) -> Bar:
+def _lower(name: str, values: list[float], goal: float, detail: dict[str, Any]) -> Bar:
     return Bar(name, statistics.median(values), goal, "lower", (min(values), max(values)), detail)
 
 
@@ -104,6 +123,7 @@ def prepared(config: RunConfig, folder: Path) -> StreamSpec:
 def stream_bars(quick: bool) -> list[Bar]:
     """`stream_ratio`: tokens per second through Ray Data, after the first batch, over what training takes."""
     steps, rounds = (40, 1) if quick else (300, 3)
+    connect()
     with tempfile.TemporaryDirectory() as folder:
         spec = prepared(quickstart(steps=steps), Path(folder))
         started = time.perf_counter()
@@ -132,7 +152,7 @@ def wait_bars(quick: bool) -> list[Bar]:
     """`data_wait`: share of the steps' time that training waited for its batch."""
     from rayembed.train.run import train
 
-    steps = 6 if quick else 24
+    steps = 6 if quick else 16
     with tempfile.TemporaryDirectory() as folder:
         config = quickstart(steps=steps, warmup_steps=2).model_copy(update={"output": folder})
         train(config)
@@ -158,6 +178,7 @@ def _waited(record: dict) -> float:
 def memory_bars(quick: bool) -> list[Bar]:
     """`stream_memory`: growth of memory with the number of steps, in MB a hundred thousand steps."""
     steps = 4_000 if quick else 100_000
+    connect()
     with tempfile.TemporaryDirectory() as folder:
         config = quickstart(steps=steps, batch_size=2)
         spec = prepared(config, Path(folder))
@@ -197,7 +218,9 @@ def _memory_of_fetchers(process: psutil.Process) -> float:
 
 def main() -> None:
     """Measure the chosen parts and report."""
-    parser = arguments(__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few and small rounds, to see that it works")
+    parser.add_argument("--json", type=Path, help="where to write the bars")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--plan-rows", type=int, help="plan once in this process (used by the benchmark)")
     options = parser.parse_args()
@@ -205,8 +228,27 @@ def main() -> None:
         plan_once(options.plan_rows)
         return
     measures = {"plan": plan_bars, "stream": stream_bars, "wait": wait_bars, "memory": memory_bars}
-    bars = [bar for part in options.only for bar in measures[part](options.quick)]
-    write_report(bars, options.json)
+    bars: list[Bar] = []
+    for part in options.only:
+        measured = measures[part](options.quick)
+        for bar in measured:
+            print(f"{bar.name:16}{bar.value:>10.3g}{bar.goal:>8.3g}  {bar.spread}  {bar.detail}", flush=True)
+        bars += measured
+        if options.json:  # after every part, so that a part that fails does not take the others with it
+            report = {"bars": [asdict(bar) for bar in bars], "machine": _machine()}
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+    }
 
 
 if __name__ == "__main__":
