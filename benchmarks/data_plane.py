@@ -13,24 +13,19 @@ The quickstart's data and base model are taken from the workspace (RAYEMBED_HOME
 quickstart consumes is in CONSUMED, measured on two cores with AMX.
 """
 
-import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
-import ray
-import torch
+from harness import Bar, arguments, write_report
 
 from rayembed.cluster import connect
 from rayembed.config import RunConfig, load_config
@@ -45,18 +40,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONSUMED = 3400.0  # tokens per second that the quickstart's training consumes
 BATCH_SIZE = 128
 PARTS = ("plan", "stream", "wait", "memory")
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One figure with its goal; the spread is the lowest and highest value of the rounds."""
-
-    name: str
-    value: float
-    goal: float
-    better: Literal["higher", "lower"]
-    spread: tuple[float, float]
-    detail: dict[str, Any]
 
 
 def synthetic_source(name: str, rows: int, seed: int) -> PlannedSource:
@@ -218,9 +201,7 @@ def _memory_of_fetchers(process: psutil.Process) -> float:
 
 def main() -> None:
     """Measure the chosen parts and report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few and small rounds, to see that it works")
-    parser.add_argument("--json", type=Path, help="where to write the bars")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--plan-rows", type=int, help="plan once in this process (used by the benchmark)")
     options = parser.parse_args()
@@ -230,25 +211,8 @@ def main() -> None:
     measures = {"plan": plan_bars, "stream": stream_bars, "wait": wait_bars, "memory": memory_bars}
     bars: list[Bar] = []
     for part in options.only:
-        measured = measures[part](options.quick)
-        for bar in measured:
-            print(f"{bar.name:16}{bar.value:>10.3g}{bar.goal:>8.3g}  {bar.spread}  {bar.detail}", flush=True)
-        bars += measured
-        if options.json:  # after every part, so that a part that fails does not take the others with it
-            report = {"bars": [asdict(bar) for bar in bars], "machine": _machine()}
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-    }
+        bars += measures[part](options.quick)
+        write_report(bars, options.json)  # after every part: one that fails does not take the others with it
 
 
 if __name__ == "__main__":
