@@ -146,6 +146,7 @@ def test_prefetching_works_ahead_as_far_as_it_may():
     assert [next(stream) for _ in range(3)] == [0, 1, 2]
     stream.close()
     assert len(made) <= 3 + 4 + 1
+    assert list(stream) == []
 
 
 def test_an_error_comes_behind_the_items_before_it_and_again():

@@ -42,9 +42,12 @@ class Prefetched(Generic[Item]):
         raise StopIteration
 
     def close(self) -> None:
-        """Stop working ahead; items that are ready are dropped."""
+        """Stop working ahead; items that are ready are dropped, and what follows is the end."""
         self._closed.set()
         self._thread.join()
+        while not self._items.empty():
+            self._items.get_nowait()
+        self._items.put(_End(None))
 
     def _work(self, make: Callable[[], Iterator[Item]]) -> None:
         error = None
