@@ -111,7 +111,7 @@ def test_tokens_under_another_contract_are_another_cache(spec, tmp_path):
     tokenizer, entry = load_tokenizer(spec.tokenizer), spec.blend[0]
     folders = [
         cache_tokens(rows, entry, spec.contract, tokenizer),
-        cache_tokens(rows, entry, spec.contract.model_copy(update={"max_length": 20}), tokenizer),
+        cache_tokens(rows, entry, spec.contract.model_copy(update={"max_length": 40}), tokenizer),
         cache_tokens(rows, entry.model_copy(update={"instruction": "Other"}), spec.contract, tokenizer),
         cache_tokens(rows, entry.model_copy(update={"symmetric": True}), spec.contract, tokenizer),
     ]
