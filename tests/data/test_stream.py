@@ -10,6 +10,7 @@ import pytest
 import ray
 import torch
 
+from rayembed.cluster import connect
 from rayembed.data.collate import to_training_batch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prefetch import Prefetched
@@ -120,7 +121,7 @@ def test_tokens_under_another_contract_are_another_cache(spec, tmp_path):
 
 @pytest.mark.ray
 def test_ray_data_delivers_the_same_batches_from_any_step(spec):
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    connect(num_cpus=3)
     try:
         for start, rank, world_size in ((0, 0, 1), (5, 0, 2), (5, 1, 2)):
             batches = list(stream_batches(spec, start=start, stop=STEPS, rank=rank, world_size=world_size))
