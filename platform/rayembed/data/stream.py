@@ -22,8 +22,7 @@ from rayembed.data.prepared import PreparedRows
 from rayembed.data.token_cache import TokenCache
 from rayembed.model.checkpoint import load_tokenizer
 
-STEPS_PER_TASK = 64
-BLOCK_BYTES = 256 * 1024  # a task hands on what it has whenever it is this much
+STEPS_PER_BLOCK = 8
 DATA_CPUS = 0.25  # that each worker's stream reserves beside the worker itself
 PREFETCHED_STEPS = 8
 
@@ -94,17 +93,17 @@ def _ray_batches(
         return
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     steps = np.arange(start, stop)
-    tasks = np.array_split(steps, -(-len(steps) // STEPS_PER_TASK))
-    dataset = ray.data.from_numpy(tasks).map(
+    blocks = np.array_split(steps, -(-len(steps) // STEPS_PER_BLOCK))
+    dataset = ray.data.from_numpy(blocks).map(
         _FetchAndTokenize,  # type: ignore[arg-type]  # Ray Data calls an instance of it
         fn_constructor_args=(spec, rank, world_size),
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=DATA_CPUS,
     )
-    for record in dataset.iter_rows():
+    for step, record in zip(steps.tolist(), dataset.iter_rows(), strict=True):
+        assert record["step"] == step, "Ray Data keeps the order of the blocks"
         yield to_training_batch(record)
 
 
