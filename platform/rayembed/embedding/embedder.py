@@ -40,6 +40,8 @@ class Embedder:
         *,
         device: str = "auto",
         precision: Precision = "auto",
+        fp32_layers: int = 0,
+        int8_weights: bool = False,
         token_budget: int | None = None,
     ) -> "Embedder":
         """Load a checkpoint folder.
@@ -48,13 +50,23 @@ class Embedder:
             path: folder written by training, `rayembed import-checkpoint` or an export.
             device: auto, cpu, cuda or cuda:N.
             precision: auto takes bf16 where the processor has it.
+            fp32_layers: with bf16, first layers that compute in fp32 altogether.
+            int8_weights: hold the decoder's weights as 8-bit integers; needs the package torchao.
             token_budget: most tokens in one forward pass; bounds memory. None takes what suits the device.
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or of another shape.
             ConfigError: the device is not there.
         """
-        return cls(Engine.load(path, device=device, precision=precision, token_budget=token_budget))
+        engine = Engine.load(
+            path,
+            device=device,
+            precision=precision,
+            fp32_layers=fp32_layers,
+            int8_weights=int8_weights,
+            token_budget=token_budget,
+        )
+        return cls(engine)
 
     @property
     def contract(self) -> Contract:

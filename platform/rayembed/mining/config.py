@@ -16,7 +16,9 @@ class CheckpointTeacher(Frozen):
 
     kind: Literal["checkpoint"]
     path: str = Field(description="checkpoint folder, relative to the workspace")
-    token_budget: int = Field(8192, ge=1, description="most tokens in one forward pass")
+    token_budget: int | None = Field(
+        None, ge=1, description="most tokens in one forward pass; None: what suits the device"
+    )
 
 
 class SentenceTransformersTeacher(Frozen):
