@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 export RAYEMBED_HOME ?= $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: help venv dev check format test docs quickstart serve clean
+.PHONY: help venv dev check format test docs bench quickstart serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +52,9 @@ format: $(VENV)/.dev ## put the code into its one format
 
 test: $(VENV)/.dev ## run all tests; PYTEST_ARGS='-m "not ray and not slow"' runs the quick ones
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.dev ## run all benchmarks; BENCH_ARGS='--quick' sees that they work, '--only engine' runs one
+	$(BIN)/python benchmarks/all.py $(BENCH_ARGS) --json benchmarks/results/latest.json
 
 docs: $(VENV)/.dev ## write docs/configuration.md anew from the code
 	$(BIN)/python scripts/make_configuration_docs.py
