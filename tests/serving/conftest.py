@@ -61,9 +61,9 @@ def _listening(app: FastAPI) -> Iterator[str]:
     thread.join()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def serve_url() -> Iterator[str]:
-    """Base URL of a Ray Serve instance without applications, shared by all tests that need one."""
+    """Base URL of a Ray Serve instance without applications."""
     root = Path(__file__).resolve().parents[2]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
