@@ -27,7 +27,7 @@ from rayembed.paths import resolve
 
 logger = logging.getLogger(__name__)
 
-# Ray Data calls an actor in a second thread, whose memory glibc would give back after every forward pass.
+# Ray Data calls an actor in a thread of its own; with one arena the settings of `keep_freed_memory` reach it too.
 _ACTOR_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 _READERS = 8  # finished shards that are looked at at the same time
 
