@@ -27,7 +27,7 @@ from rayembed.paths import resolve
 
 logger = logging.getLogger(__name__)
 
-# Ray Data calls an actor in a thread of its own; with one arena the settings of `keep_freed_memory` reach it too.
+# Ray Data calls an actor in a second thread; with one arena it reuses what `keep_freed_memory` keeps.
 _ACTOR_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 _READERS = 8  # finished shards that are looked at at the same time
 
