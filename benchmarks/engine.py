@@ -174,13 +174,16 @@ def measure(options: argparse.Namespace, checkpoint: Path) -> list[Bar]:
     rounds, size = (2, 90) if options.quick else (options.rounds, options.texts)
     texts = natural_texts(size * (rounds + 1))
     cosine = check_agreement(checkpoint, texts[:60])
-    engine = Engine.load(checkpoint, precision=options.precision, fp32_layers=options.fp32_layers)
+    engine = Engine.load(
+        checkpoint, precision=options.precision, fp32_layers=options.fp32_layers, compiled=options.compiled
+    )
     peer = load_peer(checkpoint, options.precision)
     batch_size = best_batch_size(peer, texts[:size])
     peers = partial(peer_encode, peer, batch_size=batch_size)
     setting = {
         "precision": options.precision,
         "fp32_layers": options.fp32_layers,
+        "compiled": options.compiled,
         "layers": options.layers,
         "texts": size,
         "tokens": sum(engine.tokenize(texts[:size]).lengths),
@@ -235,6 +238,7 @@ def main() -> None:
     parser.add_argument(
         "--fp32-layers", type=int, default=0, help="of the engine; the peer has no such thing"
     )
+    parser.add_argument("--compiled", action="store_true", help="the engine's own; the peer runs as it does")
     parser.add_argument("--texts", type=int, default=300, help="texts of a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

@@ -42,6 +42,7 @@ class Embedder:
         precision: Precision = "auto",
         fp32_layers: int = 0,
         int8_weights: bool = False,
+        compiled: bool = False,
         token_budget: int | None = None,
     ) -> "Embedder":
         """Load a checkpoint folder.
@@ -52,6 +53,8 @@ class Embedder:
             precision: auto takes bf16 where the processor has it.
             fp32_layers: with bf16, first layers that compute in fp32 altogether.
             int8_weights: hold the decoder's weights as 8-bit integers; needs the package torchao.
+            compiled: build kernels for norms and feed-forward networks with torch's compiler, which takes up
+                to a minute in the first forward pass and needs a C++ compiler on a CPU.
             token_budget: most tokens in one forward pass; bounds memory. None takes what suits the device.
 
         Raises:
@@ -64,6 +67,7 @@ class Embedder:
             precision=precision,
             fp32_layers=fp32_layers,
             int8_weights=int8_weights,
+            compiled=compiled,
             token_budget=token_budget,
         )
         return cls(engine)

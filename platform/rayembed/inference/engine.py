@@ -18,6 +18,7 @@ from rayembed.contract import Contract, TokenizedTexts
 from rayembed.errors import ConfigError, RequestError
 from rayembed.inference.memory import keep_freed_memory
 from rayembed.model.checkpoint import LoadedModel, load_model
+from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.configuration import Precision
 from rayembed.model.int8_weights import use_int8_weights
 from rayembed.model.mixed_precision import use_mixed_precision
@@ -75,6 +76,7 @@ class Engine:
         precision: Precision = "auto",
         fp32_layers: int = 0,
         int8_weights: bool = False,
+        compiled: bool = False,
         token_budget: int | None = None,
     ) -> "Engine":
         """Load a checkpoint folder.
@@ -86,6 +88,8 @@ class Engine:
                 the pooled states are fp32.
             fp32_layers: with bf16, first layers that compute in fp32 altogether.
             int8_weights: hold the decoder's weights as 8-bit integers; needs the package torchao.
+            compiled: build kernels for norms and feed-forward networks with torch's compiler, which takes up
+                to a minute in the first forward pass and needs a C++ compiler on a CPU.
             token_budget: most tokens in one forward pass; bounds memory. None: 4096 on a CPU, whose caches
                 hold no more, 16384 on a GPU.
 
@@ -105,6 +109,8 @@ class Engine:
             raise ConfigError("fp32_layers belongs to precision bf16; in fp32 all layers compute in fp32")
         if int8_weights:
             use_int8_weights(engine._embedder.backbone)
+        if compiled:
+            compile_token_wise_parts(engine._embedder.backbone)
         return engine
 
     @property
