@@ -48,7 +48,7 @@ def test_a_folder_of_several_formats_is_one_source(tmp_path):
         folder / "a.jsonl",
         [
             {"query": "q1", "pos": ["p1", "p2"], "neg": ["n1"]},
-            {"query": "q2", "positive": "p3", "cluster": 4},
+            {"query": "q2", "positive": "p3", "cluster": 4, "prompt": "Find"},
             {"query": "q4", "positive_passages": [{"title": "t", "text": "p4"}], "negative_passages": []},
         ],
     )
@@ -68,6 +68,7 @@ def test_a_folder_of_several_formats_is_one_source(tmp_path):
     ]
     assert table["negatives"].to_pylist() == [["n1"], [], [], [], [], []]
     assert table["cluster"].to_pylist() == [None, "4", None, None, None, None]
+    assert table["instruction"].to_pylist() == [None, "Find", None, None, None, None]
     assert set(table["dataset"].to_pylist()) == {"mine"}
 
 

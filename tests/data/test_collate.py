@@ -244,3 +244,18 @@ def test_teacher_scores_stand_where_their_documents_do(tmp_path, tiny_base):
         expected = [0.1 * (batch.rows[query] % 5), 0.4]
         assert sorted(batch.teacher_QK[query][negatives].tolist()) == pytest.approx(sorted(expected))
     assert 0 < without < batch.num_queries
+
+
+def test_a_row_with_an_instruction_is_trained_with_it():
+    """In front of the query, and of the documents where the entry is symmetric; others take the entry's."""
+    rows = [
+        pair_row("q0", ["p0"], ["n0"], dataset="tiny", task_type="retrieval", instruction=instruction)
+        for instruction in ("own", None)
+    ]
+    sources = [PreparedRows(to_table(rows, "pairs").to_batches())] * 2
+    blend = (BLEND[0], BLEND[2])
+    collator = Collator(sources, blend, CONTRACT, TOKENIZER, seed=1, rank=0, world_size=1)
+    batch = PlannedBatch(step=0, sources=np.array([0, 0, 1, 1]), rows=np.array([0, 1, 0, 1]))
+    chosen = collator.choose(batch)
+    assert [row.instruction for row in chosen] == ["own", "find", "own", "sort"]
+    assert [row.target[1] for row in chosen] == ["", "", "own", "sort"]

@@ -17,7 +17,7 @@ from rayembed.data.prefetch import Prefetched
 from rayembed.data.stream import StreamSpec, local_batches, stream_batches
 from rayembed.data.token_cache import cache_tokens
 from rayembed.model.checkpoint import load_tokenizer
-from tests.train.sources import stage, stream_spec
+from tests.train.sources import stage, stream_spec, write_source
 
 STEPS = 21
 
@@ -89,10 +89,13 @@ def test_another_number_of_workers_continues_the_same_global_batches(spec):
 
 
 @pytest.mark.parametrize("wordings", [(), ("Look for",)])
-def test_cached_tokens_are_those_of_the_texts(spec, wordings, tmp_path):
+@pytest.mark.parametrize("instructions", [(None,), ("Of this row", None)])
+def test_cached_tokens_are_those_of_the_texts(spec, wordings, instructions, tmp_path):
     """The cache answers every text of the stream: a tokenizer that refuses to work is never asked."""
     blend = tuple(entry.model_copy(update={"paraphrases": wordings}) for entry in spec.blend)
     paths = [Path(shutil.copytree(path.parent, tmp_path / path.stem)) / path.name for path in spec.sources]
+    for offset, path in zip((0, 100), paths, strict=True):
+        write_source(path, offset=offset, instructions=instructions)
     plain = replace(spec, blend=blend, sources=tuple(paths))
     tokenizer = load_tokenizer(spec.tokenizer)
     caches = [cache_tokens(*pair, spec.contract, tokenizer) for pair in zip(paths, blend, strict=True)]

@@ -15,9 +15,14 @@ WORDS = ["sun", "rain", "snow", "wind", "fog", "hail", "dew", "ice", "mist", "st
 
 
 def write_source(
-    path: Path, rows: int = 24, negatives: int = 2, offset: int = 0, teacher: bool = False
+    path: Path,
+    rows: int = 24,
+    negatives: int = 2,
+    offset: int = 0,
+    teacher: bool = False,
+    instructions: tuple[str | None, ...] = (None,),
 ) -> Path:
-    """Pairs of made-up texts; every third row shares a negative with its neighbour."""
+    """Pairs of made-up texts; every third row shares a negative with its neighbour; instructions in turn."""
     table = to_table(
         [
             pair_row(
@@ -26,6 +31,7 @@ def write_source(
                 [f"other {WORDS[(index // 3 + n) % 12]} {offset}" for n in range(negatives)],
                 dataset=path.stem,
                 task_type="retrieval",
+                instruction=instructions[index % len(instructions)],
             )
             | {"teacher_scores": teacher_scores(index) if teacher else None}
             for index in range(rows)

@@ -158,7 +158,8 @@ class Collator:
         num_negatives = len(values["negatives"])
         wanted = min(entry.negatives_per_query, num_negatives)
         picked = generator.choice(num_negatives, size=wanted, replace=False) + num_positives
-        instruction = entry.wordings[int(generator.integers(len(entry.wordings)))] if entry.wordings else ""
+        wordings = (own,) if (own := values["instruction"]) else entry.wordings
+        instruction = wordings[int(generator.integers(len(wordings)))] if wordings else ""
         document_instruction = instruction if entry.symmetric else ""
         keys = [(document_id, document_instruction) for document_id in values["document_ids"]]
         documents = values["positives"] + values["negatives"]

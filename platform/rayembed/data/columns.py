@@ -28,6 +28,7 @@ OPTIONAL: dict[Kind, dict[str, tuple[str, ...]]] = {
         "negatives": ("negatives", "negative", "neg", "negative_passages"),
         "cluster": ("cluster",),
         "teacher_scores": ("teacher_scores",),
+        "instruction": ("instruction", "prompt"),
     },
     "labels": {"group": ("group",)},
     "scores": {},

@@ -32,9 +32,10 @@ PAIR_SCHEMA = pa.schema(
         "document_ids": pa.list_(pa.string()),
         "cluster": pa.string(),
         "teacher_scores": pa.list_(pa.float32()),  # one for each of document_ids
+        "instruction": pa.string(),  # of this row, in place of the blend's
     }
 )
-OPTIONAL_COLUMNS = ("cluster", "teacher_scores")
+OPTIONAL_COLUMNS = ("cluster", "teacher_scores", "instruction")
 
 LABEL_SCHEMA = pa.schema(
     {
@@ -90,10 +91,12 @@ def pair_row(
     task_type: str,
     cluster: str | None = None,
     teacher_scores: Sequence[float] | None = None,
+    instruction: str | None = None,
 ) -> dict:
     """One row of PAIR_SCHEMA; ids are derived from the texts, positives before negatives.
 
-    Rows of one `cluster` answer each other's queries, so they never share a batch with in-batch negatives.
+    Rows of one `cluster` answer each other's queries, so they never share a batch with in-batch negatives. A
+    row with an `instruction` is trained with it, others with that of their entry in the blend.
     """
     return {
         "query": query,
@@ -105,6 +108,7 @@ def pair_row(
         "document_ids": [document_id(text) for text in (*positives, *negatives)],
         "cluster": cluster,
         "teacher_scores": teacher_scores,
+        "instruction": instruction,
     }
 
 

@@ -106,13 +106,12 @@ def _write(folder: Path, rows: PreparedRows, entry: SourceConfig, contract: Cont
 
 
 def _texts(batch: pa.RecordBatch, entry: SourceConfig) -> Iterator[tuple[str, list[str]]]:
-    """Every instruction with the distinct texts that may carry it; an empty one for the bare documents."""
-    queries = dict.fromkeys(batch["query"].to_pylist())
-    documents = dict.fromkeys(
-        [*batch["positives"].flatten().to_pylist(), *batch["negatives"].flatten().to_pylist()]
-    )
-    for instruction in entry.wordings or ("",):
-        carrying = queries | documents if entry.symmetric or not entry.wordings else queries
-        yield instruction, list(carrying)
-    if entry.wordings and not entry.symmetric:
-        yield "", list(documents)
+    """Every instruction with the distinct texts that may carry it; an empty one for bare texts."""
+    carrying: dict[str, dict[str, None]] = {}
+    for row in batch.select(["query", "positives", "negatives", "instruction"]).to_pylist():
+        for instruction in (row["instruction"],) if row["instruction"] else entry.wordings or ("",):
+            carrying.setdefault(instruction, {})[row["query"]] = None
+            documents = carrying.setdefault(instruction if entry.symmetric else "", {})
+            documents.update(dict.fromkeys(row["positives"] + row["negatives"]))
+    for instruction, texts in carrying.items():
+        yield instruction, list(texts)

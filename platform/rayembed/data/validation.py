@@ -79,7 +79,12 @@ class RowChecker:
             task_type=self.task_type,
             cluster=self._optional_key(record, "cluster"),
             teacher_scores=self._teacher_scores(record, len(positives) + len(negatives)),
+            instruction=self._instruction(record),
         )
+
+    def _instruction(self, record: Mapping[str, Any]) -> str | None:
+        value = self.columns.value(record, "instruction")
+        return None if value in (None, "") else _text(value, "instruction")
 
     def _teacher_scores(self, record: Mapping[str, Any], documents: int) -> list[float] | None:
         scores = self.columns.value(record, "teacher_scores")

@@ -31,7 +31,6 @@ from rayembed.synthesis.report import KindReport, markdown
 
 logger = logging.getLogger(__name__)
 
-_SCHEMA = PAIR_SCHEMA.append(pa.field("instruction", pa.string()))
 _REQUESTS_PER_TASK = 3  # that step one may need at most where answers repeat each other
 
 
@@ -85,7 +84,7 @@ def _synthesize_kind(recipe: SynthesisRecipe, entry: KindSynthesis, seed: int) -
     rows = [_row(recipe.name, entry.kind, tasks[names[name]], triplet) for name, triplet in kept.items()]
     path = folder / "train.parquet"
     temporary = path.with_suffix(".writing")
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), temporary, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), temporary, compression="zstd")
     temporary.rename(path)
     report = KindReport.of(
         entry,
@@ -199,11 +198,11 @@ def _without_duplicates(
 
 
 def _row(dataset: str, kind: str, task: str, triplet: Triplet) -> dict[str, Any]:
-    row = pair_row(
+    return pair_row(
         triplet.query,
         [triplet.positive],
         [triplet.negative],
         dataset=f"{dataset}-{kind}",
         task_type=KINDS[kind].task_type,
+        instruction=task,
     )
-    return row | {"instruction": task}
