@@ -41,6 +41,19 @@ def report(tmp_path, **changes) -> str:
         "embeddings": EmbeddingMap(
             "Glosses", ["noun.<animal>", "noun.plant"] * 5, np.eye(10), np.eye(10)[:, :3]
         ),
+        "cards": [
+            {
+                "name": "pairs <1>",
+                "kind": "pairs",
+                "task_type": "retrieval",
+                "rows": {"train": 3406, "dev": 395, "test": 489},
+                "dropped": {"empty": 2, "repeated query": 3},
+                "words": {"query": {"p50": 9, "p95": 32}},
+                "languages": {"query": {"en": 0.9, "de": 0.1}},
+                "shared_with": {"other": 0.25},
+                "licence": "PSF-2.0",
+            }
+        ],
         "searches": [
             Search("parse <html>", [Hit("if a < b: <script>", 0.7, True), Hit("other", 0.2, False)])
         ],
@@ -50,8 +63,26 @@ def report(tmp_path, **changes) -> str:
 
 def test_the_report_has_every_section(tmp_path):
     page = report(tmp_path)
-    assert re.findall(r'<section id="(\w+)">', page) == ["scores", "training", "map", "searches", "time"]
-    for text in ("0.634", "+0.534", "-0.100", "mean of all 2", "1 min 15 s", "torch 2.13.0", "2,000"):
+    assert re.findall(r'<section id="(\w+)">', page) == [
+        "scores",
+        "training",
+        "data",
+        "map",
+        "searches",
+        "time",
+    ]
+    for text in (
+        "0.634",
+        "+0.534",
+        "-0.100",
+        "mean of all 2",
+        "1 min 15 s",
+        "torch 2.13.0",
+        "2,000",
+        "3,406 / 395 / 489",
+        "de, en",
+        "other 25.0%",
+    ):
         assert text in page
     assert page.count("<svg") == 6
     assert page.count('class="dot') == 20
@@ -72,7 +103,7 @@ def test_the_report_needs_nothing_from_outside(tmp_path):
 
 
 def test_a_report_without_training_or_samples_says_so(tmp_path):
-    page = report(tmp_path, records=[], embeddings=None, searches=(), seconds={})
+    page = report(tmp_path, records=[], embeddings=None, searches=(), seconds={}, cards=())
     assert "No training step was recorded." in page
     assert re.findall(r'<section id="(\w+)">', page) == ["scores", "training"]
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayembed.config import load_config
+from rayembed.data.card import full_card
 from rayembed.data.store import build_source
 from rayembed.evaluation.scores import format_table, read_scores
 from rayembed.inference.engine import Engine
@@ -92,6 +93,10 @@ def run_quickstart(recipe: str = RECIPE, *, port: int = 8000) -> Path:
             versions=installed_versions(),
             embeddings=embedding_map(untrained, trained, data_dir),
             searches=sample_searches(trained, data_dir),
+            cards=[
+                full_card(data_dir, name)
+                for name in dict.fromkeys(entry.source for stage in config.stages for entry in stage.blend)
+            ],
         )
     write_summary(run_folder, tasks=scores, seconds=phases.seconds, versions=installed_versions())
     print("\nThe endpoint's answers from functions the model has never seen:")

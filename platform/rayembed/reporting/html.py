@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rayembed.data.splits import SPLITS
 from rayembed.evaluation.scores import COLUMNS, Scores, mean_rows
 from rayembed.paths import atomic_write
 from rayembed.reporting import metrics, svg
@@ -76,6 +77,7 @@ def write_report(
     versions: Mapping[str, str],
     embeddings: EmbeddingMap | None = None,
     searches: Sequence[Search] = (),
+    cards: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write report.html into `run_dir` and return its path.
 
@@ -88,6 +90,7 @@ def write_report(
         versions: version of each package that decides the numbers.
         embeddings: vectors for the two maps.
         searches: sample searches.
+        cards: data cards of the sources, as `full_card` gives them.
     """
     environment = Environment(
         loader=PackageLoader("rayembed.reporting", "."),
@@ -110,6 +113,7 @@ def write_report(
         panels=_panels(embeddings) if embeddings else [],
         map_labels=sorted(set(embeddings.labels)) if embeddings else [],
         searches=searches,
+        sources=[(card["name"], _card_cells(card)) for card in cards],
         seconds=seconds,
         versions=versions,
         palette_size=svg.PALETTE_SIZE,
@@ -172,6 +176,22 @@ def _charts(records: Sequence[dict[str, Any]]) -> list[_Chart]:
         note = "share of queries that score their positive highest"
         charts.append(_Chart("Training accuracy", note, figure, list(accuracy)))
     return charts
+
+
+def _card_cells(card: Mapping[str, Any]) -> dict[str, str]:
+    """What the report says about a source: heading of a column -> cell."""
+    languages = {name for shares in card["languages"].values() for name, share in shares.items() if share}
+    return {
+        "rows": " / ".join(f"{card['rows'].get(split, 0):,}" for split in SPLITS),
+        "layout": f"{card['kind']}, {card['task_type']}",
+        "words": "; ".join(
+            f"{column} {lengths['p50']:,} to {lengths['p95']:,}" for column, lengths in card["words"].items()
+        ),
+        "languages": ", ".join(sorted(languages)),
+        "left out": f"{sum(card['dropped'].values()):,}",
+        "texts shared with": ", ".join(f"{name} {share:.1%}" for name, share in card["shared_with"].items()),
+        "licence": card["licence"],
+    }
 
 
 def _panels(embeddings: EmbeddingMap) -> list[tuple[str, Markup]]:
