@@ -14,6 +14,7 @@ from rayembed.evaluation.commands import app as mirror_app
 from rayembed.mining.commands import mine
 from rayembed.model.commands import export_checkpoint, import_checkpoint
 from rayembed.reporting.commands import evaluate
+from rayembed.reporting.run_commands import compare, runs
 from rayembed.serving.commands import serve
 from rayembed.synthesis.commands import synthesize
 from rayembed.train.commands import train
@@ -29,6 +30,8 @@ app.command()(mine)
 app.command()(synthesize)
 app.command()(train)
 app.command()(evaluate)
+app.command()(runs)
+app.command()(compare)
 app.command()(ablate)
 app.command()(embed)
 app.command()(serve)

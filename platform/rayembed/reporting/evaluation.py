@@ -2,21 +2,17 @@
 
 import csv
 import io
-import time
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from rayembed.evaluation.comparison import ModelComparison, compare, overall_sentence
 from rayembed.evaluation.published import PUBLISHED, PUBLISHED_TASKS, TASKS_PUBLISHED_ON
 from rayembed.evaluation.record import ModelRecord, TaskRecord
 from rayembed.evaluation.statistics import interval
 from rayembed.paths import atomic_write
-from rayembed.reporting import plots, svg
+from rayembed.reporting import plots
+from rayembed.reporting.page import Chart, render
 
 _SHOWN_PUBLISHED = 3
 
@@ -34,23 +30,14 @@ def write_evaluation_report(record: ModelRecord, folder: Path, others: Sequence[
     comparisons = [compare(other, record) for other in others if _share_tasks(other, record)]
     atomic_write(folder / "scores.csv", _csv(rows))
     atomic_write(folder / "scores.md", _markdown(record, rows, categories, comparisons))
-    environment = Environment(
-        loader=PackageLoader("rayembed.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("evaluation.html").render(
+    page = render(
+        "evaluation.html",
         record=record,
-        date=time.strftime("%Y-%m-%d %H:%M"),
-        style=Markup(resources.files("rayembed.reporting").joinpath("report.css").read_text()),
         mean=record.categories()["mean"],
         categories=categories,
         rows=rows,
         comparisons=comparisons,
         charts=_charts(record, others),
-        palette_size=svg.PALETTE_SIZE,
     )
     atomic_write(folder / "index.html", page)
     return folder / "index.html"
@@ -88,17 +75,15 @@ def _category_rows(record: ModelRecord) -> list[tuple[str, dict[str, float | Non
     return rows
 
 
-def _charts(record: ModelRecord, others: Sequence[ModelRecord]) -> list[tuple[str, str, Markup, list[str]]]:
-    """Title, note, figure and legend of each chart."""
+def _charts(record: ModelRecord, others: Sequence[ModelRecord]) -> list[Chart]:
     models = [record, *others]
     names = [task.name for task in record.tasks]
     by_model: dict[str, Sequence[float | None]] = {}
     for model in models:
         scores = {task.name: task.score for task in model.tasks}
         by_model[model.label] = [scores.get(name) for name in names]
-    charts = [
-        ("Tasks", "main score of each task", plots.bars("Main scores", names, by_model), list(by_model))
-    ]
+    figure = plots.bars("Main scores", names, by_model)
+    charts = [Chart("Tasks", "main score of each task", figure, list(by_model))]
     axes = [name for name in record.categories() if name != "mean"]
     if len(axes) >= 3:
         series: dict[str, Sequence[float | None]] = {
@@ -108,7 +93,7 @@ def _charts(record: ModelRecord, others: Sequence[ModelRecord]) -> list[tuple[st
         for name, scores in list(published.items())[:_SHOWN_PUBLISHED]:
             series[name] = [scores[axis] / 100 if axis in scores else None for axis in axes]
         figure = plots.radar("Mean score by task type", axes, series)
-        charts.append(("Task types", "mean of the main scores", figure, list(series)))
+        charts.append(Chart("Task types", "mean of the main scores", figure, list(series)))
     return charts
 
 

@@ -1,21 +1,20 @@
 """The report of a run: one HTML file with everything inside, for a browser or a mail."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rayembed.data.splits import SPLITS
 from rayembed.evaluation.scores import COLUMNS, Scores, mean_rows
 from rayembed.paths import atomic_write
 from rayembed.reporting import metrics, svg
+from rayembed.reporting.page import Chart, render
 from rayembed.reporting.projection import principal_components
+from rayembed.reporting.text import duration
 
 REPORT_FILE = "report.html"
 
@@ -54,14 +53,6 @@ class EmbeddingMap:
 
 
 @dataclass(frozen=True)
-class _Chart:
-    title: str
-    note: str
-    figure: Markup
-    legend: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
 class _Figure:
     value: str
     caption: str
@@ -92,18 +83,9 @@ def write_report(
         searches: sample searches.
         cards: data cards of the sources, as `full_card` gives them.
     """
-    environment = Environment(
-        loader=PackageLoader("rayembed.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["duration"] = _duration
-    page = environment.get_template("report.html").render(
+    page = render(
+        "report.html",
         title=title,
-        date=time.strftime("%Y-%m-%d %H:%M"),
-        style=Markup(resources.files("rayembed.reporting").joinpath("report.css").read_text()),
         figures=_figures(records, scores, seconds),
         charts=_charts(records),
         columns=COLUMNS,
@@ -116,7 +98,6 @@ def write_report(
         sources=[(card["name"], _card_cells(card)) for card in cards],
         seconds=seconds,
         versions=versions,
-        palette_size=svg.PALETTE_SIZE,
     )
     path = run_dir / REPORT_FILE
     atomic_write(path, page)
@@ -143,11 +124,11 @@ def _figures(
         rate = float(np.median([record["tokens_per_second"] for record in records]))
         figures.append(_Figure(f"{rate:,.0f}", f"training tokens a second, {len(records)} steps"))
     if seconds:
-        figures.append(_Figure(_duration(sum(seconds.values())), "from start to end"))
+        figures.append(_Figure(duration(sum(seconds.values())), "from start to end"))
     return figures
 
 
-def _charts(records: Sequence[dict[str, Any]]) -> list[_Chart]:
+def _charts(records: Sequence[dict[str, Any]]) -> list[Chart]:
     if not records:
         return []
     spans = metrics.stage_spans(records)
@@ -161,9 +142,9 @@ def _charts(records: Sequence[dict[str, Any]]) -> list[_Chart]:
         svg.Line(part, color=2) for part in metrics.by_stage(throughput, spans, metrics.smoothed)
     ]
     charts = [
-        _Chart("Loss", "InfoNCE, each step and moving average", svg.line_chart("Loss", loss_lines, spans)),
-        _Chart("Learning rate", "of the optimiser", svg.line_chart("Learning rate", rate_lines, spans)),
-        _Chart("Throughput", "tokens a second", svg.line_chart("Tokens a second", throughput_lines, spans)),
+        Chart("Loss", "InfoNCE, each step and moving average", svg.line_chart("Loss", loss_lines, spans)),
+        Chart("Learning rate", "of the optimiser", svg.line_chart("Learning rate", rate_lines, spans)),
+        Chart("Throughput", "tokens a second", svg.line_chart("Tokens a second", throughput_lines, spans)),
     ]
     accuracy = metrics.source_curves(records, "accuracy")
     if accuracy:
@@ -174,7 +155,7 @@ def _charts(records: Sequence[dict[str, Any]]) -> list[_Chart]:
         ]
         figure = svg.line_chart("Training accuracy by source", lines, spans)
         note = "share of queries that score their positive highest"
-        charts.append(_Chart("Training accuracy", note, figure, list(accuracy)))
+        charts.append(Chart("Training accuracy", note, figure, list(accuracy)))
     return charts
 
 
@@ -205,10 +186,3 @@ def _panels(embeddings: EmbeddingMap) -> list[tuple[str, Markup]]:
         )
         for name, vectors in (("untrained", embeddings.untrained), ("trained", embeddings.trained))
     ]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

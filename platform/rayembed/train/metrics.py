@@ -11,9 +11,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from rayembed.paths import atomic_write
+from rayembed.train.run_folder import METRICS_FILE
 from rayembed.train.trackers import Tracker
 
-METRICS_FILE = "metrics.jsonl"
 PROGRESS_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)

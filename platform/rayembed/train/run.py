@@ -28,12 +28,12 @@ from rayembed.train.handover import carried_weights, merge_into_base
 from rayembed.train.loop import train_stage
 from rayembed.train.preflight import check_resources
 from rayembed.train.prepare import check_sources, prepare_stage
+from rayembed.train.run_folder import RECIPE_FILE, noted
 from rayembed.train.stage_run import StageRun
 from rayembed.train.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE = "recipe.yaml"
 _MAY_CHANGE = ("training", "evaluation", "output", "models_directory")
 
 
@@ -51,6 +51,14 @@ def train(config: RunConfig) -> Path:
     if (model_folder / MANIFEST_FILE).is_file():
         logger.info("run %s is finished: %s", config.name, read_manifest(model_folder)["digest"][:12])
         return model_folder
+    with noted(folder):
+        _train(config, folder, model_folder)
+    logger.info("run %s finished in %.0f s", config.name, time.monotonic() - started)
+    return model_folder
+
+
+def _train(config: RunConfig, folder: Path, model_folder: Path) -> None:
+    """Train what is missing of a run and write its model folder."""
     base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
     check_resources(config, base, folder)
     connect()
@@ -71,8 +79,6 @@ def train(config: RunConfig) -> Path:
             _fit(run, stage_folder, trained)
         finished.append(trained)
     export_model(config, stage_base, base, finished, model_folder)
-    logger.info("run %s finished in %.0f s", config.name, time.monotonic() - started)
-    return model_folder
 
 
 def claim_run_folder(config: RunConfig) -> Path:
