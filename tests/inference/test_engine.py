@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rayembed.errors import CheckpointError, RequestError
-from rayembed.inference.engine import Engine
+from rayembed.inference.engine import Engine, row_multiple
 
 TEXTS = ["a", "some longer text here", "b c", "some longer text here", "1 2 3", "x" * 300]
 
@@ -91,3 +91,9 @@ def test_another_head_shape_is_named(checkpoint, tmp_path):
     (other / "rayembed.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="latents has another shape"):
         Engine.load(other)
+
+
+def test_rows_are_padded_by_an_eighth_at_most_to_few_lengths():
+    padded = {tokens: -(-tokens // row_multiple(tokens)) * row_multiple(tokens) for tokens in range(1, 4097)}
+    assert all(length - tokens < max(16, tokens / 8) for tokens, length in padded.items())
+    assert len(set(padded.values())) < 64

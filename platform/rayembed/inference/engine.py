@@ -29,7 +29,6 @@ from rayembed.paths import resolve
 logger = logging.getLogger(__name__)
 
 DEFAULT_TOKEN_BUDGETS = {"cpu": 4096, "cuda": 16384}
-ROW_MULTIPLE = 256  # tokens; packed rows are padded to a multiple, so that kernels are built for few sizes
 
 
 @dataclass(frozen=True)
@@ -175,13 +174,14 @@ class Engine:
 
     def packed_batches(self, tokenized: TokenizedTexts) -> Iterator[tuple[list[int], PackedBatch]]:
         """Positions and packed tokens of the texts of each forward pass."""
-        for members in self._batches(tokenized.lengths):
+        lengths = tokenized.lengths
+        for members in self._batches(lengths):
             yield (
                 members,
                 pack_ids(
                     [tokenized.input_ids[member] for member in members],
                     [tokenized.pool_starts[member] for member in members],
-                    multiple=ROW_MULTIPLE,
+                    multiple=row_multiple(sum(lengths[member] for member in members)),
                 ),
             )
 
@@ -212,3 +212,12 @@ class Engine:
             tokens += lengths[position]
         if members:
             yield members
+
+
+def row_multiple(tokens: int) -> int:
+    """What the length of a packed row is rounded up to, so that kernels are built for few lengths.
+
+    A sixteenth to an eighth of the row, as a power of two between 16 and 256 tokens.
+    """
+    part = 1 << max(tokens.bit_length() - 4, 0)
+    return min(max(part, 16), 256)

@@ -30,7 +30,7 @@ class ModelSettings(BaseModel):
         ge=4,
         description="most tokens of one input; empty takes the checkpoint's own, which it cannot exceed",
     )
-    token_budget: int = Field(8192, ge=1, description="most tokens in one forward pass; bounds memory")
+    token_budget: int = Field(4096, ge=1, description="most tokens in one forward pass; bounds memory")
     max_queued_tokens: int = Field(
         131_072,
         ge=1,
