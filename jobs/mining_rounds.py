@@ -52,8 +52,8 @@ def rounds(
     rounds: Annotated[int, typer.Option(min=1, help="rounds of mining, each followed by training")] = 1,
 ) -> None:
     """Train a recipe, then mine with its model and train again, as often as wanted."""
+    from rayembed.launch.run import train as run_training  # importing DeepSpeed takes seconds
     from rayembed.mining.run import mine as run_mining
-    from rayembed.train.run import train as run_training  # importing DeepSpeed takes seconds
 
     config, recipe = load_config(train), load_recipe(mine, MiningRecipe)
     used = {entry.source for stage in config.stages for entry in stage.blend}

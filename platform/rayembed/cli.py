@@ -11,13 +11,13 @@ from rayembed.data.commands import app as data_app
 from rayembed.embedding.commands import embed
 from rayembed.entry import run_command
 from rayembed.evaluation.commands import app as mirror_app
+from rayembed.launch.commands import train
 from rayembed.mining.commands import mine
 from rayembed.model.commands import export_checkpoint, import_checkpoint
 from rayembed.reporting.commands import evaluate
 from rayembed.reporting.run_commands import compare, runs
 from rayembed.serving.commands import serve
 from rayembed.synthesis.commands import synthesize
-from rayembed.train.commands import train
 from rayembed.train.plan_command import plan
 
 app = typer.Typer(

@@ -117,8 +117,8 @@ def cluster():
 
 @pytest.mark.ray
 def test_a_gate_scores_beside_training_and_a_failed_one_is_dropped(cluster, data_dir, tmp_path, monkeypatch):
-    def score(checkpoint, output, data_dir, tasks):
-        if checkpoint.endswith("broken"):
+    def score(checkpoint, output, data_dir, tasks, task_files, export):
+        if checkpoint.name == "broken":
             raise CheckpointError("no weights")
         return dict.fromkeys(tasks, 0.5)
 

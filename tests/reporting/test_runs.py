@@ -78,6 +78,8 @@ def test_runs_are_listed_with_status_score_and_cost(home):
     done, half = records["done"], records["half"]
     assert (done["score"], done["score_of"]) == (0.5, "model, mean of 2 tasks")
     assert (half["score"], half["score_of"]) == (0.7, "checkpoint of step 2, Task")
+    assert half["best_checkpoint"]["step"] == 2
+    assert done["best_checkpoint"] is None
     assert (half["step"], half["steps"], half["tokens"], half["seconds"]) == (6, 10, 600, 3.0)
     table = invoke("runs", "runs").output.splitlines()
     assert len(table) == 4

@@ -71,8 +71,9 @@ def test_all_kinds_of_stages_in_sequence(home):
     run = folder.parent
     loaded = load_model(folder)
     assert loaded.embedder.dimensions == 32
-    assert [stage["kind"] for stage in read_manifest(folder)["provenance"]["stages"]] == [
-        "mntp", "simcse", "contrastive",
+    provenance = read_manifest(folder)["provenance"]
+    assert [(stage["kind"], stage["kept_step"]) for stage in provenance["stages"]] == [
+        ("mntp", 3), ("simcse", 3), ("contrastive", 3),
     ]  # fmt: skip
     trained = [load_weights(path) for path in sorted((run / "stages").glob("*/trained"))]
     heads = [{name for name in weights if name.startswith("pooling.")} for weights in trained]

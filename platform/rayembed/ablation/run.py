@@ -57,7 +57,7 @@ def ablate(grid: Grid, base: Path, *, most_cells: int | None = None, runner: Run
 def train_and_score(grid: Grid, config: RunConfig, folder: Path) -> None:
     """Train one configuration and score it; its stages are deleted, model and results are kept."""
     from rayembed.evaluation.runner import run  # both take seconds to import
-    from rayembed.train.run import train
+    from rayembed.launch.run import train
 
     model = train(config)
     run(

@@ -15,6 +15,7 @@ from rayembed.config.loss import (
 from rayembed.config.run import EvaluationConfig, RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
+from rayembed.config.validation import ValidationConfig
 
 __all__ = [
     "DataConfig",
@@ -31,6 +32,7 @@ __all__ = [
     "StageConfig",
     "TrainingConfig",
     "UserSourceConfig",
+    "ValidationConfig",
     "VectorDistillationConfig",
     "load_config",
     "load_recipe",

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from rayembed.config.data import DataConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
+from rayembed.config.validation import ValidationConfig
 from rayembed.contract import Contract
 from rayembed.model.configuration import Frozen, LoraSettings, ModelConfig
 
@@ -32,6 +33,9 @@ class RunConfig(Frozen):
     data: DataConfig = Field(DataConfig(), description="where the data is")
     stages: tuple[StageConfig, ...] = Field(min_length=1, description="trained one after the other")
     training: TrainingConfig = Field(TrainingConfig(), description="how training runs")
+    validation: ValidationConfig | None = Field(
+        None, description="checkpoints scored during training; None: none"
+    )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is evaluated after training")
 
     @model_validator(mode="after")

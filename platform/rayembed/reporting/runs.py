@@ -121,15 +121,20 @@ class Run:
         return self.note.get("started") or datetime.fromtimestamp(oldest, UTC).isoformat(timespec="seconds")
 
     @property
+    def best_checkpoint(self) -> dict[str, Any] | None:
+        """Record of the checkpoint with the highest score."""
+        return max(self.validations, key=lambda record: record["score"], default=None)
+
+    @property
     def best(self) -> Score | None:
         """Mean score of the finished model, else that of the best scored checkpoint."""
         if self.scores:
             value = sum(self.scores.values()) / len(self.scores)
             return Score(value, f"model, mean of {len(self.scores)} tasks")
-        if self.validations:
-            best = max(self.validations, key=lambda record: record["score"])
-            return Score(best["score"], f"checkpoint of step {best['step']}, {', '.join(best['scores'])}")
-        return None
+        best = self.best_checkpoint
+        if best is None:
+            return None
+        return Score(best["score"], f"checkpoint of step {best['step']}, {', '.join(best['scores'])}")
 
     def as_record(self) -> dict[str, Any]:
         """Everything a listing shows, for programs."""
@@ -144,6 +149,7 @@ class Run:
             "steps": self.steps,
             "score": best.value if best else None,
             "score_of": best.of if best else None,
+            "best_checkpoint": self.best_checkpoint,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
             "workers": self.recipe.get("training", {}).get("workers", 1),

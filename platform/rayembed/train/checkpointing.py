@@ -91,6 +91,11 @@ def load_training_state(folder: Path) -> TrainingState:
     )
 
 
+def next_step(folder: Path) -> int:
+    """First step of the plan that a checkpoint has not taken."""
+    return json.loads((folder / STATE_FILE).read_text())["next_step"]
+
+
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Trainable weights alone, to start the next stage or to export."""
     return load_training_state(folder).weights

@@ -12,6 +12,7 @@ from rayembed.data.sources import SOURCES
 from rayembed.model.base_model import PACKAGED_MODELS
 from rayembed.model.checkpoint import load_tokenizer, save_model
 from rayembed.model.lora import merge_lora
+from rayembed.train.checkpointing import next_step
 from rayembed.train.handover import carried_weights
 from rayembed.train.model import build_trainable, load_trainable_weights, trainable_weights
 
@@ -29,7 +30,7 @@ def export_model(
         config: the run.
         base: base model of the last stage, with the adapters that were merged before it.
         original_base: base model of the run, which has the tokenizer.
-        trained: checkpoint folders of all stages, in order.
+        trained: checkpoint folders of the stages to export, in order.
         folder: where to write.
 
     Raises:
@@ -43,7 +44,10 @@ def export_model(
     provenance = {
         "base_model": config.base_model,
         "base_layers": config.base_layers,
-        "stages": [{"name": stage.name, "kind": stage.kind, "steps": stage.steps} for stage in config.stages],
+        "stages": [
+            {"name": stage.name, "kind": stage.kind, "steps": stage.steps, "kept_step": next_step(checkpoint)}
+            for stage, checkpoint in zip(config.stages, trained, strict=False)
+        ],
         "sources": sources,
         "licences": licences(config.base_model, sources),
     }

@@ -13,6 +13,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from ray.train import ValidationTaskConfig
 
 from rayembed import logs
 from rayembed.config import StageConfig
@@ -31,6 +32,7 @@ from rayembed.train.steps import Step, step_of
 from rayembed.train.summary import step_metrics, summed
 from rayembed.train.timing import StepTimer, peak_memory
 from rayembed.train.trackers import start_trackers
+from rayembed.train.validation import validation_due
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +115,7 @@ def _run_steps(
                         memory=peak_memory(device),
                     )
                     recorder.record(metrics)
-        if (batch.step + 1) % training.checkpoint_every == 0 or batch.step + 1 == stage.steps:
-            _report_checkpoint(engine, stage, batch.step + 1, rank)
+        _maybe_checkpoint(run, engine, batch.step + 1, rank)
         timer.restart()
         started = time.perf_counter()
 
@@ -149,8 +150,17 @@ def _last_state() -> TrainingState | None:
         return load_training_state(Path(folder))
 
 
-def _report_checkpoint(engine: Any, stage: StageConfig, next_step: int, rank: int) -> None:
-    """Save and hand the folder to Ray Train, which keeps the newest ones; called by all ranks."""
+def _maybe_checkpoint(run: StageRun, engine: Any, next_step: int, rank: int) -> None:
+    """Save and hand the folder to Ray Train, if it is time for a checkpoint or its validation.
+
+    Ray Train keeps the newest ones. Called by all ranks.
+    """
+    stage = run.stage
+    validation: ValidationTaskConfig | bool = False
+    if validation_due(run, next_step):
+        validation = ValidationTaskConfig(fn_kwargs={"next_step": next_step})
+    elif next_step % run.config.training.checkpoint_every and next_step != stage.steps:
+        return
     with tempfile.TemporaryDirectory() as folder:
         save_training_state(Path(folder), engine, stage=stage.name, next_step=next_step, rank=rank)
         checkpoint = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
@@ -158,6 +168,7 @@ def _report_checkpoint(engine: Any, stage: StageConfig, next_step: int, rank: in
             {"stage": stage.name, "next_step": next_step},
             checkpoint=checkpoint,
             checkpoint_dir_name=f"step-{next_step:07d}",
+            validation=validation,
         )
 
 

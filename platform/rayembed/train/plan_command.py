@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rayembed.config import load_config
-from rayembed.train.commands import Overrides
+from rayembed.train.options import Overrides
 
 
 def plan(

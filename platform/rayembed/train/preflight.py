@@ -56,7 +56,8 @@ def estimate(config: RunConfig, base: Path | str) -> Estimate:
         kept = layers + _ACTIVATIONS_PER_LAYER  # each layer's input, and one layer at a time in full
     activations = tokens * hidden * kept * weight_bytes
     memory = (backbone_size + head_size + adapter_size) * weight_bytes + trainable * _BYTES_PER_TRAINABLE
-    checkpoints = (config.training.keep_checkpoints + 2) * len(config.stages) * trainable * 12
+    copies = config.training.keep_checkpoints + 2 + (config.validation is not None)
+    checkpoints = copies * len(config.stages) * trainable * 12
     models = 2 * (backbone_size + head_size) * 4
     return Estimate(memory + activations + _PROCESS_BYTES, checkpoints + models)
 

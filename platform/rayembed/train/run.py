@@ -31,19 +31,29 @@ from rayembed.train.prepare import check_sources, prepare_stage
 from rayembed.train.run_folder import RECIPE_FILE, noted
 from rayembed.train.stage_run import StageRun
 from rayembed.train.trackers import check_trackers
+from rayembed.train.validation import Scorer, kept_checkpoint, validation_task
 
 logger = logging.getLogger(__name__)
 
-_MAY_CHANGE = ("training", "evaluation", "output", "models_directory")
+_MAY_CHANGE = ("training", "validation", "evaluation", "output", "models_directory")
 
 
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, scorer: Scorer | None = None) -> Path:
     """Train a run to its end and return the model folder.
+
+    Args:
+        config: the run.
+        scorer: scores checkpoints, for a recipe with `validation`.
 
     Raises:
         UserError: anything in the recipe, the data or the machine that stands in the way.
     """
     started = time.monotonic()
+    if config.validation is not None and scorer is None:
+        raise ConfigError(
+            "the recipe has validation and nothing to score with was given; call rayembed.launch.run.train, "
+            "or remove validation"
+        )
     check_sources(config)
     check_trackers(config.training.trackers)
     folder = claim_run_folder(config)
@@ -52,12 +62,12 @@ def train(config: RunConfig) -> Path:
         logger.info("run %s is finished: %s", config.name, read_manifest(model_folder)["digest"][:12])
         return model_folder
     with noted(folder):
-        _train(config, folder, model_folder)
+        _train(config, scorer, folder, model_folder)
     logger.info("run %s finished in %.0f s", config.name, time.monotonic() - started)
     return model_folder
 
 
-def _train(config: RunConfig, folder: Path, model_folder: Path) -> None:
+def _train(config: RunConfig, scorer: Scorer | None, folder: Path, model_folder: Path) -> None:
     """Train what is missing of a run and write its model folder."""
     base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
     check_resources(config, base, folder)
@@ -76,7 +86,7 @@ def _train(config: RunConfig, folder: Path, model_folder: Path) -> None:
         if not (trained / STATE_FILE).is_file():
             stream = prepare_stage(config, index, stage_folder, str(base))
             run = StageRun(config, index, stage_base, base, stream, tuple(finished), folder)
-            _fit(run, stage_folder, trained)
+            _fit(run, scorer, stage_folder, trained)
         finished.append(trained)
     export_model(config, stage_base, base, finished, model_folder)
 
@@ -119,8 +129,8 @@ def _first_difference(before: object, now: object, where: str = "") -> str | Non
     return None if before == now else f"{where.rstrip('.')} was {before!r} and is {now!r}"
 
 
-def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
-    """Run one stage on Ray Train and keep its last checkpoint as the stage's result."""
+def _fit(run: StageRun, scorer: Scorer | None, stage_folder: Path, trained: Path) -> None:
+    """Run one stage on Ray Train and keep its last or best checkpoint as the stage's result."""
     training = run.config.training
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0
     needed, present = (
@@ -132,6 +142,15 @@ def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
             "%d workers and their data streams need %g CPUs, the cluster has %g: training waits until nodes "
             "join; otherwise lower training.cpus_per_worker or training.workers",
             training.workers,
+            needed,
+            present,
+        )
+    validation = run.config.validation
+    if validation and needed <= present < needed + validation.cpus:
+        logger.warning(
+            "a validation needs %g CPUs beside the %g of training, the cluster has %g: checkpoints are "
+            "scored when training is done; lower validation.cpus to have it earlier",
+            validation.cpus,
             needed,
             present,
         )
@@ -149,6 +168,7 @@ def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
         ),
+        validation_config=validation_task(run, scorer, stage_folder),  # type: ignore[call-arg]  # of v2
     )
     stopped = run.run_folder / STOPPED_FILE
     stopped.unlink(missing_ok=True)
@@ -166,4 +186,5 @@ def _fit(run: StageRun, stage_folder: Path, trained: Path) -> None:
         )
     assert result.checkpoint is not None, "a stage ends with a checkpoint of its last step"
     with result.checkpoint.as_directory() as checkpoint, atomic_directory(trained) as temporary:
-        shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
+        kept = kept_checkpoint(run, stage_folder, Path(checkpoint))
+        shutil.copytree(kept, temporary, dirs_exist_ok=True)

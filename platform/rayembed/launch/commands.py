@@ -7,11 +7,7 @@ import typer
 
 from rayembed.config import RunConfig, load_config
 from rayembed.entry import run_command
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. stages.0.steps=20"),
-]
+from rayembed.train.options import Overrides
 
 
 def train(
@@ -29,7 +25,7 @@ def train(
     if dry_run:
         show_plan(resolved)
         return
-    from rayembed.train.run import (
+    from rayembed.launch.run import (
         train as run_training,  # importing DeepSpeed takes seconds; --help does without
     )
 
