@@ -1,0 +1,227 @@
+"""Rows for `training.py`, and this platform's training step on them in one process."""
+
+import itertools
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from rayembed.config import RunConfig, load_config
+from rayembed.contract import Contract
+from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
+from rayembed.data.plan import PlannedBatch
+from rayembed.data.prepared import PreparedRows, write_rows
+from rayembed.data.schema import pair_row, to_table
+from rayembed.model.checkpoint import load_tokenizer
+from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
+from rayembed.train import engine as deepspeed_engine
+from rayembed.train.gradcache import encode_and_backward
+from rayembed.train.model import build_trainable, prepare_for_stage, trainable_weights
+from rayembed.train.step import StepOutput, contrastive_loss
+from rayembed.train.timing import StepTimer
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("python-docstrings", "wordnet-glosses")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one source, each with one positive and the same number of negatives."""
+
+    source: int
+    rows: list[dict[str, Any]]
+
+    def columns(self) -> list[list[str]]:
+        """Queries, positives, first negatives, second negatives, ..."""
+        documents = [[*row["positives"], *row["negatives"]] for row in self.rows]
+        return [
+            [row["query"] for row in self.rows],
+            *(list(column) for column in zip(*documents, strict=True)),
+        ]
+
+    @property
+    def distinct_documents(self) -> int:
+        """Documents after those that several rows share were counted once."""
+        return len({document for column in self.columns()[1:] for document in column})
+
+    def first(self, rows: int) -> "Batch":
+        """The batch cut to its first rows."""
+        return Batch(self.source, self.rows[:rows])
+
+
+def quickstart(layers: int, **stage: object) -> RunConfig:
+    """The quickstart's recipe with its first stage changed and the second left out."""
+    config = load_config(ROOT / "jobs" / "configs" / "quickstart.yaml", [f"base_layers={layers}"])
+    return config.model_copy(update={"stages": (config.stages[0].model_copy(update=stage),)})
+
+
+def plain(config: RunConfig, negatives: Sequence[int]) -> RunConfig:
+    """What the peer can do too: mean pooling, one loss, no end token, each source with so many negatives."""
+    [stage] = config.stages
+    loss = stage.loss[0].model_copy(update={"document_to_query_weight": 0.0})
+    blend = tuple(
+        entry.model_copy(update={"negatives_per_query": count, "mining": None})
+        for entry, count in zip(stage.blend, negatives, strict=True)
+    )
+    # The peer counts a prompt's trailing space as a token of its own, which it is not in front of a word.
+    contract = Contract(
+        max_length=config.contract.max_length,
+        append_eos=False,
+        instruction_template="Instruct: {instruction}\nQuery:",
+    )
+    return config.model_copy(
+        update={
+            "model": ModelConfig(pooling=MeanPoolingConfig()),
+            "contract": contract,
+            "stages": (stage.model_copy(update={"loss": (loss,), "blend": blend}),),
+        }
+    )
+
+
+def distinct_batches(
+    sources: Sequence[PreparedRows], negatives: Sequence[int], *, size: int, count: int
+) -> list[Batch]:
+    """Batches of the sources in turn, in none of which a document comes twice."""
+    streams = [_rows(rows, wanted) for rows, wanted in zip(sources, negatives, strict=True)]
+    return [
+        Batch(index % len(sources), _without_repeats(streams[index % len(sources)], size))
+        for index in range(count)
+    ]
+
+
+def pooled_batches(rows: PreparedRows, negatives: int, *, size: int, pool: int, count: int) -> list[Batch]:
+    """Batches whose negatives are drawn from a pool of documents: the positives and others.
+
+    A pool of at least `size * (1 + negatives)` documents is dealt out so that none comes twice.
+    """
+    generator = random.Random(1)
+    stream = _rows(rows, 0)
+    corpus = {row["positives"][0] for row in itertools.islice(_rows(rows, 0), len(rows))}
+    batches = []
+    for _ in range(count):
+        chosen = _without_repeats(stream, size)
+        positives = [row["positives"][0] for row in chosen]
+        others = sorted(corpus - set(positives))
+        documents = [*positives, *generator.sample(others, max(pool - size, 0))]
+        if len(documents) >= size * (1 + negatives):
+            spare = iter(documents[size:])
+            drawn = [[next(spare) for _ in range(negatives)] for _ in chosen]
+        else:
+            drawn = [_others(generator, documents, own, negatives) for own in positives]
+        batches.append(
+            Batch(
+                0,
+                [
+                    _row(row["query"], row["positives"][0], texts)
+                    for row, texts in zip(chosen, drawn, strict=True)
+                ],
+            )
+        )
+    return batches
+
+
+def _others(generator: random.Random, documents: list[str], own: str, count: int) -> list[str]:
+    return [text for text in generator.sample(documents, count + 1) if text != own][:count]
+
+
+def _rows(rows: PreparedRows, negatives: int) -> Iterator[dict[str, Any]]:
+    """Rows in random order, cut to their first positive and so many negatives; once round and again."""
+    generator = random.Random(0)
+    while True:
+        for number in generator.sample(range(len(rows)), len(rows)):
+            [values] = rows.row(number).to_pylist()
+            if len(values["negatives"]) >= negatives:
+                yield _row(values["query"], values["positives"][0], values["negatives"][:negatives])
+
+
+def _row(query: str, positive: str, negatives: Sequence[str]) -> dict[str, Any]:
+    return pair_row(query, [positive], negatives, dataset="benchmark", task_type="retrieval")
+
+
+def _without_repeats(rows: Iterable[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """The next rows that share no document."""
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for row in rows:
+        if len(set(row["document_ids"])) == len(row["document_ids"]) and not seen & set(row["document_ids"]):
+            seen |= set(row["document_ids"])
+            found.append(row)
+            if len(found) == size:
+                break
+    return found
+
+
+class Ours:
+    """The platform's own collator, packed step and DeepSpeed engine, in this process."""
+
+    def __init__(
+        self, config: RunConfig, base: Path, batches: Sequence[Batch], folder: Path, dtype: torch.dtype
+    ):
+        [self._stage] = config.stages
+        self._budget = config.training.tokens_per_chunk
+        self._collator, self._planned = _collator(config, base, batches, folder)
+        embedder = build_trainable(config, base, dtype)
+        self.adapters = trainable_weights(embedder)
+        prepare_for_stage(embedder, self._stage, config.training)
+        _single_process_group()
+        self._engine = deepspeed_engine.create_engine(
+            embedder.train(), self._stage, config.training, rows_per_rank=len(batches[0].rows), dtype=dtype
+        )
+
+    def batch(self, index: int) -> TrainingBatch:
+        """Tensors of a batch, tokenised now."""
+        return to_training_batch(self._collator.record(self._planned[index]))
+
+    def step(self, index: int) -> torch.Tensor:
+        """One step on a batch; returns the loss before it."""
+        batch, timer = self.batch(index), StepTimer()
+
+        def loss_of(vectors_ND: torch.Tensor) -> StepOutput:
+            return contrastive_loss(vectors_ND, batch, self._stage, timer)
+
+        output = encode_and_backward(self._engine, batch.packed, loss_of, timer, self._budget)
+        deepspeed_engine.take_step(self._engine)
+        return output.loss.detach()
+
+
+def _collator(
+    config: RunConfig, base: Path, batches: Sequence[Batch], folder: Path
+) -> tuple[Collator, list[PlannedBatch]]:
+    """Collator over exactly these rows, and a plan of one step for each batch."""
+    [stage] = config.stages
+    folder.mkdir(parents=True)
+    rows: list[list[dict[str, Any]]] = [[] for _ in stage.blend]
+    planned = []
+    for step, batch in enumerate(batches):
+        first = len(rows[batch.source])
+        rows[batch.source] += batch.rows
+        numbers = np.arange(first, first + len(batch.rows))
+        planned.append(PlannedBatch(step, np.full_like(numbers, batch.source), numbers))
+    for source, values in enumerate(rows):
+        write_rows([to_table(values, "pairs")], folder / f"{source}.arrow")
+    prepared = [PreparedRows.open(folder / f"{source}.arrow") for source in range(len(rows))]
+    tokenizer = load_tokenizer(base)
+    collator = Collator(
+        prepared, stage.blend, config.contract, tokenizer, seed=config.seed, rank=0, world_size=1
+    )
+    return collator, planned
+
+
+def _single_process_group() -> None:
+    """What DeepSpeed wants to see in a process of its own."""
+    if not dist.is_initialized():
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }
+        os.environ.update(alone)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
