@@ -1,4 +1,7 @@
-"""Continuing from plain tensors equals not having stopped, at every ZeRO stage and rank count."""
+"""Continuing from plain tensors equals not having stopped, at every ZeRO stage and rank count.
+
+All cases run in one set of processes, because starting them is what takes time.
+"""
 
 import pytest
 import torch
@@ -8,6 +11,13 @@ from tests.train.sources import stage
 from tests.train.spawn import run_ranks
 
 STEPS = 3
+CASES = [
+    (0, torch.float32),
+    (1, torch.float32),
+    (1, torch.bfloat16),
+    (2, torch.bfloat16),
+    (3, torch.bfloat16),
+]
 
 
 def make_model():
@@ -52,6 +62,7 @@ def unbroken_and_resumed(rank, world_size, zero_stage, dtype):
     weights, moments = read_state(engine)
     take_steps(engine, STEPS, STEPS, rank, world_size, dtype)
     unbroken, _ = read_state(engine)
+    engine.destroy()
 
     engine = make_engine(zero_stage, dtype, world_size, weights)
     prime_optimizer(engine, engine(torch.zeros(1, 7, dtype=dtype)))
@@ -59,20 +70,29 @@ def unbroken_and_resumed(rank, world_size, zero_stage, dtype):
     write_moments(engine, moments, STEPS)
     take_steps(engine, STEPS, STEPS, rank, world_size, dtype)
     resumed, _ = read_state(engine)
+    engine.destroy()
     return {"unbroken": unbroken, "resumed": resumed, "weights": weights, "moments": moments}
 
 
+def all_cases(rank, world_size):
+    return [unbroken_and_resumed(rank, world_size, *case) for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two ranks found, case by case."""
+    return run_ranks(all_cases, 2, tmp_path_factory.mktemp("ranks"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("zero_stage", "dtype"),
-    [(0, torch.float32), (1, torch.float32), (1, torch.bfloat16), (2, torch.bfloat16), (3, torch.bfloat16)],
-)
-def test_resumed_equals_unbroken(tmp_path, zero_stage, dtype):
-    for result in run_ranks(unbroken_and_resumed, 2, tmp_path, zero_stage, dtype):
-        for name, weight in result["unbroken"].items():
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: f"zero{CASES[case][0]}-{CASES[case][1]}")
+def test_resumed_equals_unbroken(results, case):
+    for result in results:
+        found = result[case]
+        for name, weight in found["unbroken"].items():
             assert weight.dtype is torch.float32
-            assert torch.equal(weight, result["resumed"][name]), name
-            assert not torch.equal(weight, result["weights"][name])
+            assert torch.equal(weight, found["resumed"][name]), name
+            assert not torch.equal(weight, found["weights"][name])
 
 
 def continue_alone(rank, world_size, state):
@@ -87,8 +107,8 @@ def continue_alone(rank, world_size, state):
 
 
 @pytest.mark.slow
-def test_another_number_of_ranks_continues(tmp_path):
-    state = run_ranks(unbroken_and_resumed, 2, tmp_path, 1, torch.float32)[0]
+def test_another_number_of_ranks_continues(results, tmp_path):
+    state = results[0][CASES.index((1, torch.float32))]
     [alone] = run_ranks(continue_alone, 1, tmp_path, state)
     for name, weight in state["unbroken"].items():
         torch.testing.assert_close(alone[name], weight, atol=1e-6, rtol=1e-5)
