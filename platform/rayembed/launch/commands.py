@@ -16,14 +16,19 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="print the resolved recipe, the estimate and first batches, then stop"
+            "--dry-run",
+            help="print the resolved recipe, the estimate and first batches, take one step at the longest "
+            "batch of every stage, then stop",
         ),
     ] = False,
+    step: Annotated[
+        bool, typer.Option(help="with --dry-run: take the step; --no-step does without its memory and time")
+    ] = True,
 ) -> None:
     """Train a recipe: prepare data, run its stages, export the model. Continues what was interrupted."""
     resolved = load_config(config, overrides or ())
     if dry_run:
-        show_plan(resolved)
+        show_plan(resolved, with_step=step)
         return
     from rayembed.launch.run import (
         train as run_training,  # importing DeepSpeed takes seconds; --help does without
@@ -36,16 +41,21 @@ def job(
     config: Annotated[Path, typer.Option(help="recipe, a YAML file")],
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="resolve and print, train nothing")] = False,
+    step: Annotated[bool, typer.Option(help="with --dry-run: take one step at the longest batch")] = True,
 ) -> None:
     """Train a recipe as a cluster job."""
-    train(config, overrides, dry_run)
+    train(config, overrides, dry_run, step)
 
 
-def show_plan(config: RunConfig) -> None:
-    """Print the resolved recipe, the estimate and the first batch of every stage."""
+def show_plan(config: RunConfig, *, with_step: bool) -> None:
+    """Print the resolved recipe, the estimate, and the first batch and longest step of every stage."""
+    if config.validation is not None:
+        from rayembed.launch.scoring import scorer_of
+
+        scorer_of(config)  # refuses unknown tasks
     from rayembed.train.dry_run import describe
 
-    for line in describe(config):
+    for line in describe(config, with_step=with_step):
         typer.echo(line)
 
 

@@ -1,10 +1,12 @@
-"""What `--dry-run` shows: the resolved recipe, what it needs, and the first batch of every stage."""
+"""What `--dry-run` shows: the recipe, what it needs, and the first batch and longest step of every stage."""
 
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import RunConfig
@@ -13,28 +15,41 @@ from rayembed.model.base_model import prepare_base_model
 from rayembed.model.checkpoint import load_tokenizer
 from rayembed.model.packing import PackedBatch
 from rayembed.paths import resolve
+from rayembed.train.longest import longest_batch
 from rayembed.train.preflight import GIBIBYTE, estimate
 from rayembed.train.prepare import check_sources, prepare_stage
+from rayembed.train.stage_run import StageRun
+from rayembed.train.trial import try_step
 
 _SHOWN_ROWS = 4
 
 
-def describe(config: RunConfig) -> Iterator[str]:
-    """Lines to print. Missing built-in data and base models are built; no run folder is made."""
+def describe(config: RunConfig, *, with_step: bool = True) -> Iterator[str]:
+    """Lines to print. Missing built-in data and base models are built; no run folder is made.
+
+    Args:
+        config: the run.
+        with_step: take a real step at the longest batch of every stage.
+
+    Raises:
+        UserError: what would stop the run, a step that does not fit into memory among it.
+    """
     check_sources(config)
     yield config.to_yaml()
     base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
     needed = estimate(config, base)
-    yield f"memory of a worker: about {needed.memory_per_worker / GIBIBYTE:.1f} GiB"
+    yield f"memory of a worker, texts at full length: {needed.memory_per_worker / GIBIBYTE:.1f} GiB"
     yield f"disk of the run: about {needed.disk / GIBIBYTE:.1f} GiB"
     with tempfile.TemporaryDirectory() as folder:
         for index in range(len(config.stages)):
-            yield from _describe_stage(config, index, Path(folder), str(base))
+            yield from _describe_stage(config, index, Path(folder), base, with_step)
 
 
-def _describe_stage(config: RunConfig, index: int, folder: Path, base: str) -> Iterator[str]:
+def _describe_stage(
+    config: RunConfig, index: int, folder: Path, base: Path | str, with_step: bool
+) -> Iterator[str]:
     stage = config.stages[index]
-    spec = prepare_stage(config, index, folder / stage.name, base)
+    spec = prepare_stage(config, index, folder / stage.name, str(base))
     batch = next(local_batches(spec, start=0, stop=1))
     tokenizer = load_tokenizer(base)
     counts = Counter(stage.blend[source].source for source in batch.source_Q.tolist())
@@ -46,6 +61,27 @@ def _describe_stage(config: RunConfig, index: int, folder: Path, base: str) -> I
         yield f"  query    {texts[row]}"
         yield f"  positive {texts[batch.num_queries + int(batch.target_Q[row])]}"
         yield f"  against  {int(batch.allowed_QK[row].sum()) - 1} negatives"
+    if with_step:
+        yield _tried(StageRun(config, index, base, base, spec, (), folder))
+
+
+def _tried(run: StageRun) -> str:
+    """What a step at the longest batch took, or why it was not tried."""
+    training = run.config.training
+    batch = longest_batch(run.stream, training.workers)
+    tokens = batch.packed.num_tokens
+    about = f"longest batch: step {batch.step}, {tokens:,} tokens of a worker"
+    needed = estimate(run.config, run.original_base, tokens).memory_per_worker / GIBIBYTE
+    if training.zero_stage == 3 and training.workers > 1:
+        return f"{about}; no step was tried, as ZeRO 3 shares the weights among {training.workers} workers"
+    free = psutil.virtual_memory().available / GIBIBYTE
+    if not torch.cuda.is_available() and needed > free:
+        return f"{about}; no step was tried, it needs about {needed:.1f} GiB and {free:.1f} GiB are free"
+    trial = try_step(run, batch)
+    return (
+        f"{about}: {trial.seconds:.1f} s, peak memory {trial.memory / GIBIBYTE:.2f} GiB "
+        f"(estimated {needed:.2f} GiB)"
+    )
 
 
 def _decoded(packed: PackedBatch, tokenizer: PreTrainedTokenizerBase, width: int = 100) -> list[str]:

@@ -31,8 +31,14 @@ class Estimate:
     disk: float
 
 
-def estimate(config: RunConfig, base: Path | str) -> Estimate:
-    """Estimate memory of one worker and disk of the run folder."""
+def estimate(config: RunConfig, base: Path | str, tokens: int | None = None) -> Estimate:
+    """Estimate memory of one worker and disk of the run folder.
+
+    Args:
+        config: the run.
+        base: its base model.
+        tokens: of a worker's step; None: those of the largest batch if all texts had the maximum length.
+    """
     backbone = AutoConfig.from_pretrained(base)
     hidden, layers = backbone.hidden_size, config.base_layers or backbone.num_hidden_layers
     key_value = hidden * backbone.num_key_value_heads // backbone.num_attention_heads
@@ -46,9 +52,8 @@ def estimate(config: RunConfig, base: Path | str) -> Estimate:
     trainable = head_size + (adapter_size if config.lora else backbone_size)
     dtype = resolve_precision(config.training.precision, resolve_device())
     weight_bytes = 2 if dtype is torch.bfloat16 else 4
-    texts_per_row = max(2 + entry.negatives_per_query for stage in config.stages for entry in stage.blend)
-    rows = max(-(-stage.batch_size // config.training.workers) for stage in config.stages)
-    tokens = rows * texts_per_row * config.contract.max_length
+    if tokens is None:
+        tokens = _most_tokens(config)
     if config.training.tokens_per_chunk is not None:
         tokens = min(tokens, max(config.training.tokens_per_chunk, config.contract.max_length))
     kept = layers * _ACTIVATIONS_PER_LAYER
@@ -84,6 +89,12 @@ def check_resources(config: RunConfig, base: Path | str, folder: Path) -> Estima
             "are free; set training.tokens_per_chunk, or lower contract.max_length or training.workers"
         )
     return needed
+
+
+def _most_tokens(config: RunConfig) -> int:
+    texts_per_row = max(2 + entry.negatives_per_query for stage in config.stages for entry in stage.blend)
+    rows = max(-(-stage.batch_size // config.training.workers) for stage in config.stages)
+    return rows * texts_per_row * config.contract.max_length
 
 
 def _pooling_size(config: RunConfig, hidden: int, layers: int) -> int:
