@@ -48,7 +48,7 @@ TOLERANCE = 1e-3  # largest relative difference of two losses in fp32
 LEARNING_RATE = 1e-3
 NEGATIVES = 7  # of a query of the large batch
 TOKENS_PER_CHUNK = 4096
-TRIAL_ROWS = 64
+TRIAL_ROWS, TRIAL_BATCHES, TRIAL_TURNS = 72, 6, 2  # to find the peer's fastest setting
 CHUNKED = tuple(name for name in SETTINGS if name != "plain")
 
 
@@ -103,13 +103,13 @@ class Comparison:
 
         def trial(setting: str, turn: int) -> None:
             peer.use(setting)
-            for batch in batches:
+            for batch in batches[turn :: TRIAL_TURNS + 1]:  # others each turn, whose sizes are new
                 self.peer_step(peer, batch)
 
         if len(settings) == 1:
             return {settings[0]: float("nan")}
-        times = interleave({setting: partial(trial, setting) for setting in settings}, 2)
-        return dict(sorted(((name, min(found)) for name, found in times.items()), key=lambda item: item[1]))
+        times = interleave({setting: partial(trial, setting) for setting in settings}, TRIAL_TURNS)
+        return dict(sorted(((name, sum(found)) for name, found in times.items()), key=lambda item: item[1]))
 
     def measure(
         self, name: str, batches: Sequence[Batch], rounds: int, settings: Sequence[str], goal: float
@@ -117,7 +117,7 @@ class Comparison:
         """Steps of both in turn, other batches each round."""
         each = len(batches) // (rounds + 1)
         ours, peer = self.pair(batches, torch.bfloat16)
-        trial = self.fastest(peer, [batch.first(TRIAL_ROWS) for batch in batches[:2]], settings)
+        trial = self.fastest(peer, [batch.first(TRIAL_ROWS) for batch in batches[:TRIAL_BATCHES]], settings)
         peer.use(next(iter(trial)))
 
         def own(turn: int) -> None:
@@ -166,7 +166,7 @@ def natural_bar(options: argparse.Namespace, folder: Path) -> Bar:
 
 def large_batch_bar(options: argparse.Namespace, folder: Path) -> Bar:
     """`train_large_batch`."""
-    size, checked_size, rounds = (16, 4, 1) if options.quick else (512, 64, min(options.rounds, 3))
+    size, checked_size, rounds = (16, 4, 1) if options.quick else (512, 32, min(options.rounds, 3))
     pool = options.pool or size * (1 + NEGATIVES)
     if options.quick:
         pool = min(pool, 2 * size)

@@ -147,7 +147,8 @@ def _bare_loop(config: RunConfig, base: Path, spec: StreamSpec, threads: int) ->
     torch.set_num_threads(threads)
     [stage] = config.stages
     device = resolve_device()
-    model = build_trainable(config, base, resolve_precision(config.training.precision, device)).to(device)
+    dtype = resolve_precision(config.training.precision, device)
+    model = build_trainable(config, base, dtype).to(device, dtype)  # all of it, as DeepSpeed does
     prepare_for_stage(model, stage, config.training)
     engine = PlainEngine(model.train())
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]

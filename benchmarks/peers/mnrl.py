@@ -48,7 +48,7 @@ class Peer:
     ):
         self.model = _load(checkpoint, dtype, max_length)
         backbone = self.model[0].auto_model
-        attach_lora(backbone, lora)
+        attach_lora(backbone, lora).to(dtype)  # adapters too, as DeepSpeed does with ours
         for name, parameter in backbone.named_parameters():
             if parameter.requires_grad:
                 parameter.data.copy_(adapters[f"backbone.{name}"])
