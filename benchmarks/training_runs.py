@@ -168,7 +168,7 @@ def _bare_loop(config: RunConfig, base: Path, spec: StreamSpec, threads: int) ->
         torch.nn.utils.clip_grad_norm_(weights, stage.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
-        float(output.loss)
+        output.loss.item()
         done.append(time.time())
     return _differences(done)
 
