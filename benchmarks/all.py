@@ -15,7 +15,7 @@ from harness import Bar, arguments, write_report
 
 FOLDER = Path(__file__).parent
 NOT_BENCHMARKS = {"all", "harness", "training_runs", "training_steps"}
-LONG = {"mining_quality"}  # trains models for hours; run it by name
+LONG = {"mining_quality", "training"}  # they train models for an hour and more; run them by name
 
 
 def names() -> list[str]:
