@@ -118,7 +118,7 @@ def test_a_comparison_is_one_file_with_the_curves_of_all(home):
     assert result.exit_code == 0
     rows = {line.split("  ")[0].strip(): line.split() for line in result.output.splitlines()}
     assert rows["steps"][1:] == ["10", "of", "10", "6", "of", "10"]
-    assert rows["accuracy"][1:] == ["0.300", "0.300"]
+    assert rows["accuracy, last 20 steps"][-2:] == ["0.300", "0.300"]
     assert [line.split() for line in result.output.splitlines() if "lora.rank" in line] == [
         ["lora.rank", "16", "32"]
     ]
@@ -132,6 +132,8 @@ def test_a_comparison_is_one_file_with_the_curves_of_all(home):
     assert loss.count('class="curve faint') == 2
     assert loss.count("<polyline") == 6
     assert "second &lt;i&gt;" in loss
+    score = page[page.index('aria-label="Score of checkpoints"') : page.index('aria-label="Main scores"')]
+    assert score.count('class="dot c0"') == 1  # the one checkpoint of the first run
     assert not re.search(r"(src|href)=|url\(|@import|https?://|<script", page)
 
 

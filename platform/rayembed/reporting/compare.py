@@ -58,7 +58,7 @@ def figures(runs: Sequence[Run]) -> Table:
         f"loss, last {_LAST_STEPS} steps": [
             f"{_last(metrics.curve(run.records, 'loss')):.4f}" for run in runs
         ],
-        "accuracy": [_accuracy_cell(run) for run in runs],
+        f"accuracy, last {_LAST_STEPS} steps": [_accuracy_cell(run) for run in runs],
         "score": [f"{run.best.value:.3f} ({run.best.of})" if run.best else _MISSING for run in runs],
         "tokens": [f"{run.tokens:,}" for run in runs],
         "tokens a second": [f"{run.tokens / max(run.seconds, 1e-9):,.0f}" for run in runs],

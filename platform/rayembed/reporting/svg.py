@@ -63,6 +63,11 @@ def line_chart(title: str, lines: Sequence[Line], spans: Sequence[StageSpan]) ->
         )
         kind = "curve faint" if line.faint else "curve"
         parts.append(element("polyline", cls=f"{kind} c{line.color % PALETTE_SIZE}", points=path))
+        if len(line.points) == 1 and path:  # a line of one point has no length to be seen
+            [(step, value)] = line.points
+            parts.append(
+                element("circle", cls=f"dot c{line.color % PALETTE_SIZE}", cx=x(step), cy=y(value), r=3.2)
+            )
     return svg(title, _WIDTH, _HEIGHT, parts)
 
 
