@@ -170,7 +170,9 @@ def _card_cells(card: Mapping[str, Any]) -> dict[str, str]:
         ),
         "languages": ", ".join(sorted(languages)),
         "left out": f"{sum(card['dropped'].values()):,}",
-        "texts shared with": ", ".join(f"{name} {share:.1%}" for name, share in card["shared_with"].items()),
+        "texts shared with": ", ".join(
+            f"{name} {share:.1%}" for name, share in card["shared_with"].items() if share >= 0.0005
+        ),
         "licence": card["licence"],
     }
 

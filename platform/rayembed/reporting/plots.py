@@ -52,13 +52,13 @@ def radar(title: str, axes: Sequence[str], series: Mapping[str, Sequence[float |
         axes: at least three names.
         series: name of the series -> one value an axis.
     """
-    centre = _SIDE / 2
+    centre_x, centre_y = _WIDTH / 2, _SIDE / 2
     angles = [2 * math.pi * position / len(axes) - math.pi / 2 for position in range(len(axes))]
 
     def points(values: Sequence[float]) -> str:
         lengths = [_RADIUS * value for value in values]
         places = [
-            (centre + length * math.cos(angle), centre + length * math.sin(angle))
+            (centre_x + length * math.cos(angle), centre_y + length * math.sin(angle))
             for angle, length in zip(angles, lengths, strict=True)
         ]
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -68,7 +68,8 @@ def radar(title: str, axes: Sequence[str], series: Mapping[str, Sequence[float |
     ]
     labels = []
     for angle, name in zip(angles, axes, strict=True):
-        x, y = centre + (_RADIUS + 16) * math.cos(angle), centre + (_RADIUS + 16) * math.sin(angle)
+        x = centre_x + (_RADIUS + 16) * math.cos(angle)
+        y = centre_y + (_RADIUS + 16) * math.sin(angle)
         anchor = "middle" if abs(math.cos(angle)) < 0.2 else "start" if math.cos(angle) > 0 else "end"
         label = '<text class="tick" text-anchor="{}" x="{:.1f}" y="{:.1f}">{}</text>'
         labels.append(Markup(label).format(anchor, x, y + 4, name))
@@ -77,4 +78,4 @@ def radar(title: str, axes: Sequence[str], series: Mapping[str, Sequence[float |
         present = [max(0.0, min(1.0, value)) for value in values if value is not None]
         if len(present) == len(axes):
             shapes.append(element("polygon", cls=f"shape c{color % PALETTE_SIZE}", points=points(present)))
-    return svg(title, _SIDE, _SIDE, [*rings, *labels, *shapes])
+    return svg(title, _WIDTH, _SIDE, [*rings, *labels, *shapes])
