@@ -3,9 +3,10 @@
 python benchmarks/mining_quality.py [--quick] [--source NAME ...] --workspace DIR --json OUT
 
 For each source the same small model is trained on the same rows in the same order with the same seeds; only
-the negatives differ. It is judged by nDCG@10 of the dev queries over all documents of the train and dev
-splits. A cell (source, arm, seed) is stored when it is done, so an interrupted run continues. The test is
-Wilcoxon's signed-rank test, paired by dev query, each with its mean over the seeds.
+the negatives differ. It is judged by nDCG@10 of the dev queries over the documents of the train and dev
+splits, all of them or as many as asked for. A cell (source, arm, seed) is stored when it is done, so an
+interrupted run continues. The test is Wilcoxon's signed-rank test, paired by dev query, each with its mean
+over the seeds.
 
 Training is the platform's own plan, collator and step with torch's AdamW, in this process.
 """
@@ -156,11 +157,11 @@ def trained(config: RunConfig, base: Path, folder: Path) -> LoadedModel:
     return LoadedModel(model, load_tokenizer(base), config.contract, "mining-quality")
 
 
-def dev_scores(model: LoadedModel, source: str, data: Path, limit: int | None) -> np.ndarray:
-    """nDCG@10 of every dev query over the documents of the train and dev splits."""
+def dev_scores(model: LoadedModel, source: str, data: Path, settings: argparse.Namespace) -> np.ndarray:
+    """nDCG@10 of the dev queries over their documents and those of the train split."""
     engine = Engine(model, name="mining-quality")
-    dev = read_split(data, source, "dev").slice(0, limit).to_pylist()
-    train = read_split(data, source, "train")["positives"].slice(0, limit and 4 * limit).to_pylist()
+    dev = read_split(data, source, "dev").slice(0, settings.dev_rows).to_pylist()
+    train = read_split(data, source, "train")["positives"].slice(0, settings.train_documents).to_pylist()
     documents = list(dict.fromkeys(text for row in [*(r["positives"] for r in dev), *train] for text in row))
     position_of = {text: position for position, text in enumerate(documents)}
     corpus = engine.encode(documents).vectors
@@ -187,7 +188,7 @@ def cell(source: str, arm: str, rows: Path, seed: int, settings: argparse.Namesp
     base = prepare_base_model("smollm2-135m", workspace / "models", layers=settings.layers)
     started = time.monotonic()
     model = trained(configuration(source, rows, seed, settings), Path(base), folder)
-    scores = dev_scores(model, source, workspace / "data", 40 if settings.quick else None)
+    scores = dev_scores(model, source, workspace / "data", settings)
     seconds = round(time.monotonic() - started, 1)
     atomic_write(stored, json.dumps({"ndcg": scores.tolist(), "seconds": seconds}) + "\n")
     print(f"{source} {arm} seed {seed}: nDCG@10 {scores.mean():.4f}, {seconds:.0f} s", flush=True)
@@ -247,11 +248,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24, help="rows of a step")
     parser.add_argument("--negatives", type=int, default=2, help="hard negatives of a row")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--dev-rows", type=int, help="of the judgement: at most so many dev rows")
+    parser.add_argument("--train-documents", type=int, help="and so many documents of the train split")
     parser.add_argument("--hard-only", action="store_true", help="no in-batch negatives")
     settings = parser.parse_args()
     settings.workspace = settings.workspace.resolve()
     if settings.quick:
         settings.steps, settings.batch, settings.seeds = 3, 8, settings.seeds[:2]
+        settings.dev_rows, settings.train_documents = 40, 160
     tables, bars = [], []
     for source in settings.source:
         lines, source_bars = compare(source, settings)
@@ -260,7 +264,9 @@ def main() -> None:
     shape = (
         f"{settings.layers} layers of SmolLM2-135M with LoRA and mean pooling, {settings.steps} steps of "
         f"{settings.batch} rows, {settings.negatives} negatives, in-batch negatives "
-        f"{'off' if settings.hard_only else 'on'}, teacher all-MiniLM-L6-v2; {time.strftime('%Y-%m-%d')}, "
+        f"{'off' if settings.hard_only else 'on'}, teacher all-MiniLM-L6-v2, judged by "
+        f"{settings.dev_rows or 'all'} dev rows over their documents and those of "
+        f"{settings.train_documents or 'all'} rows of train; {time.strftime('%Y-%m-%d')}, "
         f"{os.cpu_count()} CPUs, torch {torch.__version__}"
     )
     text = "\n".join(["# Negatives and the trained model", "", shape, "", *tables])
