@@ -181,6 +181,8 @@ def cell(source: str, arm: str, rows: Path, seed: int, settings: argparse.Namesp
     workspace = settings.workspace
     shape = f"{settings.layers}l-{settings.steps}s-{settings.batch}b-{settings.negatives}n-{settings.rate:g}"
     shape += "-hard-only" * settings.hard_only + "-quick" * settings.quick
+    if settings.dev_rows or settings.train_documents:
+        shape += f"-{settings.dev_rows}-of-{settings.train_documents}"
     folder = workspace / "cells" / shape / source / f"{arm}-{seed}"
     stored = folder / "scores.json"
     if stored.is_file():
