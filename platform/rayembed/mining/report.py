@@ -98,8 +98,9 @@ def markdown(name: str, report: MiningReport, negatives_per_query: int, audit: d
             f"| of {looked_at:,} candidates in the second look right after all | {_percent(share)} |"
         )
     for pair, overlap in audit["teacher_overlap"].items():
+        teachers = pair.replace(" | ", " and ")
         lines.append(
-            f"| overlap of the best {negatives_per_query} of {pair.replace(' | ', ' and ')} (Jaccard) | {_percent(overlap)} |"
+            f"| overlap of the best {negatives_per_query} of {teachers} (Jaccard) | {_percent(overlap)} |"
         )
     for teacher, sums in audit["teachers"].items():
         first, passed = sums["positive_above_all_candidates"], sums["known_positives_that_pass"]
