@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from harness import Bar, arguments, write_report
 
 FOLDER = Path(__file__).parent
-NOT_BENCHMARKS = {"all", "harness", "training_runs", "training_steps"}
+NOT_BENCHMARKS = {"all", "harness", "inputs", "training_runs", "training_steps"}
 LONG = {"mining_quality", "training"}  # they train models for an hour and more; run them by name
 
 

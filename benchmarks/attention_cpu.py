@@ -6,17 +6,15 @@ Both take the same tensors in turn; values and gradients are compared before any
 decide up to which length training uses products.
 """
 
-import argparse
-import json
-import platform
 import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import torch
+from harness import Bar, arguments, ratio_bar, seconds, write_report
 
 from rayembed.model.attention import _attend_fused, _attend_plainly
 
@@ -31,14 +29,7 @@ def forward_and_backward(attend, tensors, weight):
     return output, *torch.autograd.grad((output * weight).sum(), tensors)
 
 
-def seconds(attend, tensors, weight) -> float:
-    """Wall time of one pass."""
-    started = time.perf_counter()
-    forward_and_backward(attend, tensors, weight)
-    return time.perf_counter() - started
-
-
-def compare(texts: int, length: int, dtype: torch.dtype, repeats: int) -> dict:
+def compare(texts: int, length: int, dtype: torch.dtype, repeats: int) -> Bar:
     """Ratio of the fused kernel's time to that of matrix products; above 1 the products are faster."""
     torch.manual_seed(0)
     shapes = [(texts, heads, length, WIDTH) for heads in (HEADS, GROUPS, GROUPS)]
@@ -52,45 +43,25 @@ def compare(texts: int, length: int, dtype: torch.dtype, repeats: int) -> dict:
     ):
         error = (plain - fused).float().norm() / fused.float().norm()
         assert error < tolerance, f"the two disagree by {error:.1e}"
-    ratios, fused_times = [], []
-    for _ in range(repeats):
-        fused_times.append(seconds(_attend_fused, tensors, weight))
-        ratios.append(fused_times[-1] / seconds(_attend_plainly, tensors, weight))
+    fused = partial(forward_and_backward, _attend_fused, tensors, weight)
+    plain = partial(forward_and_backward, _attend_plainly, tensors, weight)
+    times = [(seconds(fused), seconds(plain)) for _ in range(repeats)]
+    fused_times, plain_times = zip(*times, strict=True)
     name = str(dtype).removeprefix("torch.")
-    return {
-        "name": f"attention_backward_{name}_{texts}x{length}",
-        "value": round(statistics.median(ratios), 2),
-        "goal": 1.0,
-        "better": "higher",
-        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
-        "detail": f"fused over plain, both directions; fused {statistics.median(fused_times) * 1e3:.1f} ms",
-    }
+    detail = {"ratio": "fused over plain, both directions", "fused_ms": statistics.median(fused_times) * 1e3}
+    bar = f"attention_backward_{name}_{texts}x{length}"
+    return ratio_bar(bar, fused_times, plain_times, goal=1.0, detail=detail)
 
 
 def main() -> None:
     """Run all shapes, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few repeats")
-    parser.add_argument("--json", type=Path, required=True, help="where to write the bars")
-    arguments = parser.parse_args()
+    options = arguments(__doc__.splitlines()[0]).parse_args()
     bars = [
-        compare(texts, length, dtype, repeats=3 if arguments.quick else 9)
+        compare(texts, length, dtype, repeats=3 if options.quick else 9)
         for dtype in (torch.bfloat16, torch.float32)
         for texts, length in SHAPES
     ]
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "amx_bf16": bool(torch.cpu.get_capabilities().get("amx_bf16")),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    for bar in bars:
-        print(f"{bar['name']:36} {bar['value']:6.2f}  {bar['spread']}  {bar['detail']}")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(
-        json.dumps({"date": time.strftime("%Y-%m-%d"), "bars": bars, "machine": machine}, indent=2) + "\n"
-    )
+    write_report(bars, options.json)
 
 
 if __name__ == "__main__":

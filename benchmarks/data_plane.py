@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import psutil
 from harness import Bar, arguments, write_report
+from inputs import quickstart
 
 from rayembed.cluster import connect
-from rayembed.config import RunConfig, load_config
+from rayembed.config import RunConfig
 from rayembed.data.plan import PlannedSource, plan_batches
 from rayembed.data.plan_store import write_plan
 from rayembed.data.stream import StreamSpec, local_batches, stream_batches
@@ -36,7 +37,6 @@ from rayembed.model.base_model import prepare_base_model
 from rayembed.paths import resolve
 from rayembed.train.prepare import prepare_stage
 
-ROOT = Path(__file__).resolve().parents[1]
 CONSUMED = 3400.0  # tokens per second that the quickstart's training consumes
 BATCH_SIZE = 128
 PARTS = ("plan", "stream", "wait", "memory")
@@ -92,12 +92,6 @@ def plan_bars(quick: bool) -> list[Bar]:
 
 def _lower(name: str, values: list[float], goal: float, detail: dict[str, Any]) -> Bar:
     return Bar(name, statistics.median(values), goal, "lower", (min(values), max(values)), detail)
-
-
-def quickstart(**stage: object) -> RunConfig:
-    """The quickstart's recipe with its first stage changed and the second left out."""
-    config = load_config(ROOT / "jobs" / "configs" / "quickstart.yaml")
-    return config.model_copy(update={"stages": (config.stages[0].model_copy(update=stage),)})
 
 
 def prepared(config: RunConfig, folder: Path) -> StreamSpec:

@@ -14,7 +14,6 @@ one, to the last of the first to end. The detail also has the rate of engines th
 import argparse
 import multiprocessing
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -24,17 +23,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from harness import Bar, arguments, write_report
+from inputs import natural_texts
 
-from benchmarks.harness import Bar, arguments, write_report
 from rayembed import logs
 from rayembed.cluster import connect
 from rayembed.contract import Contract
-from rayembed.data.store import build_source, read_split
 from rayembed.embedding.job import embed_files
 from rayembed.embedding.request import EmbedRequest
 from rayembed.embedding.worker import ShardWorker
@@ -57,22 +55,6 @@ class TimedWorker(ShardWorker):
         with open(folder / str(os.getpid()), "a") as stream:
             stream.write(f"{time.time()} {made.rows}\n")
         return made
-
-
-def natural_texts(count: int) -> list[str]:
-    """Distinct docstrings, functions and glosses in random order."""
-    data = workspace() / "data"
-    for source in ("python-docstrings", "wordnet-glosses"):
-        build_source(source, data)
-    pairs, glosses = (read_split(data, name, "train") for name in ("python-docstrings", "wordnet-glosses"))
-    groups = [
-        pairs["query"].to_pylist(),
-        [row[0] for row in pairs["positives"].to_pylist()],
-        [row[0] for row in glosses["positives"].to_pylist()],
-    ]
-    texts = [text for group in groups for text in list(dict.fromkeys(group))[: -(-count // len(groups))]]
-    random.Random(0).shuffle(texts)
-    return texts[:count]
 
 
 def engine_process(checkpoint: Path, lists: list[list[str]], pipe: Connection) -> None:

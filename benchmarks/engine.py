@@ -16,7 +16,6 @@ engine_memory    peak memory of a process that embeds the natural list, ours ove
 
 import argparse
 import multiprocessing
-import random
 import shutil
 import sys
 import tempfile
@@ -30,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 import numpy as np
 import torch
 from harness import Bar, arguments, interleave, ratio_bar, write_report
+from inputs import natural_texts
 
 from rayembed.contract import Contract
-from rayembed.data.store import build_source, read_split
 from rayembed.inference.engine import Engine
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.paths import workspace
+from rayembed.train.timing import peak_memory as process_memory
 
 Encode = Callable[[Sequence[str]], Any]
 
@@ -43,25 +43,6 @@ PEER_BATCH_SIZES = (16, 32, 64)
 CALL = 32  # texts of a call in engine_skewed, and the peer's own batch size
 EQUAL_LENGTH = 64
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def natural_texts(count: int) -> list[str]:
-    """Distinct docstrings, code of their functions, and glosses, a third each, in random order."""
-    data = workspace() / "data"
-    for source in ("python-docstrings", "wordnet-glosses"):
-        build_source(source, data)
-    pairs, glosses = (
-        read_split(data, "python-docstrings", "train"),
-        read_split(data, "wordnet-glosses", "train"),
-    )
-    pools = [
-        pairs["query"].to_pylist(),
-        [row[0] for row in pairs["positives"].to_pylist()],
-        [row[0] for row in glosses["positives"].to_pylist()],
-    ]
-    texts = [text for pool in pools for text in list(dict.fromkeys(pool))[: count // 3]]
-    random.Random(0).shuffle(texts)
-    return texts
 
 
 def equal_texts(engine: Engine, texts: Sequence[str], count: int) -> list[str]:
@@ -154,9 +135,7 @@ def _peak_memory(which: str, checkpoint: Path, precision: Any, texts: list[str])
         Engine.load(checkpoint, precision=precision).encode(texts)
     else:
         peer_encode(load_peer(checkpoint, precision), texts)
-    # Not getrusage: what it reports a new process inherits from the one that started it.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
+    return process_memory(torch.device("cpu")) / 2**20
 
 
 def best_batch_size(peer: Any, texts: Sequence[str]) -> int:

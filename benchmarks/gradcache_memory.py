@@ -9,7 +9,6 @@ step). With and without chunks; losses of the two are compared first.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import torch
+from harness import Bar, arguments, write_report
 from transformers import MistralConfig, MistralModel
 
 from rayembed.model.backbone import prepare_backbone
@@ -101,16 +101,14 @@ def measure(rows: int, tokens_per_chunk: int | None) -> dict[str, float]:
 
 def main() -> None:
     """Measure, compare, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smallest and largest batch only")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--one", nargs=2, type=int, metavar=("ROWS", "BUDGET"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        rows, budget = arguments.one
+    options = parser.parse_args()
+    if options.one:
+        rows, budget = options.one
         print(json.dumps(measure_one(rows, budget or None)))
         return
-    growth = (GROWTH[0], GROWTH[-1]) if arguments.quick else GROWTH
+    growth = (GROWTH[0], GROWTH[-1]) if options.quick else GROWTH
     table = []
     for factor in growth:
         chunked, plain = measure(ROWS * factor, BUDGET), measure(ROWS * factor, None)
@@ -118,18 +116,10 @@ def main() -> None:
         table.append((ROWS * factor, chunked["bytes"] / MEBIBYTE, plain["bytes"] / MEBIBYTE))
         print("rows {:5d}: {:7.0f} MiB in chunks, {:7.0f} MiB at once".format(*table[-1]), flush=True)
     detail = {str(rows): {"chunks_mib": round(a, 1), "at_once_mib": round(b, 1)} for rows, a, b in table}
-    bar = {
-        "name": "gradcache_memory",
-        "value": round(table[-1][1] / table[0][1], 3),
-        "goal": 1.1,
-        "better": "lower",
-        "spread": None,
-        "detail": {"rows": detail, "tokens_per_chunk": BUDGET, "tokens_per_row": 2 * TOKENS},
-    }
-    print(f"{growth[-1]} times the rows take {bar['value']} times the memory")
-    if arguments.json:
-        machine = {"processor": platform.machine(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps({"bars": [bar], "machine": machine}, indent=2) + "\n")
+    growth_of_memory = table[-1][1] / table[0][1]
+    setting = {"rows": detail, "tokens_per_chunk": BUDGET, "tokens_per_row": 2 * TOKENS}
+    spread = (growth_of_memory, growth_of_memory)
+    write_report([Bar("gradcache_memory", growth_of_memory, 1.1, "lower", spread, setting)], options.json)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def machine() -> dict[str, Any]:
     return {
         "device": device,
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "capabilities": sorted(name for name, value in torch.cpu.get_capabilities().items() if value is True),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -104,10 +105,12 @@ def machine() -> dict[str, Any]:
 
 def write_report(bars: Sequence[Bar], target: Path | None) -> None:
     """Print the bars as a table and write them as JSON where a path is given."""
-    print(f"{'bar':24}{'value':>10}{'goal':>8}  {'spread':18}reached")
+    width = max([24, *(len(bar.name) + 1 for bar in bars)])
+    print(f"{'bar':{width}}{'value':>10}{'goal':>8}  {'spread':20}reached")
     for bar in bars:
         spread = f"{bar.spread[0]:.3g} to {bar.spread[1]:.3g}"
-        print(f"{bar.name:24}{bar.value:>10.3g}{bar.goal:>8.3g}  {spread:18}{'yes' if bar.reached else 'no'}")
+        verdict = "yes" if bar.reached else "no"
+        print(f"{bar.name:{width}}{bar.value:>10.3g}{bar.goal:>8.3g}  {spread:20}{verdict}")
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)
         report = {"bars": [asdict(bar) for bar in bars], "machine": machine()}

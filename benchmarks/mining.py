@@ -7,10 +7,6 @@ Results are compared before a time counts. faiss comes with the development pack
 4-layer cut of the packaged base model, which is built into --workspace when it is not there.
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 import faiss
 import numpy as np
 import pyarrow as pa
-import torch
+from harness import Bar, arguments, ratio_bar, write_report
 
 from rayembed.contract import Contract
 from rayembed.data.store import build_source, read_split
@@ -45,14 +41,14 @@ def unit_vectors(generator: np.random.Generator, rows: int) -> np.ndarray:
     return vectors
 
 
-def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     """Wall time of a call, and its result."""
     started = time.perf_counter()
     result = function()
     return time.perf_counter() - started, result
 
 
-def search_bar(documents: int, queries: int, slices: int) -> dict[str, Any]:
+def search_bar(documents: int, queries: int, slices: int) -> Bar:
     """Our time over faiss's for the same exact top 100.
 
     Both sides search the queries in slices, in turn, so that a disturbance of the machine meets both.
@@ -66,7 +62,7 @@ def search_bar(documents: int, queries: int, slices: int) -> dict[str, Any]:
     ours, others, agreeing = [], [], []
     for turn, part in enumerate(np.array_split(asked, slices)):
         sides = {"ours": partial(exact_top_k, part, [corpus], TOP), "faiss": partial(index.search, part, TOP)}
-        measured = {name: seconds(sides[name]) for name in sorted(sides, reverse=bool(turn % 2))}
+        measured = {name: timed(sides[name]) for name in sorted(sides, reverse=bool(turn % 2))}
         (our_time, (scores, positions)), (other_time, (other_scores, other_positions)) = (
             measured["ours"],
             measured["faiss"],
@@ -78,19 +74,17 @@ def search_bar(documents: int, queries: int, slices: int) -> dict[str, Any]:
         ours.append(our_time)
         others.append(other_time)
     ratios = [mine / other for mine, other in zip(ours, others, strict=True)]
-    return {
-        "name": "mining_search",
-        "value": round(sum(ours) / sum(others), 3),
-        "goal": 1.5,
-        "better": "lower",
-        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-        "detail": f"our time over faiss IndexFlatIP; {documents:,} x {WIDTH}, {queries:,} queries "
-        f"in {slices} slices, top {TOP}; ours {sum(ours):.1f} s, faiss {sum(others):.1f} s; "
-        f"{np.mean(agreeing):.3%} of the positions equal",
+    detail = {
+        "peer": f"faiss {faiss.__version__} IndexFlatIP, {faiss.omp_get_max_threads()} threads",
+        "work": f"{documents:,} x {WIDTH}, {queries:,} queries in {slices} slices, top {TOP}",
+        "seconds": {"ours": sum(ours), "faiss": sum(others)},
+        "equal_positions": float(np.mean(agreeing)),
     }
+    whole = sum(ours) / sum(others)
+    return Bar("mining_search", whole, 1.5, "lower", (min(ratios), max(ratios)), detail)
 
 
-def encode_bar(workspace: Path, texts: int, rounds: int) -> dict[str, Any]:
+def encode_bar(workspace: Path, texts: int, rounds: int) -> Bar:
     """Texts a second of the miner's worker over those of the bare engine."""
     build_source("python-docstrings", workspace / "data")
     rows = read_split(workspace / "data", "python-docstrings", "train")
@@ -105,60 +99,41 @@ def encode_bar(workspace: Path, texts: int, rounds: int) -> dict[str, Any]:
         stored = write_texts(pa.array(documents), Path(scratch) / "documents.parquet")
         job = VectorJob.of(stored, Path(scratch), teacher, "document", None)
         worker = EncodeShard(teacher, [job])
-        ratios, rates = [], []
+        bare, mined = [], []
         for turn in range(rounds + 1):
             sides = {
                 "engine": lambda: engine.encode(documents).vectors,
                 "miner": lambda: [worker({"job": 0, "shard": at}) for at in range(len(job.shards))],
             }
-            measured = {name: seconds(sides[name]) for name in sorted(sides, reverse=bool(turn % 2))}
+            measured = {name: timed(sides[name]) for name in sorted(sides, reverse=bool(turn % 2))}
             difference = np.abs(np.concatenate(job.open()) - measured["engine"][1]).max()
             assert difference < 1e-5, f"the vectors differ by up to {difference:.1e}"
             if turn:  # the first round warms up
-                ratios.append(measured["engine"][0] / measured["miner"][0])
-                rates.append(len(documents) / measured["miner"][0])
-    return {
-        "name": "mining_encode",
-        "value": round(statistics.median(ratios), 3),
-        "goal": 0.9,
-        "better": "higher",
-        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-        "detail": f"speed over the bare engine's, {len(documents):,} functions, stored as shards; "
-        f"{statistics.median(rates):.0f} texts a second",
-    }
+                bare.append(measured["engine"][0])
+                mined.append(measured["miner"][0])
+    return ratio_bar(
+        "mining_encode",
+        bare,
+        mined,
+        goal=0.9,
+        detail={"functions": len(documents), "texts_per_second": len(documents) / statistics.median(mined)},
+    )
 
 
 def main() -> None:
     """Run both bars, print them, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="100,000 documents and 5,000 queries")
-    parser.add_argument("--json", type=Path, required=True, help="where to write the bars")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--workspace", type=Path, default=Path(), help="folder of data and models")
     parser.add_argument("--only", choices=["search", "encode"], help="one of the two bars")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     bars = []
-    if arguments.only != "encode":
-        size = (100_000, 5_000, 4) if arguments.quick else (1_000_000, 10_000, 4)
+    if options.only != "encode":
+        size = (100_000, 5_000, 4) if options.quick else (1_000_000, 10_000, 4)
         bars.append(search_bar(*size))
-    if arguments.only != "search":
-        texts, rounds = (256, 3) if arguments.quick else (768, 5)
-        bars.append(encode_bar(arguments.workspace.resolve(), texts, rounds))
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "faiss_threads": faiss.omp_get_max_threads(),
-        "torch": torch.__version__,
-        "faiss": faiss.__version__,
-        "numpy": np.__version__,
-    }
-    for bar in bars:
-        print(f"{bar['name']:16} {bar['value']:6.3f} (goal {bar['goal']})  {bar['spread']}  {bar['detail']}")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(
-        json.dumps({"date": time.strftime("%Y-%m-%d"), "bars": bars, "machine": machine}, indent=2) + "\n"
-    )
+    if options.only != "search":
+        texts, rounds = (256, 3) if options.quick else (768, 5)
+        bars.append(encode_bar(options.workspace.resolve(), texts, rounds))
+    write_report(bars, options.json)
 
 
 if __name__ == "__main__":

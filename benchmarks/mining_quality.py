@@ -1,6 +1,6 @@
 """What hard negatives do to the trained model: percentage filter against naive top-k and random negatives.
 
-python benchmarks/mining_quality.py [--quick] [--source NAME ...] --workspace DIR --json OUT
+python benchmarks/mining_quality.py [--quick] [--source NAME ...] [--workspace DIR] --json OUT
 
 For each source the same small model is trained on the same rows in the same order with the same seeds; only
 the negatives differ. It is judged by nDCG@10 of the dev queries over the documents of the train and dev
@@ -14,11 +14,9 @@ Training is the platform's own plan, collator and step with torch's AdamW, in th
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
@@ -27,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from harness import Bar, arguments, write_report
 from scipy.stats import wilcoxon
 
 from rayembed.config import RunConfig, validate_config
@@ -40,7 +39,7 @@ from rayembed.mining.search import exact_top_k
 from rayembed.mining.selection import random_documents
 from rayembed.model.base_model import prepare_base_model
 from rayembed.model.checkpoint import LoadedModel, load_tokenizer
-from rayembed.paths import atomic_write
+from rayembed.paths import atomic_write, workspace
 from rayembed.train.model import build_trainable
 from rayembed.train.prepare import prepare_stage
 from rayembed.train.step import contrastive_step
@@ -197,7 +196,7 @@ def cell(source: str, arm: str, rows: Path, seed: int, settings: argparse.Namesp
     return scores
 
 
-def compare(source: str, settings: argparse.Namespace) -> tuple[list[str], list[dict[str, Any]]]:
+def compare(source: str, settings: argparse.Namespace) -> tuple[list[str], list[Bar]]:
     """Table lines and bars of one source."""
     build_source(source, settings.workspace / "data")
     paths = mined_sources(source, settings.workspace, settings)
@@ -221,15 +220,19 @@ def compare(source: str, settings: argparse.Namespace) -> tuple[list[str], list[
             difference, chance = f"{gains.mean():+.4f}", f"{chance_of_none:.3g}"
             each = (scores["percentage"] - scores[arm]).mean(axis=1)
             bars.append(
-                {
-                    "name": f"mining_quality_{source}_over_{arm}",
-                    "value": round(float(gains.mean()), 4),
-                    "goal": 0.0,
-                    "better": "higher",
-                    "spread": [round(float(each.min()), 4), round(float(each.max()), 4)],
-                    "detail": f"difference of nDCG@10 over {gains.size} dev queries, {len(each)} seeds; "
-                    f"Wilcoxon signed-rank test p = {chance_of_none:.3g}",
-                }
+                Bar(
+                    f"mining_quality_{source}_over_{arm}",
+                    float(gains.mean()),
+                    0.0,
+                    "higher",
+                    (float(each.min()), float(each.max())),
+                    {
+                        "unit": "difference of nDCG@10",
+                        "dev_queries": gains.size,
+                        "seeds": len(each),
+                        "p": f"{chance_of_none:.3g} (Wilcoxon signed-rank test)",
+                    },
+                )
             )
         lines.append(f"| {arm} | {scores[arm].mean():.4f} | {by_seed} | {difference} | {chance} |")
     return [*lines, ""], bars
@@ -237,12 +240,10 @@ def compare(source: str, settings: argparse.Namespace) -> tuple[list[str], list[
 
 def main() -> None:
     """Run all cells that are not stored, print the tables, write JSON and Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few steps: shows that it runs, no result")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument(
-        "--json", type=Path, required=True, help="where to write the bars; a table goes beside"
+        "--workspace", type=Path, default=workspace(), help="folder of data, models and cells"
     )
-    parser.add_argument("--workspace", type=Path, required=True, help="folder of data, models and cells")
     parser.add_argument("--source", nargs="+", default=["python-docstrings"], choices=sorted(INSTRUCTIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--layers", type=int, default=2, help="of the base model")
@@ -273,11 +274,11 @@ def main() -> None:
     )
     text = "\n".join(["# Negatives and the trained model", "", shape, "", *tables])
     print(text)
-    settings.json.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"processor": platform.processor(), "cpus": os.cpu_count(), "torch": torch.__version__}
-    report = {"date": time.strftime("%Y-%m-%d"), "setting": shape, "bars": bars, "machine": machine}
-    settings.json.write_text(json.dumps(report, indent=2) + "\n")
-    settings.json.with_suffix(".md").write_text(text)
+    for bar in bars:
+        bar.detail["setting"] = shape
+    write_report(bars, settings.json)
+    if settings.json:
+        atomic_write(settings.json.with_suffix(".md"), text)
 
 
 if __name__ == "__main__":

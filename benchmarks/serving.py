@@ -7,12 +7,10 @@ infinity-emb gets an environment of its own under --peers. All servers are up al
 under load; their vectors are compared first. The load is a closed loop of clients on the same machine.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
+from harness import Bar, arguments, ratio_bar, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "platform"))
@@ -219,37 +218,23 @@ def engine_figures(checkpoint: Path, threads: int, requests: list[list[str]]) ->
     return statistics.median(rates), statistics.median(times) * 1000
 
 
-def ratio_bar(name: str, workload: str, goal: float, servers: Sequence[Server]) -> dict:
+def compared(name: str, workload: str, goal: float, servers: Sequence[Server], setting: dict) -> Bar:
     """Our texts a second over the best peer's, round by round."""
     ours, *peers = servers
-    rounds = range(len(ours.rates[workload]))
-    ratios = [ours.rates[workload][n] / max(peer.rates[workload][n] for peer in peers) for n in rounds]
-    detail = {
+    best = [max(rates) for rates in zip(*(peer.rates[workload] for peer in peers), strict=True)]
+    detail = setting | {
         server.name: {
             "texts_per_second": [round(rate, 1) for rate in server.rates[workload]],
             "p99_ms": [round(tail) for tail in server.tails[workload]],
         }
         for server in servers
     }
-    value = statistics.median(ratios)
-    spread = [round(min(ratios), 3), round(max(ratios), 3)]
-    return {
-        "name": name,
-        "value": round(value, 3),
-        "goal": goal,
-        "better": "higher",
-        "spread": spread,
-        "detail": detail,
-    }
+    return ratio_bar(name, ours.rates[workload], best, goal=goal, detail=detail)
 
 
 def main() -> None:
     """Start everything, measure in turns, write the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one short round")
-    parser.add_argument("--json", type=Path, required=True, help="where the report goes")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "rayembed" / "peers")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each server")
     parser.add_argument("--rounds", type=int, default=3)
@@ -312,37 +297,34 @@ def main() -> None:
                     server.tails.setdefault(workload, []).append(tail)
                     print(f"{workload} {server.name}: {rate:.1f} texts/s, p99 {tail:.0f} ms", flush=True)
 
-    short = [rate / engine_rate for rate in servers[0].rates["batch"]]
-    bars = [
-        ratio_bar("serve_short", "short", 1.5, servers),
-        ratio_bar("serve_skewed", "skewed", 2.0, servers),
-        ratio_bar("serve_batch", "batch", 1.2, servers),
-        {
-            "name": "serve_engine",
-            "value": round(statistics.median(short), 3),
-            "goal": 0.85,
-            "better": "higher",
-            "spread": [round(min(short), 3), round(max(short), 3)],
-            "detail": {"engine_texts_per_second": round(engine_rate, 1), "workload": "batch"},
-        },
-        {
-            "name": "serve_latency_ms",
-            "value": round(latency - engine_ms, 2),
-            "goal": 5,
-            "better": "lower",
-            "spread": [],
-            "detail": {"served_ms": round(latency, 2), "engine_ms": round(engine_ms, 2)},
-        },
-    ]
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
+    setting = {
         "threads": options.threads,
+        "lowest_cosine": cosine,
+        "seconds": seconds,
+        "rounds": rounds,
     }
-    report = {"bars": bars, "machine": machine, "lowest_cosine": cosine, "seconds": seconds, "rounds": rounds}
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
-    for bar in bars:
-        print(f"{bar['name']}: {bar['value']} (goal {bar['goal']}, {bar['better']} is better)")
+    added = latency - engine_ms
+    bars = [
+        compared("serve_short", "short", 1.5, servers, setting),
+        compared("serve_skewed", "skewed", 2.0, servers, setting),
+        compared("serve_batch", "batch", 1.2, servers, setting),
+        ratio_bar(
+            "serve_engine",
+            servers[0].rates["batch"],
+            [engine_rate] * rounds,
+            goal=0.85,
+            detail=setting | {"engine_texts_per_second": engine_rate, "workload": "batch"},
+        ),
+        Bar(
+            "serve_latency_ms",
+            added,
+            5,
+            "lower",
+            (added, added),
+            setting | {"served_ms": latency, "engine_ms": engine_ms},
+        ),
+    ]
+    write_report(bars, options.json)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """The endpoint at three times its capacity: only 200 and 429, a bounded wait, flat memory, quick recovery.
 
-    python benchmarks/serving_overload.py [--seconds 60] --json OUT
+    python benchmarks/serving_overload.py [--quick] [--seconds 60] --json OUT
 
 Requests of one 12-word text arrive at a fixed rate whether or not earlier ones were answered.
 """
 
-import argparse
 import asyncio
-import json
 import re
 import statistics
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import psutil
+from harness import Bar, arguments, write_report
 from serving import NAME, Server, idle_latency, load, prepare_models, texts_of
 
 FACTOR = 3
@@ -75,13 +74,11 @@ def replica_memory(url: str) -> float:
 
 def main() -> None:
     """Measure the capacity, exceed it, watch the recovery."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, required=True, help="where the report goes")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="length of the overload")
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "rayembed" / "peers")
     options = parser.parse_args()
+    seconds = 5.0 if options.quick else options.seconds
 
     from rayembed.inference.engine import Engine
     from rayembed.serving.deploy import deploy
@@ -105,7 +102,7 @@ def main() -> None:
     capacity, _ = asyncio.run(load(server, 16, [[text] for text in texts], 5))
     usual_ms = asyncio.run(idle_latency(server, texts_of([12] * 20, 8)))
     before = replica_memory(url)
-    statuses, admitted, waits = asyncio.run(arrive(server, FACTOR * capacity, options.seconds))
+    statuses, admitted, waits = asyncio.run(arrive(server, FACTOR * capacity, seconds))
     recovery = asyncio.run(recovery_seconds(server, usual_ms))
     after = replica_memory(url)
     others = {str(status): count for status, count in statuses.items() if status not in (200, 429)}
@@ -115,23 +112,16 @@ def main() -> None:
         "admitted_p50_ms": round(statistics.median(admitted) * 1000),
         "retry_after_s": [min(waits, default=0), max(waits, default=0)],
         "replica_mib": [round(before), round(after)],
-        "seconds": options.seconds,
+        "seconds": seconds,
     }
-    bars = [
-        ("serve_overload_failures", sum(others.values()), 0),
-        ("serve_overload_p99_ms", round(float(np.percentile(admitted, 99)) * 1000), 3000 * QUEUE_S),
-        ("serve_overload_recovery_s", round(recovery, 2), 5),
-        ("serve_overload_memory_mib", round(after - before, 1), 50),
+    figures = [
+        ("serve_overload_failures", float(sum(others.values())), 0.0),
+        ("serve_overload_p99_ms", float(np.percentile(admitted, 99)) * 1000, 3000.0 * QUEUE_S),
+        ("serve_overload_recovery_s", recovery, 5.0),
+        ("serve_overload_memory_mib", after - before, 50.0),
     ]
-    report = {
-        "bars": [
-            {"name": name, "value": value, "goal": goal, "better": "lower", "spread": [], "detail": detail}
-            for name, value, goal in bars
-        ],
-        "machine": {"cpus": psutil.cpu_count(), "threads": 1},
-    }
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    bars = [Bar(name, value, goal, "lower", (value, value), detail) for name, value, goal in figures]
+    write_report(bars, options.json)
 
 
 if __name__ == "__main__":

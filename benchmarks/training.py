@@ -34,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import torch
 from harness import Bar, arguments, interleave, ratio_bar, write_report
+from inputs import quickstart
 from peers.mnrl import SETTINGS, Peer
 from training_runs import WARM_UP, Runs, overhead_bar, scaling_bar
-from training_steps import Batch, Ours, distinct_batches, plain, pooled_batches, quickstart
+from training_steps import Batch, Ours, distinct_batches, plain, pooled_batches
 
 from rayembed.config import RunConfig
 from rayembed.data.prepared import PreparedRows

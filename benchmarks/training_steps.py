@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rayembed.config import RunConfig, load_config
+from rayembed.config import RunConfig
 from rayembed.contract import Contract
 from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch
@@ -26,7 +26,6 @@ from rayembed.train.model import build_trainable, prepare_for_stage, trainable_w
 from rayembed.train.step import StepOutput, contrastive_loss
 from rayembed.train.timing import StepTimer
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("python-docstrings", "wordnet-glosses")
 
 
@@ -53,12 +52,6 @@ class Batch:
     def first(self, rows: int) -> "Batch":
         """The batch cut to its first rows."""
         return Batch(self.source, self.rows[:rows])
-
-
-def quickstart(layers: int, **stage: object) -> RunConfig:
-    """The quickstart's recipe with its first stage changed and the second left out."""
-    config = load_config(ROOT / "jobs" / "configs" / "quickstart.yaml", [f"base_layers={layers}"])
-    return config.model_copy(update={"stages": (config.stages[0].model_copy(update=stage),)})
 
 
 def plain(config: RunConfig, negatives: Sequence[int]) -> RunConfig:
