@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4, help="first layers of the model to keep")
     options: argparse.Namespace = parser.parse_args()
     logs.configure("WARNING")
-    texts = natural_texts((6 if options.quick else 8) * SHARD_ROWS)
+    texts = natural_texts((8 if options.quick else 12) * SHARD_ROWS)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base = prepare_base_model("smollm2-135m", workspace() / "models", layers=options.layers)
