@@ -11,6 +11,8 @@ import pytest
 from rayembed.contract import Contract
 from rayembed.data.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA, document_id
 from rayembed.evaluation import catalogue, runner
+from rayembed.evaluation.shards import ShardEncoder
+from rayembed.evaluation.worker import Worker
 from rayembed.inference.engine import Encoded
 
 DIMENSIONS = 32
@@ -37,6 +39,17 @@ class WordEngine:
             seed = int.from_bytes(hashlib.sha256(f"{self.digest}{word}".encode()).digest()[:4])
             total += np.random.default_rng(seed).standard_normal(DIMENSIONS)
         return total / np.linalg.norm(total)
+
+
+class WordWorker(Worker):
+    """An evaluation actor that loads a word engine for any candidate."""
+
+    def _encoder(self, candidate):
+        if self._loaded is None:
+            engine = WordEngine(candidate.digest)
+            encoder = ShardEncoder(engine, candidate.label, self.setup.policy, self.setup.output)
+            self._loaded = candidate, encoder
+        return self._loaded[1]
 
 
 def write_split(data_dir: Path, source: str, split: str, rows: list[dict], schema: pa.Schema) -> None:

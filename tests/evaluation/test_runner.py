@@ -14,14 +14,13 @@ from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.scheduler import Scheduler
 from rayembed.evaluation.scores import format_table
-from rayembed.evaluation.shards import ShardEncoder
 from rayembed.evaluation.sizes import text_sets
 from rayembed.evaluation.store import Candidate, ResultStore
 from rayembed.evaluation.tasks import load_task
 from rayembed.evaluation.units import task_units
-from rayembed.evaluation.worker import Setup, Worker
+from rayembed.evaluation.worker import Setup
 from tests.evaluation import conftest
-from tests.evaluation.conftest import WordEngine
+from tests.evaluation.conftest import WordEngine, WordWorker
 
 TASKS = ["DocstringRetrieval", "VaderTweets", "WordSim353"]
 
@@ -138,14 +137,8 @@ def test_two_actors_score_shards_as_one_process_and_a_killed_actor_is_replaced(c
     candidate = Candidate("trained", "f" * 64, Path("good"))
     marker = tmp_path / "killed"
 
-    class FakeWorker(Worker):
-        """Loads a word engine, and dies in its first shard of documents."""
-
-        def _encoder(self, candidate):
-            if self._loaded is None:
-                engine = WordEngine(candidate.digest)
-                self._loaded = candidate, ShardEncoder(engine, "good", self.setup.policy, self.setup.output)
-            return self._loaded[1]
+    class MortalWorker(WordWorker):
+        """Dies in its first shard of documents."""
 
         def run(self, unit):
             if unit.shard and unit.shard.side == "document" and not marker.exists():
@@ -164,7 +157,7 @@ def test_two_actors_score_shards_as_one_process_and_a_killed_actor_is_replaced(c
     ]
     assert sum(unit.shard is not None for unit in units) > 6
     setup = Setup(catalogue, InstructionPolicy(), tmp_path)
-    actor = ray.remote(FakeWorker)
+    actor = ray.remote(MortalWorker)
     across = {
         unit.reference.name: outcome.result
         for unit, outcome in Scheduler(units, lambda: actor.remote(setup, 1), 2).run()

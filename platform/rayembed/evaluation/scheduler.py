@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rayembed.errors import UserError
 from rayembed.evaluation.store import Candidate
@@ -23,10 +23,17 @@ _HEARTBEAT_SECONDS = 30.0
 
 @dataclass
 class _Slot:
-    """A place in the pool: the actor that fills it and the candidate whose model that actor holds."""
+    """A place in the pool.
+
+    Attributes:
+        actor: fills it.
+        holds: the candidate whose model that actor has loaded.
+        failed_starts: actors that died here in a row before they were up.
+    """
 
     actor: Any
     holds: Candidate | None = None
+    failed_starts: int = 0
 
 
 class Scheduler:
@@ -52,7 +59,7 @@ class Scheduler:
         self._slots = [_Slot(start_actor()) for _ in range(min(actors, len(units)))]
         self._idle: list[_Slot] = []
         self._running: dict[Any, tuple[_Slot, Unit | None]] = {}
-        self._attempts: Counter[Unit | None] = Counter()
+        self._attempts: Counter[Unit] = Counter()
         self._failures: dict[Unit, Exception] = {}
 
     def run(self) -> Iterator[tuple[Unit, Outcome]]:
@@ -82,7 +89,10 @@ class Scheduler:
         slot, unit = self._running.pop(done[0])
         try:
             outcome = ray.get(done[0])
-        except RayActorError as error:
+        except (
+            RayActorError,
+            ObjectLostError,
+        ) as error:  # a lost node takes results along that were not read
             self._replace(slot, unit, error)
             return
         except RayTaskError as error:
@@ -92,7 +102,9 @@ class Scheduler:
             logger.warning("%s failed: %s", unit, error)
             self._fail(unit, error)
         else:
-            if unit is not None:
+            if unit is None:
+                slot.failed_starts = 0
+            else:
                 self._queue.done(unit)
                 yield unit, outcome
         self._idle.append(slot)
@@ -110,18 +122,21 @@ class Scheduler:
             self._progress.started(unit)
             self._running[slot.actor.run.remote(unit)] = slot, unit
 
-    def _replace(self, slot: _Slot, unit: Unit | None, error: RayActorError) -> None:
+    def _replace(self, slot: _Slot, unit: Unit | None, error: Exception) -> None:
         """Put another actor in a dead one's place; its unit goes back unless its attempts are used up."""
-        self._attempts[unit] += 1
-        exhausted = self._attempts[unit] >= MAX_ATTEMPTS
-        if unit is None and exhausted:
-            raise RuntimeError(f"evaluation actors die as they start: {error}")
-        if unit is not None and exhausted:
-            logger.warning("%s: its actor died %d times, given up", unit, MAX_ATTEMPTS)
-            self._fail(unit, error)
-        elif unit is not None:
-            logger.warning("the actor of %s died, it is run again", unit)
-            self._queue.put_back(unit)
+        if unit is None:
+            # Counted by slot: a node that is lost while many actors start on it is one failure of each.
+            slot.failed_starts += 1
+            if slot.failed_starts >= MAX_ATTEMPTS:
+                raise RuntimeError(f"evaluation actors die as they start: {error}") from error
+        else:
+            self._attempts[unit] += 1
+            if self._attempts[unit] >= MAX_ATTEMPTS:
+                logger.warning("%s: its actor died %d times, given up", unit, MAX_ATTEMPTS)
+                self._fail(unit, error)
+            else:
+                logger.warning("the actor of %s died, it is run again", unit)
+                self._queue.put_back(unit)
         slot.actor, slot.holds = self._start_actor(), None
         self._running[slot.actor.ready.remote()] = slot, None
 
