@@ -5,13 +5,11 @@ python benchmarks/evaluation.py --json OUT [--quick] [--only eval_equal,...] [--
 eval_equal     largest difference of a main score: two actors, all text sets in shards, on rayembed-offline
 eval_makespan  share of the ideal in simulated runs of the 67 units of MTEB(eng, v1) on 1, 8 and 64 workers
 eval_overhead  time on two actors of one thread over plain mteb with two threads, same tasks and weights
-eval_resume    finished shards encoded again per actor after an actor and then the driver are killed
+eval_resume    finished shards encoded again per actor after an actor, a node and the driver are killed
 """
 
 import heapq
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
-import psutil
 import ray
 import torch
+from evaluation_resume import resume
 from harness import Bar, arguments, ratio_bar, write_report
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
@@ -33,7 +31,6 @@ from rayembed.cluster import connect
 from rayembed.contract import Contract
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.record import read_record
 from rayembed.evaluation.runner import run
 from rayembed.evaluation.sizes import text_sets
 from rayembed.evaluation.store import Candidate
@@ -44,7 +41,6 @@ from rayembed.model.base_model import save_untrained
 REPOSITORY = Path(__file__).resolve().parents[1]
 ACTORS = 2
 FORCED_SHARD_TOKENS = 4_000
-RESUME_TASKS = ["DocstringRetrieval", "WordNetGlossRetrieval"]
 OVERHEAD_TASKS = ["DocstringRetrieval", "DocstringReranking", "WordNetLexnameClustering", "VaderMovies"]
 
 
@@ -91,7 +87,7 @@ def plain(checkpoint: Path, data_dir: Path, tasks: list[str], threads: int) -> d
 
 def equal(checkpoint: Path, data_dir: Path, scratch: Path, quick: bool) -> Bar:
     """eval_equal."""
-    tasks = RESUME_TASKS[:1] if quick else list(Catalogue(data_dir).select("rayembed-offline").tasks)
+    tasks = [OVERHEAD_TASKS[0]] if quick else list(Catalogue(data_dir).select("rayembed-offline").tasks)
     shared = {
         "output": scratch / "equal",
         "data_dir": data_dir,
@@ -185,76 +181,6 @@ def timed(seconds: list[float], work: Callable[[], dict[str, float]]) -> dict[st
     return result
 
 
-def resume(checkpoint: Path, data_dir: Path, scratch: Path) -> Bar:
-    """eval_resume: an actor is killed, then the driver, then the run is finished."""
-    output = scratch / "resume"
-    command = [
-        *(sys.executable, "-m", "rayembed", "evaluate"),
-        *("--checkpoint", str(checkpoint), "--actors", str(ACTORS)),
-        *("--tasks", ",".join(RESUME_TASKS), "--data-dir", str(data_dir), "--keep-embeddings"),
-        *("--shard-tokens", str(FORCED_SHARD_TOKENS), "--precision", "fp32"),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "platform")}
-    subprocess.run([*command, "--output", str(scratch / "whole")], env=environment, check=True)
-    whole = finished_shards(scratch / "whole")
-
-    driver = subprocess.Popen([*command, "--output", str(output)], env=environment, start_new_session=True)
-    wait_for_shards(driver, output, len(whole) // 4)
-    actors = [process for process in psutil.Process(driver.pid).children(recursive=True) if is_actor(process)]
-    actors[0].kill()
-    at_actor = finished_shards(output)
-    wait_for_shards(driver, output, len(whole) // 2)
-    kept = {
-        name: at_actor[name] == stamp for name, stamp in finished_shards(output).items() if name in at_actor
-    }
-    children = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    for process in children:
-        if process.is_running():
-            process.kill()
-    at_driver = finished_shards(output)
-    subprocess.run([*command, "--output", str(output)], env=environment, check=True)
-    after = finished_shards(output)
-    again = [name for name, same in kept.items() if not same]
-    again += [name for name, stamp in at_driver.items() if after[name] != stamp]
-    one, other = read_record(scratch / "whole" / "trained"), read_record(output / "trained")
-    difference = max(abs(a.score - b.score) for a, b in zip(one.tasks, other.tasks, strict=True))
-    assert difference == 0, f"scores differ by {difference} after the kills"
-    detail = {
-        "shards": len(whole),
-        "finished when the actor was killed": len(at_actor),
-        "finished when the driver was killed": len(at_driver),
-        "finished shards encoded again": len(again),
-        "largest difference of a score": difference,
-        "not drilled": "the loss of a node",
-    }
-    value = len(again) / ACTORS
-    return Bar("eval_resume", value, 1.0, "lower", (value, value), detail)
-
-
-def finished_shards(output: Path) -> dict[str, int]:
-    """Name and time of writing of every finished shard."""
-    found = (output / "embeddings").rglob("[!.]*.vectors.safetensors")
-    return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in found}
-
-
-def wait_for_shards(driver: subprocess.Popen, output: Path, count: int) -> None:
-    """Return when so many shards are finished."""
-    while len(finished_shards(output)) < count:
-        if driver.poll() is not None:
-            raise RuntimeError("the evaluation ended before it could be killed; take a larger model")
-        time.sleep(0.05)
-
-
-def is_actor(process: psutil.Process) -> bool:
-    """Whether a process of the local cluster is an evaluation actor."""
-    try:
-        return "Worker" in " ".join(process.cmdline()) and "ray::" in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
-
-
 def main() -> None:
     """Measure the bars and write them as JSON."""
     parser = arguments(__doc__.splitlines()[0])
@@ -281,7 +207,7 @@ def main() -> None:
         if set(wanted) != {"eval_makespan"}:
             checkpoint = options.checkpoint or random_checkpoint(scratch, layers, width)
         if "eval_resume" in wanted:
-            bars.append(resume(checkpoint, options.data_dir, scratch))
+            bars.append(resume(checkpoint, options.data_dir, scratch, ACTORS, FORCED_SHARD_TOKENS))
         if {"eval_equal", "eval_overhead"} & set(wanted):
             connect(num_cpus=ACTORS)
         if "eval_overhead" in wanted:

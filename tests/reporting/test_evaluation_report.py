@@ -1,7 +1,9 @@
 import csv
 
 import pytest
+from typer.testing import CliRunner
 
+from rayembed.cli import app
 from rayembed.errors import DataError
 from rayembed.evaluation.comparison import compare, format_comparison
 from rayembed.evaluation.record import ModelRecord, TaskRecord, read_record, write_record
@@ -69,6 +71,16 @@ def test_two_models_are_compared_on_equal_rows():
     assert "left out" in format_comparison(result)
     with pytest.raises(DataError, match="no common task"):
         compare(first, ModelRecord("c", "c", None, (moved,), {}))
+
+
+def test_the_command_compares_two_folders_of_results(tmp_path):
+    folders = [
+        str(write_record(record(label, shift), tmp_path)) for label, shift in (("a", 0.0), ("b", 0.05))
+    ]
+    result = CliRunner().invoke(app, ["evaluate", "--compare", *folders])
+    assert result.exit_code == 0, result.output
+    assert "SciFact" in result.output
+    assert "+0.050" in result.output
 
 
 def test_a_difference_is_told_from_noise():
