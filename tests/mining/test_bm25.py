@@ -73,6 +73,23 @@ def test_positives_of_the_same_query_and_given_negatives_are_respected():
     assert set(second) == {"birds sing", "fish swim"}
 
 
+def test_scores_of_a_teacher_go_when_documents_are_added():
+    rows = [
+        pair_row(query, [positive], [], dataset="test", task_type="retrieval", teacher_scores=[0.9])
+        for query, positive in PAIRS
+    ]
+    rows[0] = pair_row(
+        *(PAIRS[0][0], [PAIRS[0][1]], ["given"]),
+        dataset="test",
+        task_type="retrieval",
+        teacher_scores=[0.9, 0.1],
+    )
+    table, _ = mine_bm25(to_table(rows, "pairs"), negatives_per_query=1, seed=0)
+    scores = dict(zip(table["query"].to_pylist(), table["teacher_scores"].to_pylist(), strict=True))
+    assert scores.pop(PAIRS[0][0]) == pytest.approx([0.9, 0.1])
+    assert set(scores.values()) == {None}
+
+
 def test_queries_without_words_are_filled_at_random():
     table, report = mine_bm25(
         pairs(("???", "one thing"), ("!", "another matter")), negatives_per_query=1, seed=0

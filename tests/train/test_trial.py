@@ -13,7 +13,7 @@ from rayembed.errors import ResourceError
 from rayembed.train import dry_run, preflight, trial
 from rayembed.train.longest import longest_batch, row_characters
 from rayembed.train.stage_run import StageRun
-from tests.train.sources import stage, stream_spec
+from tests.train.sources import stage, stream_spec, write_source
 
 
 @pytest.fixture
@@ -60,6 +60,17 @@ def test_characters_of_a_row_are_those_of_its_texts(run):
     assert row_characters(rows, none, short)[4] == 2 * 8
     assert PlanReader(run.stream.plan).steps == 8
     assert np.isfinite(row_characters(rows, entry, contract)).all()
+
+
+def test_a_rows_own_instruction_counts_in_its_characters(run, tmp_path):
+    entry, contract = run.stream.blend[1], run.stream.contract
+    own, plain = (
+        row_characters(PreparedRows.open(write_source(tmp_path / name, instructions=texts)), entry, contract)
+        for name, texts in (("own.arrow", ("Much longer than the other", None)), ("plain.arrow", (None,)))
+    )
+    longer = len("Much longer than the other") - len("Sort")
+    assert entry.symmetric, "so query, positive and two negatives carry it"
+    np.testing.assert_array_equal((own - plain)[:4], [4 * longer, 0, 4 * longer, 0])
 
 
 def test_a_step_is_taken_in_a_process_of_its_own(run, monkeypatch):

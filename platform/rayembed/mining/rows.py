@@ -83,11 +83,14 @@ def _with_negatives(rows: pa.Table, collection: Collection, chosen: Sequence[Seq
     completed = []
     for row, negatives in zip(rows.to_pylist(), chosen, strict=True):
         positive_ids = row["document_ids"][: len(row["positives"])]
+        document_ids = [*positive_ids, *islice(ids, len(negatives))]
         completed.append(
             row
             | {
                 "negatives": list(islice(texts, len(negatives))),
-                "document_ids": [*positive_ids, *islice(ids, len(negatives))],
+                "document_ids": document_ids,
+                # Scores belong to documents; nobody has scored those that are new.
+                "teacher_scores": row["teacher_scores"] if document_ids == row["document_ids"] else None,
             }
         )
     return to_table(completed, "pairs")

@@ -54,26 +54,33 @@ def row_characters(rows: PreparedRows, entry: SourceConfig, contract: Contract) 
     a step draws is not known here, so their mean length counts.
     """
     most = contract.max_length * _CHARACTERS_OF_A_TOKEN
-    prefix = len(contract.prefix(entry.instruction)) if entry.instruction else 0
-    before_document = prefix if entry.symmetric else 0
-    return np.concatenate(
-        [
-            _cut(batch["query"], prefix, most)
-            + _drawn(batch["positives"], 1, before_document, most)
-            + _drawn(batch["negatives"], entry.negatives_per_query, before_document, most)
-            for batch in rows.batches()
-        ]
+    return np.concatenate([_encoded_characters(batch, entry, contract, most) for batch in rows.batches()])
+
+
+def _encoded_characters(
+    batch: pa.Table | pa.RecordBatch, entry: SourceConfig, contract: Contract, most: int
+) -> np.ndarray:
+    prefixes = _prefixes(batch, entry, contract)
+    before_documents = prefixes if entry.symmetric else np.zeros_like(prefixes)
+    return (
+        np.minimum(np.asarray(pc.binary_length(batch["query"])) + prefixes, most)
+        + _drawn(batch["positives"], 1, before_documents, most)
+        + _drawn(batch["negatives"], entry.negatives_per_query, before_documents, most)
     )
 
 
-def _cut(texts: pa.Array, prefix: int, most: int) -> np.ndarray:
-    return np.minimum(np.asarray(pc.binary_length(texts)) + prefix, most)
+def _prefixes(batch: pa.Table | pa.RecordBatch, entry: SourceConfig, contract: Contract) -> np.ndarray:
+    """Characters in front of each query; a row's own instruction takes the place of the source's."""
+    default = contract.prefix(entry.instruction)
+    own = batch["instruction"].to_pylist()
+    return np.array([len(contract.prefix(text) if text else default) for text in own], dtype=np.int64)
 
 
-def _drawn(lists: pa.ListArray, wanted: int, prefix: int, most: int) -> np.ndarray:
+def _drawn(lists: pa.ListArray, wanted: int, prefixes: np.ndarray, most: int) -> np.ndarray:
     """Mean length of the texts of each list times the number that is drawn."""
     counts = np.asarray(lists.value_lengths())
-    sums = np.concatenate([[0], np.cumsum(_cut(lists.flatten(), prefix, most))])
+    lengths = np.asarray(pc.binary_length(lists.flatten())) + np.repeat(prefixes, counts)
+    sums = np.concatenate([[0], np.cumsum(np.minimum(lengths, most))])
     ends = np.cumsum(counts)
     return (sums[ends] - sums[ends - counts]) / np.maximum(counts, 1) * np.minimum(counts, wanted)
 
