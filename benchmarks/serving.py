@@ -5,6 +5,9 @@
 The model is the packaged SmolLM2-135M cut to six layers, read in both directions and mean-pooled.
 infinity-emb gets an environment of its own under --peers. All servers are up all the time and take turns
 under load; their vectors are compared first. The load is a closed loop of clients on the same machine.
+
+FastAPI starts a forward pass for each request, 40 at once, each with --threads threads. One server is held
+to one pass at a time, so that all have the same threads. Another one is not: it is reported, not compared.
 """
 
 import asyncio
@@ -40,6 +43,7 @@ class Server:
 
     name: str
     url: str
+    same_threads: bool = True
     rates: dict[str, list[float]] = field(default_factory=dict)
     tails: dict[str, list[float]] = field(default_factory=dict)
 
@@ -107,10 +111,19 @@ def infinity_python(peers: Path) -> Path:
     return python
 
 
+def own_command(checkpoint: Path, port: int, settings: dict[str, str | int]) -> list[str]:
+    """`rayembed serve` of a checkpoint."""
+    command = [sys.executable, "-m", "rayembed", "serve", str(checkpoint), "--port", str(port)]
+    command += ["--model-name", NAME, "--drain-seconds", "0"]
+    return command + [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
 @contextlib.contextmanager
 def running(commands: Sequence[list[str]], environment: dict[str, str]) -> Iterator[list[subprocess.Popen]]:
     """Server processes, ended after the block."""
-    processes = [subprocess.Popen(command, env=os.environ | environment) for command in commands]
+    inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    inherited["PYTHONPATH"] = str(ROOT / "platform")
+    processes = [subprocess.Popen(command, env=inherited | environment) for command in commands]
     try:
         yield processes
     finally:
@@ -122,7 +135,7 @@ def running(commands: Sequence[list[str]], environment: dict[str, str]) -> Itera
 
 def wait_for(server: Server, process: subprocess.Popen) -> None:
     """Until a server answers."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not answers(server.url):
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"{server.name} did not start")
@@ -219,8 +232,8 @@ def engine_figures(checkpoint: Path, threads: int, requests: list[list[str]]) ->
 
 
 def compared(name: str, workload: str, goal: float, servers: Sequence[Server], setting: dict) -> Bar:
-    """Our texts a second over the best peer's, round by round."""
-    ours, *peers = servers
+    """Our texts a second over those of the best peer with as many threads, round by round."""
+    ours, *peers = (server for server in servers if server.same_threads)
     best = [max(rates) for rates in zip(*(peer.rates[workload] for peer in peers), strict=True)]
     detail = setting | {
         server.name: {
@@ -241,8 +254,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     options = parser.parse_args()
     rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
-
-    from rayembed.serving.deploy import deploy
 
     checkpoint, plain = prepare_models(options.peers / "models")
     here = ROOT / "benchmarks" / "peers"
@@ -269,23 +280,24 @@ def main() -> None:
         "--dtype",
         "float32",
     ]
-    fastapi = [sys.executable, str(here / "fastapi_server.py"), str(plain), "8713", threads]
+    fastapi = [sys.executable, str(here / "fastapi_server.py"), str(plain)]
+    own = own_command(checkpoint, 8711, {"precision": "fp32", "num_cpus": options.threads})
+    commands = [own, infinity, [*fastapi, "8713", threads, "1"], [*fastapi, "8714", threads, "40"]]
     chosen = workloads(options.quick)
     engine_rate, engine_ms = engine_figures(checkpoint, options.threads, chosen["short"][1])
 
-    with running([infinity, fastapi], environment) as processes:
-        settings = {
-            "checkpoint": str(checkpoint),
-            "model_name": NAME,
-            "precision": "fp32",
-            "num_cpus": options.threads,
-        }
+    with running(commands, environment) as processes:
         servers = [
-            Server("rayembed", deploy(settings, port=8711) + "/v1"),
+            Server("rayembed", "http://127.0.0.1:8711/v1"),
             Server("infinity 0.0.78", "http://127.0.0.1:8712"),
             Server("sentence-transformers + FastAPI", "http://127.0.0.1:8713"),
+            Server(
+                "sentence-transformers + FastAPI, 40 passes at once",
+                "http://127.0.0.1:8714",
+                same_threads=False,
+            ),
         ]
-        for server, process in zip(servers[1:], processes, strict=True):
+        for server, process in zip(servers, processes, strict=True):
             wait_for(server, process)
         cosine = asyncio.run(compare(servers, texts_of([3, 12, 80, 300], 9)))
         latency = asyncio.run(idle_latency(servers[0], texts_of([12] * 40, 5)))

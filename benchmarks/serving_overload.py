@@ -17,7 +17,7 @@ import aiohttp
 import numpy as np
 import psutil
 from harness import Bar, arguments, write_report
-from serving import NAME, Server, idle_latency, load, prepare_models, texts_of
+from serving import NAME, Server, idle_latency, load, own_command, prepare_models, running, texts_of, wait_for
 
 FACTOR = 3
 QUEUE_S = 2
@@ -80,8 +80,11 @@ def main() -> None:
     options = parser.parse_args()
     seconds = 5.0 if options.quick else options.seconds
 
+    import torch
+
     from rayembed.inference.engine import Engine
-    from rayembed.serving.deploy import deploy
+
+    torch.set_num_threads(1)
 
     checkpoint, _ = prepare_models(options.peers / "models")
     engine = Engine.load(checkpoint, device="cpu", precision="fp32")
@@ -89,22 +92,22 @@ def main() -> None:
     engine.encode(texts)
     started = time.perf_counter()
     tokens_per_second = sum(engine.encode(texts).token_counts) / (time.perf_counter() - started)
-    settings = {
-        "checkpoint": str(checkpoint),
-        "model_name": NAME,
+    settings: dict[str, str | int] = {
         "precision": "fp32",
         "num_cpus": 1,
         "token_budget": 1024,
         "max_queued_tokens": int(QUEUE_S * tokens_per_second),
     }
-    url = deploy(settings, port=8711)
+    url = "http://127.0.0.1:8711"
     server = Server("rayembed", f"{url}/v1")
-    capacity, _ = asyncio.run(load(server, 16, [[text] for text in texts], 5))
-    usual_ms = asyncio.run(idle_latency(server, texts_of([12] * 20, 8)))
-    before = replica_memory(url)
-    statuses, admitted, waits = asyncio.run(arrive(server, FACTOR * capacity, seconds))
-    recovery = asyncio.run(recovery_seconds(server, usual_ms))
-    after = replica_memory(url)
+    with running([own_command(checkpoint, 8711, settings)], {"OMP_NUM_THREADS": "1"}) as [process]:
+        wait_for(server, process)
+        capacity, _ = asyncio.run(load(server, 16, [[text] for text in texts], 5))
+        usual_ms = asyncio.run(idle_latency(server, texts_of([12] * 20, 8)))
+        before = replica_memory(url)
+        statuses, admitted, waits = asyncio.run(arrive(server, FACTOR * capacity, seconds))
+        recovery = asyncio.run(recovery_seconds(server, usual_ms))
+        after = replica_memory(url)
     others = {str(status): count for status, count in statuses.items() if status not in (200, 429)}
     detail = {
         "capacity_texts_per_second": round(capacity, 1),

@@ -1,6 +1,7 @@
-"""sentence-transformers behind FastAPI: fastapi_server.py FOLDER PORT THREADS."""
+"""sentence-transformers behind FastAPI: fastapi_server.py FOLDER PORT THREADS PASSES_AT_ONCE."""
 
 import sys
+import threading
 
 import torch
 import uvicorn
@@ -12,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 attend_in_both_directions()
 torch.set_num_threads(int(sys.argv[3]))
 model = SentenceTransformer(sys.argv[1], device="cpu")
+passes = threading.Semaphore(int(sys.argv[4]))
 app = FastAPI()
 
 
@@ -25,7 +27,8 @@ class EmbeddingRequest(BaseModel):
 @app.post("/embeddings")
 def embeddings(request: EmbeddingRequest) -> dict:
     """Vectors of one request; FastAPI runs this in a thread."""
-    vectors = model.encode(request.input, show_progress_bar=False)
+    with passes:
+        vectors = model.encode(request.input, show_progress_bar=False)
     return {"data": [{"index": index, "embedding": vector.tolist()} for index, vector in enumerate(vectors)]}
 
 

@@ -51,13 +51,18 @@ class FakeEngine:
         self.tokenizer = WordTokenizer()
         self.seconds_per_batch = seconds_per_batch
         self.batches = []
+        self.adapters = []
 
-    def encode_tokens(self, tokenized: TokenizedTexts, *, dimensions=None):
+    def add_adapter(self, name, folder):
+        return folder.name[0] * 64
+
+    def encode_tokens(self, tokenized: TokenizedTexts, *, dimensions=None, adapter=""):
         self.batches.append(tokenized.lengths)
+        self.adapters.append(adapter)
         time.sleep(self.seconds_per_batch)
         if any(WordTokenizer.word_id(POISON) in ids for ids in tokenized.input_ids):
             raise RuntimeError("this text breaks the model")
-        return np.stack([self._vector(ids) for ids in tokenized.input_ids])
+        return np.stack([self._vector([*ids, *adapter.encode()]) for ids in tokenized.input_ids])
 
     def encode(self, texts, *, instruction=None, dimensions=None, show_progress=False):
         tokenized = self.contract.tokenize(self.tokenizer, texts, instruction)

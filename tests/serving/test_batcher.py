@@ -24,7 +24,7 @@ class Model:
     def __init__(self):
         self.batches = []
 
-    def encode(self, tokenized):
+    def encode(self, tokenized, adapter):
         self.batches.append(tokenized.lengths)
         if any(BAD in ids for ids in tokenized.input_ids):
             raise ValueError("bad token")
@@ -121,7 +121,7 @@ def test_bad_text_fails_only_its_own_request():
 
 
 def test_vector_that_is_not_finite_fails_only_its_own_request():
-    def encode(tokenized):
+    def encode(tokenized, adapter):
         return np.array([[np.nan if length == 5 else 1.0] for length in tokenized.lengths])
 
     async def scenario():
@@ -148,3 +148,19 @@ def test_abandoned_request_is_not_computed():
         return model.batches
 
     assert asyncio.run(scenario()) == [[5], [3]]
+
+
+def test_a_batch_has_one_adapter_and_adapters_take_turns():
+    async def scenario():
+        batches = []
+
+        def encode(tokenized, adapter):
+            batches.append((adapter, len(tokenized)))
+            return np.zeros((len(tokenized), 1))
+
+        batcher = batcher_of(encode, token_budget=4)
+        huge = batcher.encode(texts(*[1] * 12), adapter="a")
+        await asyncio.gather(huge, batcher.encode(texts(1, 1), adapter="b"), batcher.encode(texts(1)))
+        return batches
+
+    assert asyncio.run(scenario()) == [("a", 4), ("b", 2), ("", 1), ("a", 4), ("a", 4)]

@@ -28,6 +28,30 @@ def test_models_and_aliases_are_told_apart(make_client):
     assert unknown.json()["error"]["code"] == "model_not_found"
 
 
+def test_adapters_share_the_replica_of_their_model(make_client):
+    engine = FakeEngine()
+    client = make_client(
+        engine,
+        cache="memory",
+        adapters=[
+            {"adapter": "folder/legal", "aliases": ["law"]},
+            {"adapter": "folder/second", "model_name": "medical"},
+        ],
+    )
+    answers = {}
+    for name in ("fake", "legal", "law", "medical"):
+        response = client.post("/v1/embeddings", json={"model": name, "input": "x"})
+        digest = response.headers["X-Rayembed-Model-Digest"]
+        answers[name] = (digest, tuple(response.json()["data"][0]["embedding"]))
+    assert answers["legal"] == answers["law"]
+    assert len(set(answers.values())) == 3
+    assert engine.adapters[1:] == ["", "legal", "medical"], "the alias was answered from the cache"
+    cards = client.get("/v1/models").json()["data"]
+    assert [card["id"] for card in cards] == ["fake", "legal", "medical"]
+    assert [card["digest"] for card in cards] == [answers[name][0] for name in ("fake", "legal", "medical")]
+    assert client.post("/v1/embeddings", json={"model": "second", "input": "x"}).status_code == 404
+
+
 def test_an_entry_takes_what_it_leaves_out():
     config = ServeConfig.parse(
         {
@@ -48,5 +72,7 @@ def test_an_entry_needs_a_checkpoint_of_its_own():
 
 
 def test_names_must_differ():
+    with pytest.raises(ConfigError, match="two models are called a"):
+        ServeConfig.parse({"checkpoint": "a", "adapters": [{"adapter": "elsewhere/a"}]})
     with pytest.raises(ConfigError, match="two models are called b"):
         ServeConfig.parse({"checkpoint": "a", "aliases": "x,b", "models": [{"checkpoint": "b"}]})

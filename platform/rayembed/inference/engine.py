@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.errors import ConfigError, RequestError
 from rayembed.inference.memory import keep_freed_memory
+from rayembed.model.adapters import Adapters
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.configuration import Precision
@@ -65,6 +66,7 @@ class Engine:
         self.device = device or torch.device("cpu")
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGETS[self.device.type]
         self._embedder = model.embedder.to(self.device).eval()
+        self._adapters = Adapters(self._embedder.backbone)
 
     @classmethod
     def load(
@@ -112,6 +114,14 @@ class Engine:
             compile_token_wise_parts(engine._embedder.backbone)
         return engine
 
+    def add_adapter(self, name: str, folder: Path) -> str:
+        """Load a LoRA adapter beside the model's weights, for `encode_tokens`; returns its files' digest.
+
+        Raises:
+            CheckpointError: the folder has no LoRA adapter, or one of another model.
+        """
+        return self._adapters.add(name, folder)
+
     @property
     def dimensions(self) -> int:
         """Full width of the vectors."""
@@ -153,14 +163,22 @@ class Engine:
 
     @torch.inference_mode()
     def encode_tokens(
-        self, tokenized: TokenizedTexts, *, dimensions: int | None = None, show_progress: bool = False
+        self,
+        tokenized: TokenizedTexts,
+        *,
+        dimensions: int | None = None,
+        show_progress: bool = False,
+        adapter: str = "",
     ) -> np.ndarray:
         """Embed tokenised texts; returns fp32 unit vectors (N, D) in the order given.
+
+        `adapter` names one that was added; the empty name is the model without any.
 
         Raises:
             RequestError: `dimensions` is out of range.
         """
         width = self._checked_width(dimensions)
+        self._adapters.choose(adapter)
         vectors = np.empty((len(tokenized), width), dtype=np.float32)
         progress = tqdm(total=sum(tokenized.lengths), unit="tok", disable=not show_progress, desc="embedding")
         with progress:

@@ -25,10 +25,11 @@ class TokenBatcher:
     """Feeds a model that encodes one batch at a time; to be used from one event loop."""
 
     def __init__(
-        self, encode: Callable[[TokenizedTexts], np.ndarray], token_budget: int, metrics: ReplicaMetrics
+        self, encode: Callable[[TokenizedTexts, str], np.ndarray], token_budget: int, metrics: ReplicaMetrics
     ):
         """Args:
-        encode: returns one vector a text, shape (N, D); called in a thread of its own, one call at a time.
+        encode: given texts and the name of an adapter returns one vector a text, shape (N, D); called in a
+            thread of its own, one call at a time.
         token_budget: most tokens in one call; a longer text is computed alone.
         metrics: where waiting and computing times go.
         """
@@ -40,13 +41,15 @@ class TokenBatcher:
         self.tokens_per_second = 0.0
         """Recent speed of the model; 0 before the first batch."""
 
-    async def encode(self, texts: TokenizedTexts, priority: Priority = "online") -> np.ndarray:
+    async def encode(
+        self, texts: TokenizedTexts, priority: Priority = "online", adapter: str = ""
+    ) -> np.ndarray:
         """Vectors of `texts`, shape (N, D); the work is dropped when the caller goes away.
 
         Raises whatever the model raised for one of these texts, whatever other callers send.
         """
         loop = asyncio.get_running_loop()
-        work = Work(texts, priority, loop.create_future())
+        work = Work(texts, priority, loop.create_future(), adapter)
         self._queue.add(work)
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
@@ -71,7 +74,7 @@ class TokenBatcher:
         started = time.perf_counter()
         try:
             vectors = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._finite_vectors, texts
+                self._thread, self._finite_vectors, texts, batch[0].work.adapter
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the caller whose text it is
             if len(batch) == 1:
@@ -85,8 +88,8 @@ class TokenBatcher:
         for item, vector in zip(batch, vectors, strict=True):
             item.work.store(item.position, vector)
 
-    def _finite_vectors(self, texts: TokenizedTexts) -> np.ndarray:
-        vectors = self._encode(texts)
+    def _finite_vectors(self, texts: TokenizedTexts, adapter: str) -> np.ndarray:
+        vectors = self._encode(texts, adapter)
         if not np.isfinite(vectors).all():
             raise FloatingPointError("the model produced a vector that is not finite")
         return vectors

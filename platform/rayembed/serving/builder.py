@@ -77,4 +77,4 @@ def _bind_encoder(
         max_surge_percent=config.surge_percent,
         graceful_shutdown_timeout_s=_DRAIN_S,
         logging_config=_LOGGING,
-    )(Encoder).bind(model.model_copy(update={"checkpoint": str(model.checkpoint_path)}), load)
+    )(Encoder).bind(model.with_absolute_paths(), load)

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,9 @@ def serve(
     ] = True,
 ) -> None:
     """Serve a checkpoint over HTTP with an OpenAI-compatible interface."""
-    from rayembed.serving.deploy import deploy, example_request  # Ray Serve and torch take seconds to import
+    # Ray Serve and torch take seconds to import.
+    from rayembed.serving.deploy import deploy, drain, example_request, shut_down
+    from rayembed.serving.local import can_serve_locally, serve_locally
 
     if not blocking and "RAY_ADDRESS" not in os.environ:
         raise ResourceError(
@@ -51,13 +54,18 @@ def serve(
     if model_name is not None:
         arguments["model_name"] = model_name
     host = host or http_options.get("host", DEFAULT_HOST)
-    url = deploy(arguments, host=host, port=port or http_options.get("port", DEFAULT_PORT))
+    port = port or http_options.get("port", DEFAULT_PORT)
     serving = ServeConfig.parse(arguments)
+    if can_serve_locally(serving):
+        endpoint = serve_locally(arguments, host=host, port=port)
+        url, drain, stop = endpoint.url, endpoint.drain, endpoint.stop
+    else:
+        url, stop = deploy(arguments, host=host, port=port), shut_down
     with_key = load_keyring(serving.authentication, serving.api_keys_file, host) is not None
     example = example_request(url, serving.served_name, with_key=with_key)
     typer.echo(f"ready: {url}\ntry it:\n  {example}")
     if blocking:
-        _stay_until_stopped(drain_seconds)
+        _stay_until_stopped(drain, stop, drain_seconds)
 
 
 app = typer.Typer()
@@ -85,12 +93,8 @@ def _split_setting(setting: str) -> tuple[str, str]:
     return key, value
 
 
-def _stay_until_stopped(drain_seconds: float) -> None:
+def _stay_until_stopped(drain: Callable[[], None], stop: Callable[[], None], drain_seconds: float) -> None:
     """Wait for Ctrl-C, or for SIGTERM, after which orchestrators keep sending requests for a while."""
-    from ray import serve as ray_serve
-
-    from rayembed.serving.deploy import drain
-
     terminated = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     logger.info("press Ctrl-C to stop")
@@ -102,4 +106,4 @@ def _stay_until_stopped(drain_seconds: float) -> None:
     except KeyboardInterrupt:
         pass
     logger.info("stopping")
-    ray_serve.shutdown()
+    stop()

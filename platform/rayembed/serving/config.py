@@ -1,6 +1,7 @@
 """Settings of the endpoint: the `args` of a Serve config file and the options of `rayembed serve`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,43 @@ from rayembed.serving.cache import CacheKind
 Authentication = Literal["auto", "required", "off"]
 
 
+@dataclass(frozen=True)
+class Served:
+    """A name under which requests find a model or an adapter of it.
+
+    Attributes:
+        name: what requests give as `model`.
+        aliases: what they may give as well.
+        adapter: name of the adapter, which is `name`; empty for the model itself.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    adapter: str
+
+
+class AdapterSettings(BaseModel):
+    """A LoRA adapter that is served as a model of its own, on the replicas of the model it belongs to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    adapter: str = Field(min_length=1, description="folder that peft saved; must be readable on every node")
+    model_name: str = Field(
+        "", description="name that requests must give as `model`; empty takes the folder's name"
+    )
+    aliases: tuple[str, ...] = Field((), description="further names that requests may give for it")
+
+    @property
+    def adapter_path(self) -> Path:
+        """Absolute path of the adapter."""
+        return resolve(self.adapter)
+
+    @property
+    def served_name(self) -> str:
+        """Name that requests must give as `model`."""
+        return self.model_name or self.adapter_path.name
+
+
 class ModelSettings(BaseModel):
     """One served model and the replicas that compute it."""
 
@@ -24,6 +62,9 @@ class ModelSettings(BaseModel):
         "", description="name that requests must give as `model`; empty takes the checkpoint's folder name"
     )
     aliases: tuple[str, ...] = Field((), description="further names that requests may give for this model")
+    adapters: tuple[AdapterSettings, ...] = Field(
+        (), description="LoRA adapters over this model's weights, each served under a name of its own"
+    )
     precision: Precision = Field("auto", description="number format of the weights")
     max_length: int | None = Field(
         None,
@@ -78,6 +119,19 @@ class ModelSettings(BaseModel):
         """Name that requests must give as `model`."""
         return self.model_name or self.checkpoint_path.name
 
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """The model and its adapters."""
+        adapters = (Served(each.served_name, each.aliases, each.served_name) for each in self.adapters)
+        return (Served(self.served_name, self.aliases, ""), *adapters)
+
+    def with_absolute_paths(self) -> "ModelSettings":
+        """The same settings for a process with another workspace; names stay as they are."""
+        adapters = tuple(
+            each.model_copy(update={"adapter": str(each.adapter_path)}) for each in self.adapters
+        )
+        return self.model_copy(update={"checkpoint": str(self.checkpoint_path), "adapters": adapters})
+
 
 class ServeConfig(ModelSettings):
     """What to serve and within which limits; unknown keys are refused."""
@@ -85,7 +139,7 @@ class ServeConfig(ModelSettings):
     models: tuple[ModelSettings, ...] = Field(
         (),
         description="further models; what an entry leaves out it takes from the settings above, "
-        "except checkpoint, model_name and aliases",
+        "except checkpoint, model_name, aliases and adapters",
     )
     max_inputs: int = Field(2048, ge=1, description="most inputs in one request")
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body; more gets status 413")
@@ -113,7 +167,7 @@ class ServeConfig(ModelSettings):
     def _entries_take_what_they_leave_out(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or not isinstance(values.get("models"), (list, tuple)):
             return values
-        own = {"checkpoint", "model_name", "aliases"}
+        own = {"checkpoint", "model_name", "aliases", "adapters"}
         shared = {
             key: value for key, value in values.items() if key in ModelSettings.model_fields.keys() - own
         }
@@ -122,7 +176,8 @@ class ServeConfig(ModelSettings):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "ServeConfig":
-        names = [name for model in self.all_models for name in (model.served_name, *model.aliases)]
+        served = [each for model in self.all_models for each in model.served]
+        names = [name for each in served for name in (each.name, *each.aliases)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two models are called {', '.join(twice)}; give each a model_name of its own")

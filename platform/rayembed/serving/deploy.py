@@ -51,11 +51,9 @@ def deploy(
     """
     config = ServeConfig.parse(arguments)
     load_keyring(config.authentication, config.api_keys_file, host)
-    for model in config.all_models:
-        read_manifest(model.checkpoint_path)
+    check_models(config)
     connect()
-    replicas = sum(model.max_replicas for model in config.all_models)
-    config = ServeConfig.parse({**_fitting_resources(replicas), **arguments})
+    config = with_fitting_resources(config, arguments)
     if "surge_percent" not in arguments and not _has_room_for_two(config):
         logger.info("the cluster has no room for old and new replicas at once: an update stops the old first")
         config = config.model_copy(update={"surge_percent": 0})
@@ -77,11 +75,28 @@ def drain() -> None:
     serve.get_deployment_handle(INGRESS_NAME, APPLICATION_NAME).broadcast("drain").results()
 
 
+def shut_down() -> None:
+    """End the endpoint and Ray Serve with it."""
+    serve.shutdown()
+
+
 def example_request(url: str, model: str, *, with_key: bool = False) -> str:
     """A curl line that asks the endpoint for a vector."""
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     body = f'{{"model": "{model}", "input": "How do I read a file?"}}'
     return f"curl -s {url}/v1/embeddings -H 'Content-Type: application/json'{key} -d '{body}'"
+
+
+def check_models(config: ServeConfig) -> None:
+    """Raise CheckpointError unless every model has a complete checkpoint folder."""
+    for model in config.all_models:
+        read_manifest(model.checkpoint_path)
+
+
+def with_fitting_resources(config: ServeConfig, arguments: Mapping[str, Any]) -> ServeConfig:
+    """The settings of `arguments` with a share of the connected cluster where these name none."""
+    replicas = sum(model.max_replicas for model in config.all_models)
+    return ServeConfig.parse({**_fitting_resources(replicas), **arguments})
 
 
 def _fitting_resources(replicas: int) -> dict[str, float]:

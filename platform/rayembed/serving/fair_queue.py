@@ -4,6 +4,8 @@ Requests take turns, one text each a round, so that a request with thousands of 
 batch and not by its whole length. Online work goes before bulk work; every eighth batch starts with bulk work
 so that it always advances. Under backlog a batch takes texts of similar length from the front of that order,
 because attention computes equal lengths together.
+
+A batch has texts for one adapter. The adapters that texts wait for take turns too.
 """
 
 import asyncio
@@ -27,6 +29,7 @@ class Work:
     texts: TokenizedTexts
     priority: Priority
     answer: asyncio.Future[np.ndarray]
+    adapter: str = ""
     arrived: float = field(default_factory=time.perf_counter)
     waiting: list[int] = field(init=False)
     """Positions of the texts that are in no batch yet."""
@@ -68,6 +71,7 @@ class FairQueue:
         self._token_budget = token_budget
         self._work: dict[Priority, list[Work]] = {"online": [], "bulk": []}
         self._batches = 0
+        self._last_turns: dict[str, int] = {}
 
     def add(self, work: Work) -> None:
         """Put a request's texts at the end."""
@@ -81,6 +85,7 @@ class FairQueue:
         if not window:
             return []
         self._batches += 1
+        self._last_turns[window[0].work.adapter] = self._batches
         batch = self._fitting(window)
         taken: dict[Work, set[int]] = {}
         for item in batch:
@@ -95,13 +100,20 @@ class FairQueue:
         priorities: tuple[Priority, Priority] = ("bulk", "online") if bulk_turn else ("online", "bulk")
         window: list[Item] = []
         tokens = 0
+        adapter = self._next_adapter(priorities)
         for priority in priorities:
-            for item in _in_turns(self._work[priority]):
+            for item in _in_turns([work for work in self._work[priority] if work.adapter == adapter]):
                 window.append(item)
                 tokens += item.length
                 if tokens >= _WINDOW_BATCHES * self._token_budget:
                     return window
         return window
+
+    def _next_adapter(self, priorities: Sequence[Priority]) -> str | None:
+        """The one whose last turn is longest ago, of those with waiting texts of the first priority."""
+        waiting = next((works for priority in priorities if (works := self._work[priority])), [])
+        adapters = (work.adapter for work in waiting)
+        return min(adapters, key=lambda adapter: self._last_turns.get(adapter, 0), default=None)
 
     def _fitting(self, window: Sequence[Item]) -> list[Item]:
         """The first of the window and the texts nearest to it in length, within the budget."""

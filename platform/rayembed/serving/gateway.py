@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.exceptions import RayActorError, WorkerCrashedError
@@ -14,6 +15,7 @@ from rayembed.serving.errors import ApiError, Problem, overloaded, unavailable
 from rayembed.serving.messages import Embeddings, EncodeRequest, Token, TokenizeRequest
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.records import RequestRecord
+from rayembed.serving.replica_pool import NoReplicaError
 from rayembed.serving.schemas.openai import ModelCard
 
 logger = logging.getLogger(__name__)
@@ -23,40 +25,56 @@ _CARD_LIFETIME_S = 5
 _FIRST_PAUSE_S = 0.1
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a name in a request stands for.
+
+    Attributes:
+        name: served name, which an alias stands for.
+        model: served name of the model whose replicas compute it.
+        adapter: served name of the adapter; empty for the model itself.
+    """
+
+    name: str
+    model: str
+    adapter: str
+
+
 class Gateway:
     """Knows the served models and asks their replicas."""
 
     def __init__(self, config: ServeConfig, encoders: Mapping[str, Any], metrics: IngressMetrics):
-        """`encoders` maps each model's name to the Serve handle of its `Encoder` deployment."""
+        """`encoders` maps each model's name to a Serve handle of `Encoder`, or to a `ReplicaPool`."""
         self._config = config
         self._encoders = encoders
         self._metrics = metrics
-        self._names = {
-            name: model.served_name
+        self._targets = {
+            name: Target(served.name, model.served_name, served.adapter)
             for model in config.all_models
-            for name in (model.served_name, *model.aliases)
+            for served in model.served
+            for name in (served.name, *served.aliases)
         }
         self._cards: dict[str, tuple[float, ModelCard]] = {}
 
     @property
     def names(self) -> list[str]:
         """Every name that a request may give, the default model's first."""
-        return list(self._names)
+        return list(self._targets)
 
-    def resolve(self, name: str | None) -> str:
-        """The served model behind a name or an alias; the default one for None.
+    def resolve(self, name: str | None) -> "Target":
+        """What is behind a name or an alias; the default model for None.
 
         Raises:
             ApiError: 404, no model has that name.
         """
         if name is None:
-            return self._config.served_name
-        if name not in self._names:
-            known = ", ".join(sorted(self._names))
+            name = self._config.served_name
+        if name not in self._targets:
+            known = ", ".join(sorted(self._targets))
             raise ApiError(
                 Problem(404, f"no such model; this endpoint serves {known}", "model", "model_not_found")
             )
-        return self._names[name]
+        return self._targets[name]
 
     async def encode(self, model: str | None, request: EncodeRequest, record: RequestRecord) -> Embeddings:
         """Vectors of all inputs from one replica, hence from one set of weights.
@@ -64,15 +82,15 @@ class Gateway:
         Raises:
             ApiError: the request was refused, or no replica could answer it.
         """
-        name = self.resolve(model)
-        record.model, record.inputs = name, len(request)
+        target = self.resolve(model)
+        record.model, record.inputs = target.name, len(request)
         if len(request) > self._config.max_inputs:
             message = (
                 f"the request has {len(request)} inputs and the endpoint takes {self._config.max_inputs}; "
                 "send several requests"
             )
             raise ApiError(Problem(400, message, param="input"))
-        answer = await self._ask(name, "encode", request)
+        answer = await self._ask(target.model, "encode", replace(request, adapter=target.adapter))
         if isinstance(answer, Problem):
             raise ApiError(answer)
         record.tokens, record.truncated, record.digest = answer.tokens, answer.truncated, answer.digest
@@ -84,7 +102,7 @@ class Gateway:
         Raises:
             ApiError: as `encode`.
         """
-        answer = await self._ask(self.resolve(model), "tokenize", request)
+        answer = await self._ask(self.resolve(model).model, "tokenize", request)
         if isinstance(answer, Problem):
             raise ApiError(answer)
         return answer
@@ -95,14 +113,15 @@ class Gateway:
         Raises:
             ApiError: unknown model, or no replica answers.
         """
-        name = self.resolve(model)
-        if not await self._refresh(name):
-            self._cards[name] = (time.monotonic(), await self._ask(name, "describe"))
-        return self._cards[name][1]
+        target = self.resolve(model)
+        if not await self._refresh(target.model):
+            self._note(await self._ask(target.model, "describe"))
+        return self._cards[target.name][1]
 
     async def cards(self) -> list[ModelCard]:
         """Description of every model."""
-        return [await self.card(model.served_name) for model in self._config.all_models]
+        names = [served.name for model in self._config.all_models for served in model.served]
+        return [await self.card(name) for name in names]
 
     async def described(self) -> list[ModelCard]:
         """Description of the models that have been described; starts no replica."""
@@ -113,9 +132,12 @@ class Gateway:
         """Ask the running replicas for their description now and then; whether there is one at all."""
         known = self._cards.get(name)
         if known is None or time.monotonic() - known[0] > _CARD_LIFETIME_S:
-            for card in await self._broadcast(name, "describe"):
-                self._cards[name] = (time.monotonic(), card)
+            for cards in await self._broadcast(name, "describe"):
+                self._note(cards)
         return name in self._cards
+
+    def _note(self, cards: Sequence[ModelCard]) -> None:
+        self._cards |= {card.id: (time.monotonic(), card) for card in cards}
 
     @property
     def known_cards(self) -> list[ModelCard]:
@@ -127,8 +149,9 @@ class Gateway:
         for model in self._config.all_models:
             if model.min_replicas:
                 try:
-                    card = await asyncio.wait_for(self._ask(model.served_name, "describe"), _READY_TIMEOUT_S)
-                    self._cards[model.served_name] = (time.monotonic(), card)
+                    self._note(
+                        await asyncio.wait_for(self._ask(model.served_name, "describe"), _READY_TIMEOUT_S)
+                    )
                 except TimeoutError as error:
                     problem = unavailable(
                         f"no replica of {model.served_name} answered in {_READY_TIMEOUT_S} s"
@@ -159,7 +182,7 @@ class Gateway:
                 return await getattr(self._encoders[name], method).remote(*arguments)
             except BackPressureError as error:
                 raise ApiError(overloaded(1)) from error
-            except DeploymentUnavailableError as error:
+            except (DeploymentUnavailableError, NoReplicaError) as error:
                 raise ApiError(unavailable(f"{name} could not be started")) from error
             except (RayActorError, WorkerCrashedError, ReplicaUnavailableError) as error:
                 if attempt == self._config.retries:

@@ -43,6 +43,7 @@ class EncodeRequest:
         normalize: scale vectors that were cut to `dimensions` back to unit length.
         priority: bulk work is computed when online work leaves room.
         trace: headers of the trace that the request belongs to.
+        adapter: served name of the adapter to compute with; empty for the model itself.
     """
 
     groups: Sequence[Inputs]
@@ -51,6 +52,7 @@ class EncodeRequest:
     normalize: bool = True
     priority: Priority = "online"
     trace: Mapping[str, str] = field(default_factory=dict)
+    adapter: str = ""
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)

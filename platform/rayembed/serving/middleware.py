@@ -1,5 +1,6 @@
 """Around every route: request ids, metrics, the access log, authentication and the size of the body."""
 
+import asyncio
 import json
 import logging
 import re
@@ -108,6 +109,40 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+
+class DropAbandoned:
+    """Cancels the work of a request whose client goes away, as Ray Serve's proxy does."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry point."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        received = asyncio.Event()
+
+        async def noticed() -> Message:
+            message = await receive()
+            if not message.get("more_body"):
+                received.set()
+            return message
+
+        async def client_gone() -> None:
+            await received.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        work = asyncio.ensure_future(self._app(scope, noticed, send))
+        watch = asyncio.create_task(client_gone())
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            work.cancel()
+            watch.cancel()
 
 
 def _request_id(scope: Scope) -> str:

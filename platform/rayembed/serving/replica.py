@@ -1,6 +1,7 @@
 """The model replica: tokenises, admits, batches and cuts."""
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+import ray
 from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.exceptions import RayServeException
@@ -20,7 +22,7 @@ from rayembed.serving import tracing
 from rayembed.serving.autoscaling import QUEUED_TOKENS
 from rayembed.serving.batcher import TokenBatcher
 from rayembed.serving.cache import CachedVector, cache_key, make_cache
-from rayembed.serving.config import ModelSettings
+from rayembed.serving.config import ModelSettings, Served
 from rayembed.serving.errors import ApiError, Problem, overloaded
 from rayembed.serving.limits import TokenLimit
 from rayembed.serving.messages import (
@@ -59,7 +61,7 @@ class ReplicaStatus:
 
 
 def load_engine(settings: ModelSettings) -> Engine:
-    """Load the checkpoint onto the device that the replica was given."""
+    """Load the checkpoint onto the device that the replica was given; adapters are added to it later."""
     return Engine.load(
         settings.checkpoint_path,
         device="cuda" if settings.num_gpus else "cpu",
@@ -69,11 +71,12 @@ def load_engine(settings: ModelSettings) -> Engine:
 
 
 def process_name() -> str:
-    """Name of the Serve replica that this code runs in; "local" outside Ray Serve."""
+    """Name of the Serve replica or the Ray actor that this code runs in; "local" in any other process."""
     try:
         context = serve.get_replica_context()
     except RayServeException:
-        return "local"
+        actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+        return f"Encoder#{actor[-8:]}" if actor else "local"
     return f"{context.deployment}#{context.replica_tag}"
 
 
@@ -85,10 +88,14 @@ class Encoder:
         tracing.configure()
         self._settings = settings
         self._engine = load(settings)
+        self._digests = {"": self._engine.digest}
+        for adapter in settings.adapters:
+            digest = self._engine.add_adapter(adapter.served_name, adapter.adapter_path)
+            self._digests[adapter.served_name] = _joined(self._engine.digest, digest)
         self._started = time.time()
         self._limit = TokenLimit(settings.max_queued_tokens)
         self._metrics = ReplicaMetrics(settings.served_name)
-        self._batcher = TokenBatcher(self._engine.encode_tokens, settings.token_budget, self._metrics)
+        self._batcher = TokenBatcher(self._compute, settings.token_budget, self._metrics)
         self._cache = make_cache(settings.cache, settings.cache_bytes)
         self._tokenizer = RequestTokenizer(self._engine.contract, self._engine.tokenizer, settings.max_length)
         # One thread, because a tokenizer's truncation settings are shared state; it is parallel inside.
@@ -118,17 +125,20 @@ class Encoder:
         except RequestError as error:
             return Problem(400, str(error))
 
-    async def describe(self) -> ModelCard:
-        """The served model; an answer also means that the replica is ready."""
+    async def describe(self) -> list[ModelCard]:
+        """The served model and its adapters; an answer also means that the replica is ready."""
+        return [self._card(served) for served in self._settings.served]
+
+    def _card(self, served: Served) -> ModelCard:
         return ModelCard(
-            id=self._settings.served_name,
+            id=served.name,
             created=int(self._started),
-            digest=self._engine.digest,
+            digest=self._digests[served.adapter],
             dimensions=self._engine.dimensions,
             max_length=self._tokenizer.max_length,
             vocabulary=len(self._engine.tokenizer),
             instructions=self._engine.contract.instructions,
-            aliases=list(self._settings.aliases),
+            aliases=list(served.aliases),
         )
 
     async def status(self) -> ReplicaStatus:
@@ -163,7 +173,7 @@ class Encoder:
         computed: Sequence[np.ndarray] = []
         if len(texts):
             with self._limit.hold(sum(texts.lengths)):
-                computed = list(await self._batcher.encode(texts, request.priority))
+                computed = list(await self._batcher.encode(texts, request.priority, request.adapter))
         new = [CachedVector(*each) for each in zip(computed, texts.lengths, texts.truncated, strict=True)]
         remaining = iter(new)
         answers = [entry or next(remaining) for entry in known]
@@ -180,7 +190,7 @@ class Encoder:
         self._metrics.truncated.inc(truncated)
         self._metrics.cache_hits.inc(cached)
         vectors = cut(np.stack([answer.vector for answer in answers]), request.dimensions, request.normalize)
-        return Embeddings(vectors, tokens, truncated, self._engine.digest, cached)
+        return Embeddings(vectors, tokens, truncated, self._digests[request.adapter], cached)
 
     async def _tokenize_missing(
         self, request: EncodeRequest, known: Sequence[CachedVector | None]
@@ -225,7 +235,11 @@ class Encoder:
             return [""] * len(group)
         given = (group.instruction, group.prompt_name, group.input_type)
         rules = repr((given, self._tokenizer.max_length, request.truncate))
-        return [cache_key(self._engine.digest, rules, text) for text in group.texts or group.token_ids]
+        digest = self._digests[request.adapter]
+        return [cache_key(digest, rules, text) for text in group.texts or group.token_ids]
+
+    def _compute(self, texts: TokenizedTexts, adapter: str) -> np.ndarray:
+        return self._engine.encode_tokens(texts, adapter=adapter)
 
     async def _in_tokenizer_thread(self, function: Callable, *arguments):
         loop = asyncio.get_running_loop()
@@ -235,6 +249,11 @@ class Encoder:
         width = self._engine.dimensions
         if dimensions is not None and dimensions > width:
             raise ApiError(Problem(400, f"dimensions must be between 1 and {width}", param="dimensions"))
+
+
+def _joined(*digests: str) -> str:
+    """One digest of several."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _chosen(group: Inputs, positions: Sequence[int]) -> Inputs:

@@ -1,0 +1,123 @@
+"""The endpoint of one machine: real actors and HTTP, without Ray Serve."""
+
+import os
+import re
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import ray
+import requests
+
+from rayembed.errors import CheckpointError
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.local import LocalEndpoint, can_serve_locally
+from tests.serving.fakes import load_fake, load_slow_fake
+
+BODY = {"model": "fake", "input": ["one", "two words"]}
+
+
+def load_nothing(settings):
+    raise OSError("the disk is gone")
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    root = Path(__file__).resolve().parents[2]
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        runtime_env={"env_vars": {"PYTHONPATH": f"{root}/platform:{root}"}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def start(local_ray):
+    """Starts endpoints with fake engines."""
+    endpoints = []
+
+    def starting(load, **settings):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        config = ServeConfig.parse(
+            {"checkpoint": "unused", "model_name": "fake", "num_cpus": 0.1, **settings}
+        )
+        endpoints.append(LocalEndpoint(config, None, "127.0.0.1", port, load))
+        return endpoints[-1]
+
+    yield starting
+    for endpoint in endpoints:
+        endpoint.stop()
+
+
+def ask(endpoint):
+    return requests.post(f"{endpoint.url}/v1/embeddings", json=BODY, timeout=60)
+
+
+def replica_pids(endpoint):
+    page = requests.get(f"{endpoint.url}/debug", timeout=60).text
+    return [int(pid) for pid in re.findall(r"Encoder#\w+</code></td><td>(\d+)</td>", page)]
+
+
+def test_fixed_number_of_processes_on_one_machine(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert can_serve_locally(ServeConfig(checkpoint="x", min_replicas=2, max_replicas=2))
+    assert not can_serve_locally(ServeConfig(checkpoint="x", min_replicas=0, max_replicas=1))
+    assert not can_serve_locally(ServeConfig(checkpoint="x", ingress_replicas=2))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert not can_serve_locally(ServeConfig(checkpoint="x"))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_no_request_fails_when_a_replica_is_killed(start, replicas):
+    endpoint = start(load_fake, min_replicas=replicas, max_replicas=replicas)
+    victims = replica_pids(endpoint)
+    assert len(victims) == replicas
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(ask, endpoint) for _ in range(40)]
+        answers[5].result()
+        os.kill(victims[0], signal.SIGKILL)
+        answers += [pool.submit(ask, endpoint) for _ in range(40)]
+    assert {answer.result().status_code for answer in answers} == {200}
+    deadline = time.monotonic() + 300
+    while len(replica_pids(endpoint)) < replicas:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.ray
+def test_work_of_a_client_that_left_is_dropped(start):
+    """Eight requests at a fifth of a second each would hold the ninth up for over a second."""
+    endpoint = start(load_slow_fake, token_budget=4)
+    ask(endpoint)
+    started = time.monotonic()
+    for _ in range(8):
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(f"{endpoint.url}/v1/embeddings", json=BODY, timeout=0.02)
+    assert ask(endpoint).status_code == 200
+    assert time.monotonic() - started < 1.6
+    metrics = requests.get(f"{endpoint.url}/metrics", timeout=60).text
+    assert 'status="499"' in metrics
+
+
+@pytest.mark.ray
+def test_readiness_ends_before_the_endpoint(start):
+    endpoint = start(load_fake)
+    assert requests.get(f"{endpoint.url}/health/ready", timeout=60).status_code == 200
+    endpoint.drain()
+    assert requests.get(f"{endpoint.url}/health/ready", timeout=60).status_code == 503
+    assert ask(endpoint).status_code == 200
+
+
+@pytest.mark.ray
+def test_model_that_does_not_load(start):
+    with pytest.raises(CheckpointError, match=r"the endpoint did not start: .*the disk is gone"):
+        start(load_nothing)
