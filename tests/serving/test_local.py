@@ -12,9 +12,9 @@ import pytest
 import ray
 import requests
 
-from rayembed.errors import CheckpointError
+from rayembed.errors import CheckpointError, ResourceError
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.local import LocalEndpoint, can_serve_locally
+from rayembed.serving.local import LocalEndpoint, can_serve_locally, check_room
 from tests.serving.fakes import load_fake, load_slow_fake
 
 BODY = {"model": "fake", "input": ["one", "two words"]}
@@ -73,6 +73,13 @@ def test_fixed_number_of_processes_on_one_machine(monkeypatch):
     assert not can_serve_locally(ServeConfig(checkpoint="x", ingress_replicas=2))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     assert not can_serve_locally(ServeConfig(checkpoint="x"))
+
+
+def test_replicas_must_fit_the_machine():
+    config = ServeConfig(checkpoint="x", num_cpus=2, min_replicas=2, max_replicas=2)
+    check_room(config, {"CPU": 4.0})
+    with pytest.raises(ResourceError, match="need 4 cores and 0 GPUs, and the machine has 2 and 0"):
+        check_room(config, {"CPU": 2.0})
 
 
 @pytest.mark.ray

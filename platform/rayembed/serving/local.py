@@ -18,7 +18,7 @@ import uvicorn
 from ray.exceptions import RayActorError
 
 from rayembed.cluster import connect
-from rayembed.errors import CheckpointError
+from rayembed.errors import CheckpointError, ResourceError
 from rayembed.inference.engine import Engine
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import Keyring, load_keyring
@@ -62,7 +62,21 @@ def serve_locally(
     # Ray runs workers behind everything else on a machine; an endpoint's replicas are what it is there for.
     os.environ.setdefault("RAY_worker_niceness", "0")
     connect()
-    return LocalEndpoint(with_fitting_resources(config, arguments), keyring, host, port, load)
+    config = with_fitting_resources(config, arguments)
+    check_room(config, ray.cluster_resources())
+    logger.info("starting the replicas and loading the model")
+    return LocalEndpoint(config, keyring, host, port, load)
+
+
+def check_room(config: ServeConfig, there: Mapping[str, float]) -> None:
+    """Raise ResourceError unless the replicas of all models fit the machine at once."""
+    cpus = sum(model.max_replicas * model.num_cpus for model in config.all_models)
+    gpus = sum(model.max_replicas * model.num_gpus for model in config.all_models)
+    if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+        raise ResourceError(
+            f"the replicas need {cpus:g} cores and {gpus:g} GPUs, and the machine has "
+            f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}; lower num_cpus, num_gpus or the replicas"
+        )
 
 
 class LocalEndpoint:
@@ -123,10 +137,11 @@ class LocalEndpoint:
             serving = asyncio.create_task(self._server.serve())
             while not (self._server.started or serving.done()):
                 await asyncio.sleep(_POLL_S)
-            self._started.set_result(None)
-            await serving
         except Exception as error:  # noqa: BLE001 - the thread that waits for the start raises it
             self._started.set_exception(error)
+        else:
+            self._started.set_result(None)
+            await serving
         finally:
             for pool in self._pools.values():
                 pool.close()
