@@ -104,6 +104,7 @@ def main() -> None:
         wait_for(server, process)
         capacity, _ = asyncio.run(load(server, 16, [[text] for text in texts], 5))
         usual_ms = asyncio.run(idle_latency(server, texts_of([12] * 20, 8)))
+        asyncio.run(load(server, 2, [texts * 4], 5))  # full batches, for which memory grows once
         before = replica_memory(url)
         statuses, admitted, waits = asyncio.run(arrive(server, FACTOR * capacity, seconds))
         recovery = asyncio.run(recovery_seconds(server, usual_ms))

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import socket
 import time
 import urllib.error
@@ -52,7 +53,7 @@ def deploy(
     config = ServeConfig.parse(arguments)
     load_keyring(config.authentication, config.api_keys_file, host)
     check_models(config)
-    connect()
+    connect_for_serving()
     config = with_fitting_resources(config, arguments)
     if "surge_percent" not in arguments and not _has_room_for_two(config):
         logger.info("the cluster has no room for old and new replicas at once: an update stops the old first")
@@ -68,6 +69,15 @@ def deploy(
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     _wait_until_ready(url)
     return url
+
+
+def connect_for_serving() -> None:
+    """`connect`, and where that starts Ray on this machine, with workers of the usual priority.
+
+    Ray runs workers behind everything else on a machine; an endpoint's replicas are what it is there for.
+    """
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    connect()
 
 
 def drain() -> None:

@@ -17,13 +17,12 @@ import ray
 import uvicorn
 from ray.exceptions import RayActorError
 
-from rayembed.cluster import connect
 from rayembed.errors import CheckpointError, ResourceError
 from rayembed.inference.engine import Engine
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import Keyring, load_keyring
 from rayembed.serving.config import ModelSettings, ServeConfig
-from rayembed.serving.deploy import check_models, check_port, with_fitting_resources
+from rayembed.serving.deploy import check_models, check_port, connect_for_serving, with_fitting_resources
 from rayembed.serving.front import Front
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import DropAbandoned
@@ -59,9 +58,7 @@ def serve_locally(
     keyring = load_keyring(config.authentication, config.api_keys_file, host)
     check_models(config)
     check_port(host, port)
-    # Ray runs workers behind everything else on a machine; an endpoint's replicas are what it is there for.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    connect()
+    connect_for_serving()
     config = with_fitting_resources(config, arguments)
     check_room(config, ray.cluster_resources())
     logger.info("starting the replicas and loading the model")
