@@ -15,7 +15,7 @@ from ray import serve
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.replica import Encoder
-from tests.serving.fakes import FakeEngine, LocalHandle
+from tests.serving.fakes import FakeEngine, LocalHandle, application, load_fake
 
 
 @pytest.fixture
@@ -78,3 +78,11 @@ def serve_url() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def drill_url(serve_url: str) -> Iterator[str]:
+    """Base URL of an endpoint on Ray Serve with two replicas."""
+    serve.run(application(load_fake, min_replicas=2, max_replicas=2), name="drill", route_prefix="/drill")
+    yield f"{serve_url}/drill"
+    serve.delete("drill")

@@ -1,0 +1,31 @@
+"""A replica dies and a version changes under load, and no request fails."""
+
+import os
+import signal
+
+import pytest
+from ray import serve
+
+from tests.serving.fakes import FakeEngine, application, load_updated_fake
+from tests.serving.load import Load, wait_for_replicas
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_killed_model_replica(drill_url):
+    victim = wait_for_replicas(drill_url, 2)[0]
+    with Load(drill_url).running() as load:
+        load.wait_for(50)
+        os.kill(victim, signal.SIGKILL)
+        load.wait_for(200)
+    assert set(load.outcomes) == {200}, load.outcomes
+
+
+def test_rolling_update(drill_url):
+    with Load(drill_url).running() as load:
+        load.wait_for(50)
+        updated = application(load_updated_fake, min_replicas=2, max_replicas=2)
+        serve.run(updated, name="drill", route_prefix="/drill")
+        load.wait_for(50)
+    assert set(load.outcomes) == {200}, load.outcomes
+    assert {load.digests[0], load.digests[-1]} == {FakeEngine.digest, "e" * 64}
