@@ -27,7 +27,7 @@ class Load:
         while not self._stopping.is_set():
             body = {"model": "fake", "input": ["one", "two words"]}
             try:
-                response = session.post(f"{self._url}/v1/embeddings", json=body, timeout=60)
+                response = session.post(f"{self._url}/v1/embeddings", json=body, timeout=300)
             except requests.RequestException as error:
                 self.outcomes[type(error).__name__] += 1
                 continue
@@ -37,7 +37,7 @@ class Load:
     def wait_for(self, answers):
         """Until so many more requests were answered."""
         target = self.outcomes.total() + answers
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while self.outcomes.total() < target:
             assert time.monotonic() < deadline, self.outcomes
             time.sleep(0.02)
@@ -62,7 +62,7 @@ def replica_pids(url):
 
 def wait_for_replicas(url, count):
     """Processes of the model replicas, once there are so many."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(pids := replica_pids(url)) != count:
         assert time.monotonic() < deadline, pids
         time.sleep(0.2)
