@@ -12,8 +12,6 @@ import heapq
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
@@ -22,7 +20,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 import ray
 import torch
 from evaluation_resume import resume
-from harness import Bar, arguments, ratio_bar, write_report
+from harness import Bar, arguments, interleave, ratio_bar, write_report
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
@@ -147,12 +145,12 @@ def simulated_end(units: list[Unit], workers: int) -> float:
     return now
 
 
-def overhead(checkpoint: Path, data_dir: Path, scratch: Path, pairs: int) -> Bar:
+def overhead(checkpoint: Path, data_dir: Path, scratch: Path, rounds: int) -> Bar:
     """eval_overhead: actors are started and load the model within the time, as the peer loads its."""
     tasks = OVERHEAD_TASKS
-    times: dict[str, list[float]] = {"cluster": [], "plain": []}
+    found: list[dict[str, float]] = []
 
-    def on_cluster(number: int) -> dict[str, float]:
+    def on_cluster(number: int) -> None:
         scores = run(
             checkpoint,
             output=scratch / f"overhead-{number}",
@@ -161,24 +159,22 @@ def overhead(checkpoint: Path, data_dir: Path, scratch: Path, pairs: int) -> Bar
             actors=ACTORS,
             precision="fp32",
         )
-        return {task: row["trained"] for task, row in scores.items()}
+        found.append({task: row["trained"] for task, row in scores.items()})
 
-    for number in range(pairs):
-        mine = timed(times["cluster"], lambda number=number: on_cluster(number))
-        peer = timed(times["plain"], lambda: plain(checkpoint, data_dir, tasks, threads=2))
-        assert all(abs(mine[task] - peer[task]) < 1e-3 for task in tasks), (mine, peer)
-    detail = {"seconds": times, "tasks": tasks}
+    contestants = {
+        "cluster": on_cluster,
+        "plain": lambda _: found.append(plain(checkpoint, data_dir, tasks, threads=2)),
+    }
+    times = interleave(contestants, rounds)
+    assert all(abs(scores[task] - found[0][task]) < 1e-3 for scores in found for task in tasks), found
     return ratio_bar(
-        "eval_overhead", times["cluster"], times["plain"], goal=1.1, better="lower", detail=detail
+        "eval_overhead",
+        times["cluster"],
+        times["plain"],
+        goal=1.1,
+        better="lower",
+        detail={"seconds": times, "tasks": tasks},
     )
-
-
-def timed(seconds: list[float], work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Do `work` and add its wall time."""
-    started = time.monotonic()
-    result = work()
-    seconds.append(time.monotonic() - started)
-    return result
 
 
 def main() -> None:
@@ -191,7 +187,9 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=4, help="of the random checkpoint")
     parser.add_argument("--width", type=int, default=256, help="of the random checkpoint")
-    parser.add_argument("--pairs", type=int, default=1, help="pairs of runs of eval_overhead")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of eval_overhead, after one that is not counted"
+    )
     parser.add_argument(
         "--tokens-per-second", type=float, default=20_000, help="of a worker in eval_makespan"
     )
@@ -211,7 +209,8 @@ def main() -> None:
         if {"eval_equal", "eval_overhead"} & set(wanted):
             connect(num_cpus=ACTORS)
         if "eval_overhead" in wanted:
-            bars.append(overhead(checkpoint, options.data_dir, scratch, options.pairs))
+            rounds = 1 if options.quick else options.rounds
+            bars.append(overhead(checkpoint, options.data_dir, scratch, rounds))
         if "eval_equal" in wanted:
             bars.append(equal(checkpoint, options.data_dir, scratch, options.quick))
         ray.shutdown()

@@ -48,8 +48,8 @@ class FakeRunner:
         self.calls.append(config.name)
         shift = 0.2 if config.model.pooling.type == "mean" else 0.0
         tasks = tuple(
-            TaskRecord(f"T{n}", "STS", "cosine_spearman", 0.1 * n + shift, {}, None, "r", None)
-            for n in range(5)
+            TaskRecord(f"T{n}", "STS", "cosine_spearman", 0.05 * n + shift, {}, None, "r", None)
+            for n in range(10)
         )
         write_record(ModelRecord("trained", "d", None, tasks, {}), folder / "results")
 
@@ -83,6 +83,8 @@ def test_cells_are_run_once_and_the_tables_test_them(grid_file):
     ablate(grid, grid_file.parent, runner=runner)
     assert len(runner.calls) == 6
 
+    (folder / "ablation.csv").unlink()
+    ablate(grid, grid_file.parent, most_cells=0, runner=runner)
     rows = {row["choice"]: row for row in csv.DictReader((folder / "ablation.csv").open())}
     assert float(rows["pooling mean"]["difference"]) == pytest.approx(0.2)
     assert float(rows["pooling mean"]["p"]) < 0.01

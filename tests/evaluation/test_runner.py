@@ -12,7 +12,7 @@ from rayembed.evaluation import gate, runner
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.instructions import InstructionPolicy
-from rayembed.evaluation.scheduler import Scheduler
+from rayembed.evaluation.scheduler import MAX_ATTEMPTS, Scheduler
 from rayembed.evaluation.scores import format_table
 from rayembed.evaluation.sizes import text_sets
 from rayembed.evaluation.store import Candidate, ResultStore
@@ -167,3 +167,31 @@ def test_two_actors_score_shards_as_one_process_and_a_killed_actor_is_replaced(c
     for name in TASKS:
         alone = evaluate_task(EngineEncoder(WordEngine(candidate.digest), "good"), load_task(name, data_dir))
         assert across[name].get_score() == pytest.approx(alone.get_score(), abs=1e-6)
+
+
+@pytest.mark.ray
+def test_actors_that_die_together_as_they_start_do_not_end_the_run(cluster, data_dir, tmp_path):
+    class Stillborn:
+        """Dies before it is up."""
+
+        def ready(self):
+            os._exit(1)
+
+    catalogue = Catalogue(data_dir)
+    setup = Setup(catalogue, InstructionPolicy(), tmp_path)
+    candidate = Candidate("trained", "f" * 64, Path("good"))
+    references = catalogue.select(tasks=TASKS).references
+    units = [
+        unit
+        for reference in references
+        for unit in task_units(candidate, reference, text_sets(catalogue.load(reference)), max_length=512)
+    ]
+    kinds = [Stillborn] * MAX_ATTEMPTS
+    remote = ray.remote(num_cpus=1)
+
+    def start():
+        return remote(kinds.pop()).remote() if kinds else remote(WordWorker).remote(setup, 1)
+
+    assert len(list(Scheduler(units, start, 2).run())) == len(TASKS)
+    with pytest.raises(RuntimeError, match="evaluation actors die as they start"):
+        list(Scheduler(units, lambda: remote(Stillborn).remote(), 1).run())

@@ -10,7 +10,9 @@ from rayembed.ablation.grid import cell_config, cells, load_grid
 
 def ablate(
     grid: Annotated[Path, typer.Argument(help="Grid, a YAML file such as jobs/configs/ablation-paper.yaml.")],
-    most_cells: Annotated[int | None, typer.Option(min=1, help="Stop after so many new cells.")] = None,
+    most_cells: Annotated[
+        int | None, typer.Option(min=0, help="Stop after so many new cells; 0 only writes the tables.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells, run none.")] = False,
 ) -> None:
     """Train and score the cells of a grid; run again, it continues. Writes tables with paired tests."""

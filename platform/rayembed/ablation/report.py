@@ -21,7 +21,8 @@ def write_tables(grid: Grid, records: Mapping[Cell, ModelRecord], folder: Path) 
         "Scores are means over tasks, then over seeds; the spread is the standard deviation over seeds."
     )
     lines.append(
-        "Differences and p-values pair tasks and seeds with the reference; p is Holm-corrected in a table."
+        "Differences and p-values pair the tasks with those of the reference, each a mean over the seeds "
+        "that both have; p is Holm-corrected in a table."
     )
     rows: list[dict[str, Any]] = []
     for table in grid.tables:
@@ -71,14 +72,18 @@ def _against_reference(
 ) -> Comparison | None:
     if choice == reference:
         return None
-    pairs: list[tuple[float, float]] = []
+    pairs: dict[str, list[tuple[float, float]]] = {}
     for seed in grid.seeds:
         one, other = records.get(Cell(reference, seed)), records.get(Cell(choice, seed))
         if one is None or other is None:
             continue
         scores = {task.name: task.score for task in other.tasks}
-        pairs += [(task.score, scores[task.name]) for task in one.tasks if task.name in scores]
-    return paired([one for one, _ in pairs], [other for _, other in pairs])
+        for task in one.tasks:
+            if task.name in scores:
+                pairs.setdefault(task.name, []).append((task.score, scores[task.name]))
+    # Seeds of one task are no independent samples, so a task counts once.
+    means = np.array([np.mean(of_seeds, axis=0) for of_seeds in pairs.values()]).reshape(-1, 2)
+    return paired(means[:, 0].tolist(), means[:, 1].tolist())
 
 
 def _markdown(rows: list[dict[str, Any]]) -> list[str]:

@@ -23,7 +23,7 @@ def ablate(grid: Grid, base: Path, *, most_cells: int | None = None, runner: Run
     Args:
         grid: the ablation.
         base: folder of the grid's file.
-        most_cells: stop after so many new cells; the tables say what is missing.
+        most_cells: stop after so many new cells, 0 only writes the tables; they say what is missing.
         runner: trains a configuration and leaves its record under `<folder>/results/trained`.
 
     Returns:
