@@ -1,7 +1,10 @@
 """Listing runs and comparing them, from folders as training leaves them."""
 
+import contextlib
 import json
+import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from rayembed.cli import app
 from rayembed.errors import DataError
 from rayembed.reporting.compare import recipe_differences
 from rayembed.reporting.runs import find_runs, open_run
+from rayembed.train import run_folder
 from rayembed.train.run_folder import noted, read_note
 
 
@@ -71,7 +75,7 @@ def test_runs_are_listed_with_status_score_and_cost(home):
     assert records.keys() == {"done", "half", "broken"}
     assert [records[name]["status"] for name in ("done", "half", "broken")] == [
         "finished",
-        "unfinished",
+        "stopped",
         "failed",
     ]
     assert records["broken"]["error"] == "DataError: no such source"
@@ -85,7 +89,7 @@ def test_runs_are_listed_with_status_score_and_cost(home):
     assert len(table) == 4
     [line] = [line for line in table if line.startswith("half")]
     assert re.split(r"\s{2,}", line)[1:-1] == [
-        "unfinished, step 6 of 10",
+        "stopped, step 6 of 10",
         "first > second <i>",
         "0.700",
         "600",
@@ -109,6 +113,22 @@ def test_the_note_keeps_the_first_start_and_the_last_end(tmp_path):
     assert note["started"] == started
     assert note["ended"] >= started
     assert note["error"] is None
+
+
+def test_a_run_is_running_while_its_process_beats(tmp_path, monkeypatch):
+    run = open_run("half", write_run(tmp_path / "half").parent)
+    monkeypatch.setattr(run_folder, "_BEAT_SECONDS", 0.01)
+    note = run.folder / "run.json"
+    with contextlib.suppress(KeyboardInterrupt), noted(run.folder):
+        os.utime(note, (0, 0))
+        while run.status == "stopped":
+            time.sleep(0.01)
+        assert run.status == "running"
+        raise KeyboardInterrupt
+    assert read_note(run.folder)["ended"] is None
+    minute_ago = time.time() - 61
+    os.utime(note, (minute_ago, minute_ago))
+    assert run.status == "stopped"
 
 
 def test_a_comparison_is_one_file_with_the_curves_of_all(home):

@@ -16,11 +16,11 @@ from rayembed.errors import DataError
 from rayembed.reporting.metrics import read_metrics
 from rayembed.reporting.summary import SUMMARY_FILE
 from rayembed.reporting.text import aligned, duration
-from rayembed.train.run_folder import METRICS_FILE, RECIPE_FILE, VALIDATION_FILE, read_note
+from rayembed.train.run_folder import METRICS_FILE, RECIPE_FILE, VALIDATION_FILE, is_trained_now, read_note
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["finished", "failed", "unfinished"]
+Status = Literal["finished", "failed", "running", "stopped"]
 
 _SCORES_FILES = (SUMMARY_FILE, "results/scores.json")
 
@@ -109,10 +109,12 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """What became of the run; one that is being trained and one that was killed look the same."""
+        """What became of the run; one that was killed counts as running for a minute."""
         if (self.folder / "model").is_dir():
             return "finished"
-        return "failed" if self.note.get("error") else "unfinished"
+        if self.note.get("error"):
+            return "failed"
+        return "running" if is_trained_now(self.folder) else "stopped"
 
     @property
     def started(self) -> str:

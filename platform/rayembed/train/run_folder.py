@@ -5,6 +5,8 @@ Reading them needs no heavy library.
 
 import contextlib
 import json
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +19,17 @@ METRICS_FILE = "metrics.jsonl"
 NOTE_FILE = "run.json"
 VALIDATION_FILE = "validation.jsonl"
 
+_BEAT_SECONDS = 10.0
+_SILENT_SECONDS = 60.0  # without a beat, after which a run counts as stopped
+
 
 @contextlib.contextmanager
 def noted(folder: Path) -> Iterator[None]:
     """Keep the note of a run up to date while it is trained.
 
     The note has `started` (of the first attempt), `ended` and `error`. `ended` is null while the run is
-    trained, and stays so when its process is killed or interrupted by hand.
+    trained, and stays so when its process is killed or interrupted by hand; the file is touched as long as
+    the process lives.
 
     Args:
         folder: the run folder.
@@ -35,7 +41,8 @@ def noted(folder: Path) -> Iterator[None]:
     started = read_note(folder).get("started") or _now()
     _write(path, started)
     try:
-        yield
+        with _touched(path):
+            yield
     except Exception as error:
         _write(path, started, ended=_now(), error=f"{type(error).__name__}: {error}".splitlines()[0])
         raise
@@ -46,6 +53,32 @@ def read_note(folder: Path) -> dict[str, Any]:
     """The note of a run; empty where there is none."""
     path = folder / NOTE_FILE
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def is_trained_now(folder: Path) -> bool:
+    """Whether a process on any machine trains the run, or did less than a minute ago."""
+    path = folder / NOTE_FILE
+    if not path.is_file() or read_note(folder)["ended"]:
+        return False
+    return time.time() - path.stat().st_mtime < _SILENT_SECONDS
+
+
+@contextlib.contextmanager
+def _touched(path: Path) -> Iterator[None]:
+    """Set the time of a file again and again."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            path.touch()
+
+    thread = threading.Thread(target=beat, name="run-note", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _write(path: Path, started: str, *, ended: str | None = None, error: str | None = None) -> None:
