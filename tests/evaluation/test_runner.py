@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,13 @@ from rayembed.evaluation import gate, runner
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.instructions import InstructionPolicy
-from rayembed.evaluation.scheduler import MAX_ATTEMPTS, Scheduler
+from rayembed.evaluation.scheduler import MAX_ATTEMPTS, Progress, Scheduler
 from rayembed.evaluation.scores import format_table
-from rayembed.evaluation.sizes import text_sets
 from rayembed.evaluation.store import Candidate, ResultStore
 from rayembed.evaluation.tasks import load_task
-from rayembed.evaluation.units import task_units
 from rayembed.evaluation.worker import Setup
 from tests.evaluation import conftest
-from tests.evaluation.conftest import WordEngine, WordWorker
+from tests.evaluation.conftest import WordEngine, WordWorker, units_of
 
 TASKS = ["DocstringRetrieval", "VaderTweets", "WordSim353"]
 
@@ -132,6 +131,43 @@ def test_a_gate_scores_beside_training_and_a_failed_one_is_dropped(cluster, data
         gate.start_gate(tmp_path, 1, output=tmp_path, data_dir=data_dir, tasks=["WordSim35"])
 
 
+class Hurried(Progress):
+    """Ends an evaluation in which nothing runs."""
+
+    def heartbeat(self, running):
+        assert running, "no actor runs anything"
+
+
+@pytest.mark.ray
+def test_an_idle_actor_takes_the_unit_of_a_dead_one_that_nothing_can_replace(cluster, data_dir, tmp_path):
+    candidate = Candidate("trained", "f" * 64, Path("good"))
+    catalogue = Catalogue(data_dir)
+    units = units_of(candidate, catalogue, ["VaderTweets", "WordSim353"])
+    done = tmp_path / "done"
+
+    class OneDies(WordWorker):
+        """Leaves a note when it is done; the one that works longer dies then, once."""
+
+        def run(self, unit):
+            if unit.reference.name == "VaderTweets" and not done.exists():
+                while not done.exists():
+                    time.sleep(0.05)
+                time.sleep(1)  # until the other one is idle
+                os._exit(1)
+            outcome = super().run(unit)
+            done.touch()
+            return outcome
+
+    cpus = iter((1, 1, 1000))
+    setup = Setup(catalogue, InstructionPolicy(), tmp_path)
+
+    def start():
+        return ray.remote(OneDies).options(num_cpus=next(cpus)).remote(setup, 1)
+
+    outcomes = dict(Scheduler(units, start, 2, Hurried(units)).run())
+    assert set(outcomes) == set(units)
+
+
 @pytest.mark.ray
 def test_two_actors_score_shards_as_one_process_and_a_killed_actor_is_replaced(cluster, data_dir, tmp_path):
     candidate = Candidate("trained", "f" * 64, Path("good"))
@@ -147,14 +183,7 @@ def test_two_actors_score_shards_as_one_process_and_a_killed_actor_is_replaced(c
             return super().run(unit)
 
     catalogue = Catalogue(data_dir)
-    references = catalogue.select(tasks=TASKS).references
-    units = [
-        unit
-        for reference in references
-        for unit in task_units(
-            candidate, reference, text_sets(catalogue.load(reference)), max_length=512, shard_tokens=40
-        )
-    ]
+    units = units_of(candidate, catalogue, TASKS, shard_tokens=40)
     assert sum(unit.shard is not None for unit in units) > 6
     setup = Setup(catalogue, InstructionPolicy(), tmp_path)
     actor = ray.remote(MortalWorker)
@@ -180,12 +209,7 @@ def test_actors_that_die_together_as_they_start_do_not_end_the_run(cluster, data
     catalogue = Catalogue(data_dir)
     setup = Setup(catalogue, InstructionPolicy(), tmp_path)
     candidate = Candidate("trained", "f" * 64, Path("good"))
-    references = catalogue.select(tasks=TASKS).references
-    units = [
-        unit
-        for reference in references
-        for unit in task_units(candidate, reference, text_sets(catalogue.load(reference)), max_length=512)
-    ]
+    units = units_of(candidate, catalogue, TASKS)
     kinds = [Stillborn] * MAX_ATTEMPTS
     remote = ray.remote(num_cpus=1)
 

@@ -89,25 +89,23 @@ class Scheduler:
         slot, unit = self._running.pop(done[0])
         try:
             outcome = ray.get(done[0])
-        except (
-            RayActorError,
-            ObjectLostError,
-        ) as error:  # a lost node takes results along that were not read
+        except (RayActorError, ObjectLostError) as error:
+            # A lost node takes along results that were not read yet.
             self._replace(slot, unit, error)
-            return
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             assert unit is not None, "ready() has nothing that can fail"
             logger.warning("%s failed: %s", unit, error)
             self._fail(unit, error)
+            self._idle.append(slot)
         else:
             if unit is None:
                 slot.failed_starts = 0
             else:
                 self._queue.done(unit)
                 yield unit, outcome
-        self._idle.append(slot)
+            self._idle.append(slot)
         self._assign()
 
     def _assign(self) -> None:
@@ -123,7 +121,10 @@ class Scheduler:
             self._running[slot.actor.run.remote(unit)] = slot, unit
 
     def _replace(self, slot: _Slot, unit: Unit | None, error: Exception) -> None:
-        """Put another actor in a dead one's place; its unit goes back unless its attempts are used up."""
+        """Put another actor in a dead one's place; its unit goes back unless its attempts are used up.
+
+        The unit does not wait for that actor, which may find no free CPU: an idle one takes it.
+        """
         if unit is None:
             # Counted by slot: a node that is lost while many actors start on it is one failure of each.
             slot.failed_starts += 1
