@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
@@ -29,13 +28,13 @@ from rayembed.evaluation.benchmarks import OFFLINE
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import evaluate_task
 from rayembed.evaluation.overlap import trained_sources
-from rayembed.evaluation.scores import task_type
+from rayembed.evaluation.scores import COLUMNS, format_table
 from rayembed.evaluation.tasks import TASKS
 from rayembed.mining.config import SentenceTransformersTeacher
 from rayembed.mining.teachers import MINILM, prepare_teacher
 from rayembed.paths import atomic_write, resolve
 
-COLUMNS = {"bm25": "BM25", "base": "untrained", "minilm": "MiniLM", "trained": "trained"}
+TABLE = COLUMNS | {"minilm": "MiniLM"}
 
 
 def minilm_scores(options: argparse.Namespace, tasks: list[str]) -> dict[str, float]:
@@ -54,31 +53,6 @@ def minilm_scores(options: argparse.Namespace, tasks: list[str]) -> dict[str, fl
         atomic_write(store, json.dumps(scores, indent=2) + "\n")
         print(f"MiniLM, {reference.name}: {scores[reference.name]:.3f}", flush=True)
     return scores
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a line a task, then the means of each type and of all tasks that every column has."""
-    lines = ["| task | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    groups: dict[str, list[str]] = {}
-    for name, row in rows.items():
-        groups.setdefault(f"mean of {row['type']}", []).append(name)
-        mark = "" if row["trained_on"] else " (not trained on)"
-        lines.append(f"| {name}{mark} | " + " | ".join(_cell(row[column]) for column in COLUMNS) + " |")
-    groups = {kind: members for kind, members in groups.items() if len(members) > 1}
-    groups[f"mean of all {len(rows)}"] = list(rows)
-    for kind, members in groups.items():
-        means = [_mean([rows[name][column] for name in members]) for column in COLUMNS]
-        lines.append(f"| {kind} | " + " | ".join(_cell(value) for value in means) + " |")
-    return "\n".join(lines)
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def main() -> None:
@@ -103,12 +77,7 @@ def main() -> None:
     )
     trained = set(trained_sources(options.run / "model") or ())
     rows = {
-        name: row
-        | {
-            "minilm": minilm[name],
-            "type": task_type(name),
-            "trained_on": TASKS[name].source in trained,
-        }
+        name: row | {"minilm": minilm[name], "trained_on": TASKS[name].source in trained}
         for name, row in scores.items()
     }
     differences = [row["trained"] - row["minilm"] for row in rows.values()]
@@ -125,10 +94,8 @@ def main() -> None:
             "threads": torch.get_num_threads(),
         },
     )
-    print("\n" + table(rows) + "\n")
+    print(f"\n{format_table(rows, TABLE)}\n")
     write_report([bar], options.json)
-    if options.json:
-        atomic_write(options.json.with_suffix(".md"), table(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from rayembed.contract import Contract
 from rayembed.data.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA, document_id
 from rayembed.evaluation import catalogue, runner
 from rayembed.evaluation.shards import ShardEncoder
+from rayembed.evaluation.sizes import text_sets
+from rayembed.evaluation.units import task_units
 from rayembed.evaluation.worker import Worker
 from rayembed.inference.engine import Encoded
 
@@ -39,6 +41,17 @@ class WordEngine:
             seed = int.from_bytes(hashlib.sha256(f"{self.digest}{word}".encode()).digest()[:4])
             total += np.random.default_rng(seed).standard_normal(DIMENSIONS)
         return total / np.linalg.norm(total)
+
+
+def units_of(candidate, catalogue, tasks, **sharding):
+    """Units of work of the tasks, in shards of `shard_tokens` where that is given."""
+    return [
+        unit
+        for reference in catalogue.select(tasks=tasks).references
+        for unit in task_units(
+            candidate, reference, text_sets(catalogue.load(reference)), max_length=512, **sharding
+        )
+    ]
 
 
 class WordWorker(Worker):

@@ -15,13 +15,11 @@ from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.scheduler import Scheduler
-from rayembed.evaluation.sizes import text_sets
 from rayembed.evaluation.store import Candidate
 from rayembed.evaluation.tasks import load_task
-from rayembed.evaluation.units import task_units
 from rayembed.evaluation.worker import Setup
 from tests.evaluation import conftest
-from tests.evaluation.conftest import WordEngine, WordWorker
+from tests.evaluation.conftest import WordEngine, WordWorker, units_of
 
 TASKS = ["DocstringRetrieval", "VaderTweets"]
 NODE = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
@@ -60,13 +58,7 @@ class LoggingWorker(WordWorker):
 def test_a_lost_node_costs_at_most_the_shard_of_its_actor(two_nodes, data_dir, tmp_path):
     candidate = Candidate("trained", "f" * 64, tmp_path / "unused")
     catalogue = Catalogue(data_dir)
-    units = [
-        unit
-        for reference in catalogue.select(tasks=TASKS).references
-        for unit in task_units(
-            candidate, reference, text_sets(catalogue.load(reference)), max_length=512, shard_tokens=20
-        )
-    ]
+    units = units_of(candidate, catalogue, TASKS, shard_tokens=20)
     shards = sum(unit.shard is not None for unit in units)
     assert shards > 12
     log = tmp_path / "log"

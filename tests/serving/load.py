@@ -56,7 +56,7 @@ class Load:
 
 
 def replica_pids(url):
-    rows = re.findall(r"Encoder#\w+</code></td><td>(\d+)</td>", requests.get(f"{url}/debug").text)
+    rows = re.findall(r"Encoder#\w+</code></td><td>(\d+)</td>", requests.get(f"{url}/debug", timeout=60).text)
     return [int(pid) for pid in rows]
 
 

@@ -16,6 +16,7 @@ from rayembed.errors import CheckpointError, ResourceError
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.local import LocalEndpoint, can_serve_locally, check_room
 from tests.serving.fakes import load_fake, load_slow_fake
+from tests.serving.load import replica_pids
 
 BODY = {"model": "fake", "input": ["one", "two words"]}
 
@@ -61,11 +62,6 @@ def ask(endpoint):
     return requests.post(f"{endpoint.url}/v1/embeddings", json=BODY, timeout=60)
 
 
-def replica_pids(endpoint):
-    page = requests.get(f"{endpoint.url}/debug", timeout=60).text
-    return [int(pid) for pid in re.findall(r"Encoder#\w+</code></td><td>(\d+)</td>", page)]
-
-
 def test_fixed_number_of_processes_on_one_machine(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert can_serve_locally(ServeConfig(checkpoint="x", min_replicas=2, max_replicas=2))
@@ -86,7 +82,7 @@ def test_replicas_must_fit_the_machine():
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_no_request_fails_when_a_replica_is_killed(start, replicas):
     endpoint = start(load_fake, min_replicas=replicas, max_replicas=replicas)
-    victims = replica_pids(endpoint)
+    victims = replica_pids(endpoint.url)
     assert len(victims) == replicas
     with ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(ask, endpoint) for _ in range(40)]
@@ -95,7 +91,7 @@ def test_no_request_fails_when_a_replica_is_killed(start, replicas):
         answers += [pool.submit(ask, endpoint) for _ in range(40)]
     assert {answer.result().status_code for answer in answers} == {200}
     deadline = time.monotonic() + 300
-    while len(replica_pids(endpoint)) < replicas:
+    while len(replica_pids(endpoint.url)) < replicas:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

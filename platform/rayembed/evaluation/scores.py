@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ def read_scores(output: Path) -> Scores:
     return json.loads((output / SCORES_FILE).read_text())["tasks"]
 
 
-def mean_rows(scores: Scores) -> list[tuple[str, dict[str, float | None]]]:
+def mean_rows(
+    scores: Scores, columns: Collection[str] = tuple(COLUMNS)
+) -> list[tuple[str, dict[str, float | None]]]:
     """Means over the tasks of each type with more than one task, then over all tasks.
 
     A column has a mean only where it has a score on every task of the group, so that columns can be compared.
@@ -70,17 +72,17 @@ def mean_rows(scores: Scores) -> list[tuple[str, dict[str, float | None]]]:
     named = {f"mean of {len(members)} {kind} tasks": members for kind, members in groups.items()}
     named[f"mean of all {len(scores)}"] = list(scores)
     return [
-        (name, {column: _mean(scores, members, column) for column in COLUMNS})
+        (name, {column: _mean(scores, members, column) for column in columns})
         for name, members in named.items()
         if len(members) > 1
     ]
 
 
-def format_table(scores: Scores) -> str:
-    """The table as aligned text."""
-    rows = [[task, row["metric"], *_cells(row)] for task, row in scores.items()]
-    means = [[name, "", *_cells(values)] for name, values in mean_rows(scores)]
-    header = ["task", "metric", *COLUMNS.values(), "change"]
+def format_table(scores: Scores, columns: Mapping[str, str] = COLUMNS) -> str:
+    """The table as aligned text; `columns` maps keys of a row to their titles."""
+    rows = [[task, row["metric"], *_cells(row, columns)] for task, row in scores.items()]
+    means = [[name, "", *_cells(values, columns)] for name, values in mean_rows(scores, columns)]
+    header = ["task", "metric", *columns.values(), "change"]
     widths = [max(len(row[column]) for row in [header, *rows, *means]) for column in range(len(header))]
     rule = ["-" * width for width in widths]
     lines = [header, rule, *rows, *([rule, *means] if means else [])]
@@ -93,8 +95,8 @@ def format_table(scores: Scores) -> str:
     )
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    values = [row[column] for column in COLUMNS]
+def _cells(row: Mapping[str, Any], columns: Collection[str]) -> list[str]:
+    values = [row[column] for column in columns]
     base, trained = row["base"], row["trained"]
     change = "-" if base is None or trained is None else f"{round(trained - base, 3) + 0:+.3f}"
     return [*("-" if value is None else f"{value:.3f}" for value in values), change]

@@ -29,17 +29,30 @@ class Served:
     aliases: tuple[str, ...]
     adapter: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that requests may give."""
+        return (self.name, *self.aliases)
 
-class AdapterSettings(BaseModel):
-    """A LoRA adapter that is served as a model of its own, on the replicas of the model it belongs to."""
+
+class NamedSettings(BaseModel):
+    """A folder of weights that is served under a name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    adapter: str = Field(min_length=1, description="folder that peft saved; must be readable on every node")
     model_name: str = Field(
         "", description="name that requests must give as `model`; empty takes the folder's name"
     )
     aliases: tuple[str, ...] = Field((), description="further names that requests may give for it")
+
+    def _served_as(self, folder: Path) -> str:
+        return self.model_name or folder.name
+
+
+class AdapterSettings(NamedSettings):
+    """A LoRA adapter that is served as a model of its own, on the replicas of the model it belongs to."""
+
+    adapter: str = Field(min_length=1, description="folder that peft saved; must be readable on every node")
 
     @property
     def adapter_path(self) -> Path:
@@ -49,19 +62,13 @@ class AdapterSettings(BaseModel):
     @property
     def served_name(self) -> str:
         """Name that requests must give as `model`."""
-        return self.model_name or self.adapter_path.name
+        return self._served_as(self.adapter_path)
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(NamedSettings):
     """One served model and the replicas that compute it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
     checkpoint: str = Field(min_length=1, description="checkpoint folder; must be readable on every node")
-    model_name: str = Field(
-        "", description="name that requests must give as `model`; empty takes the checkpoint's folder name"
-    )
-    aliases: tuple[str, ...] = Field((), description="further names that requests may give for this model")
     adapters: tuple[AdapterSettings, ...] = Field(
         (), description="LoRA adapters over this model's weights, each served under a name of its own"
     )
@@ -117,7 +124,7 @@ class ModelSettings(BaseModel):
     @property
     def served_name(self) -> str:
         """Name that requests must give as `model`."""
-        return self.model_name or self.checkpoint_path.name
+        return self._served_as(self.checkpoint_path)
 
     @property
     def served(self) -> tuple[Served, ...]:
@@ -167,7 +174,7 @@ class ServeConfig(ModelSettings):
     def _entries_take_what_they_leave_out(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or not isinstance(values.get("models"), (list, tuple)):
             return values
-        own = {"checkpoint", "model_name", "aliases", "adapters"}
+        own = {"checkpoint", "adapters", *NamedSettings.model_fields}
         shared = {
             key: value for key, value in values.items() if key in ModelSettings.model_fields.keys() - own
         }
@@ -176,8 +183,7 @@ class ServeConfig(ModelSettings):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "ServeConfig":
-        served = [each for model in self.all_models for each in model.served]
-        names = [name for each in served for name in (each.name, *each.aliases)]
+        names = [name for model in self.all_models for served in model.served for name in served.names]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two models are called {', '.join(twice)}; give each a model_name of its own")

@@ -66,9 +66,14 @@ def deploy(
         wait_for_applications_running=False,
     )
     _wait_until_running(timeout_s)
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    url = base_url(host, port)
     _wait_until_ready(url)
     return url
+
+
+def base_url(host: str, port: int) -> str:
+    """Where a client on this machine finds an endpoint that listens on `host`."""
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
 
 
 def connect_for_serving() -> None:

@@ -52,7 +52,7 @@ class Gateway:
             name: Target(served.name, model.served_name, served.adapter)
             for model in config.all_models
             for served in model.served
-            for name in (served.name, *served.aliases)
+            for name in served.names
         }
         self._cards: dict[str, tuple[float, ModelCard]] = {}
 
@@ -61,7 +61,7 @@ class Gateway:
         """Every name that a request may give, the default model's first."""
         return list(self._targets)
 
-    def resolve(self, name: str | None) -> "Target":
+    def resolve(self, name: str | None) -> Target:
         """What is behind a name or an alias; the default model for None.
 
         Raises:

@@ -22,7 +22,13 @@ from rayembed.inference.engine import Engine
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import Keyring, load_keyring
 from rayembed.serving.config import ModelSettings, ServeConfig
-from rayembed.serving.deploy import check_models, check_port, connect_for_serving, with_fitting_resources
+from rayembed.serving.deploy import (
+    base_url,
+    check_models,
+    check_port,
+    connect_for_serving,
+    with_fitting_resources,
+)
 from rayembed.serving.front import Front
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import DropAbandoned
@@ -113,7 +119,7 @@ class LocalEndpoint:
             self._started.result()
         except RayActorError as error:
             raise CheckpointError(f"the endpoint did not start: {reason_of(error)}") from error
-        self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        self.url = base_url(host, port)
 
     def drain(self) -> None:
         """Make the readiness probe fail; requests are answered as before."""
