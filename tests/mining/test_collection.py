@@ -4,8 +4,11 @@ from rayembed.data.schema import pair_row, to_table
 from rayembed.mining.collection import collect
 
 
-def row(query, positives, negatives=(), cluster=None):
-    return pair_row(query, positives, negatives, dataset="d", task_type="retrieval", cluster=cluster)
+def row(query, positives, negatives=(), cluster=None, instruction=None):
+    return pair_row(
+        query, positives, negatives,
+        dataset="d", task_type="retrieval", cluster=cluster, instruction=instruction,
+    )  # fmt: skip
 
 
 def table(*rows):
@@ -33,6 +36,26 @@ def test_texts_are_distinct_and_in_order_of_appearance():
 def test_positives_of_all_rows_of_a_query_are_excluded_and_so_is_the_query_itself():
     collection = collect(table(row("a", ["x"]), row("a", ["y"]), row("b", ["a"])))
     assert excluded(collection) == {("a", "x"), ("a", "y"), ("b", "a"), ("a", "a")}
+
+
+def test_a_text_with_two_instructions_is_two_queries_that_exclude_the_positives_of_both():
+    collection = collect(
+        table(
+            row("a", ["x"]),
+            row("a", ["y"], instruction="find"),
+            row("b", ["z"], instruction="find"),
+            row("a", ["w"], instruction=""),
+        )
+    )
+    assert collection.queries.to_pylist() == ["a", "a", "b"]
+    assert collection.instructions.to_pylist() == ["", "find", "find"]
+    assert collection.query_of_row.tolist() == [0, 1, 2, 0]
+    names = collection.documents.to_pylist()
+    positives = [(query, names[document]) for query, document in zip(*collection.positives, strict=True)]
+    assert sorted(positives) == [(0, "w"), (0, "x"), (1, "y"), (2, "z")]
+    pairs = zip(collection.excluded.queries, collection.excluded.documents, strict=True)
+    of_a = {(0, "x"), (0, "y"), (0, "w"), (1, "x"), (1, "y"), (1, "w")}
+    assert {(query, names[document]) for query, document in pairs} == of_a | {(2, "z")}
 
 
 def test_documents_of_the_same_cluster_are_excluded():

@@ -57,6 +57,25 @@ def test_what_the_judge_finds_right_is_no_negative_and_nothing_is_asked_twice(so
     assert report["second_look"] == {"looked_at": 20, "right_after_all": 3, "share": 0.15}
 
 
+def test_the_judge_is_told_the_row_s_own_instruction_and_asked_about_each(source):
+    rows = [
+        {"query": f"fruit {name}", "positive": f"fruit {page} about {name}"} | own
+        for name in FRUITS
+        for page, own in (("page", {}), ("juice", {"instruction": "Find juice"}))
+    ]
+    (source / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def judge(path, body):
+        prompt = body["messages"][0]["content"]
+        return chat("yes" if ("Find juice" in prompt) == ("juice about" in prompt) else "no")
+
+    with fake_endpoint(judge) as url:
+        (result,) = run.mine(recipe(url, "judge", top=8))
+    for row in pq.read_table(result.path).to_pylist():
+        wrong = "page" if row["instruction"] else "juice"
+        assert [text.split()[1] for text in row["negatives"]] == [wrong] * 2
+
+
 def test_a_reranker_rejects_by_its_own_scores(source):
     def reranker(path, body):
         assert path == "/v1/rerank"

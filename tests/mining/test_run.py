@@ -10,7 +10,7 @@ from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
 from rayembed.errors import ConfigError, DataError
 from rayembed.mining import run, vectors
-from rayembed.mining.config import MiningRecipe
+from rayembed.mining.config import MiningRecipe, SentenceTransformersTeacher
 from rayembed.mining.teachers import _LOADERS
 
 TOPICS = ("apple", "river", "stone", "cloud")
@@ -20,12 +20,14 @@ class LetterCounts:
     """Vectors of letter counts: texts with the same letters are near each other."""
 
     encoded: list[str] = []
+    asked: set[tuple[str, str, str | None]] = set()
 
     def __init__(self, config):
         pass
 
     def encode(self, texts, side, instruction):
         LetterCounts.encoded += texts
+        LetterCounts.asked |= {(side, text, instruction) for text in texts}
         return np.array([[1 + text.count(chr(97 + letter)) for letter in range(26)] for text in texts])
 
 
@@ -51,6 +53,7 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(vectors, "SHARD_ROWS", 7)
     monkeypatch.setitem(_LOADERS, "sentence-transformers", LetterCounts)
     monkeypatch.setattr(LetterCounts, "encoded", [])
+    monkeypatch.setattr(LetterCounts, "asked", set())
 
 
 def recipe(**source):
@@ -117,6 +120,64 @@ def test_vectors_of_another_teacher_or_instruction_are_not_reused(source):
     (source / "teacher" / "config.json").write_text('{"changed": true}')
     run.mine(recipe(instruction="Find it"))
     assert len(LetterCounts.encoded) == 48 + 24 + 48
+
+
+def write_rows_with_instructions(folder, *instructions):
+    """Every query once with each instruction, and with a positive of its own each time."""
+    rows = [
+        {"query": f"{topic} {number}", "positive": f"{topic} {instruction} document {number}"}
+        | ({"instruction": instruction} if instruction else {})
+        for number, topic in enumerate(TOPICS * 3)
+        for instruction in instructions
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_row_is_encoded_with_its_own_instruction_and_keeps_it(source):
+    write_rows_with_instructions(source, None, "Own", "Other")
+    settings = {"instruction": "Find it", "teachers": ["letters"]}
+    (result,) = run.mine(recipe(**settings))
+    queries = {(text, instruction) for side, text, instruction in LetterCounts.asked if side == "query"}
+    rows = pq.read_table(result.path).to_pylist()
+    assert queries == {(row["query"], row["instruction"] or "Find it") for row in rows}
+    assert len(queries) == len(rows) == 36
+    assert {instruction for side, _, instruction in LetterCounts.asked if side == "document"} == {None}
+    LetterCounts.encoded.clear()
+    run.mine(recipe(**settings))
+    assert LetterCounts.encoded == []
+    content = (source / "rows.jsonl").read_text()
+    (source / "rows.jsonl").write_text(content.replace('"instruction": "Other"', '"instruction": "Another"'))
+    run.mine(recipe(**settings))
+    assert len(LetterCounts.encoded) == 36  # queries alone: the documents are as they were
+
+
+def test_vectors_are_in_the_order_of_the_texts_whatever_their_instructions(tmp_path):
+    texts = ["aa", "b", "ccc", "a", "bb"]
+    path = vectors.write_texts(pa.array(texts), tmp_path / "t.parquet", pa.array(["x", "", "x", "y", ""]))
+    job = vectors.VectorJob(path, tmp_path, "query", "source")
+    teacher = SentenceTransformersTeacher(kind="sentence-transformers", path="unused")
+    vectors.EncodeShard(teacher, [job])({"job": 0, "shard": 0})
+    expected = vectors.unit_vectors(LetterCounts(None), texts, "query", None)
+    np.testing.assert_array_equal(job.open()[0], expected)
+    assert {(text, instruction) for _, text, instruction in LetterCounts.asked if instruction} == {
+        ("aa", "x"), ("b", "source"), ("ccc", "x"), ("a", "y"), ("bb", "source"),
+    }  # fmt: skip
+
+
+def test_documents_of_a_symmetric_source_carry_the_instruction_of_all_queries_or_the_source_s(source, caplog):
+    settings = {"instruction": "Find it", "symmetric": True, "teachers": ["letters"]}
+
+    def of_documents():
+        LetterCounts.asked.clear()
+        run.mine(recipe(**settings))
+        return {instruction for side, _, instruction in LetterCounts.asked if side == "document"}
+
+    write_rows_with_instructions(source, "Own")
+    assert of_documents() == {"Own"}
+    assert "is symmetric" not in caplog.text
+    write_rows_with_instructions(source, "Own", None)
+    assert of_documents() == {"Find it"}
+    assert "is symmetric and its queries carry 2 instructions" in caplog.text
 
 
 def test_known_positives_tell_the_share_of_false_negatives(source):

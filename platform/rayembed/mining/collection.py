@@ -24,20 +24,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Collection:
-    """What is searched for one source.
+    """What is searched for one source. Rows share a query if its text and their own instruction are equal.
 
     Attributes:
         queries: texts of the Q queries.
+        instructions: their own instructions (Q), "" for a query that has the source's.
         documents: texts of the N documents: positives, then given negatives, then the extra corpus.
         document_ids: their content hashes.
         query_of_row: position of each row's query (R).
         positives: (query, document) pairs that are known to be right, in ascending order of queries.
         given: (row, document) pairs: negatives that the rows bring, in ascending order of rows.
-        excluded: pairs that are never candidates: known positives, documents that equal the query, and
-            documents of the query's clusters.
+        excluded: pairs that are never candidates: positives of the query's text under any instruction,
+            documents that equal the query, and documents of the query's clusters.
     """
 
     queries: pa.Array
+    instructions: pa.Array
     documents: pa.Array
     document_ids: pa.Array
     query_of_row: np.ndarray
@@ -80,8 +82,11 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
         table: rows in the pair layout.
         extra_documents: further documents to search.
     """
-    query_of_row, first_rows = _codes(_flat(table["query_id"]))
-    queries = _flat(table["query"]).take(pa.array(first_rows))
+    text_of_row, _ = _codes(_flat(table["query_id"]))
+    own_instructions = _flat(table["instruction"]).fill_null("")
+    instruction_of_row, _ = _codes(own_instructions)
+    query_of_row, first_rows = _codes(pa.array(text_of_row * table.num_rows + instruction_of_row))
+    first_row = pa.array(first_rows)
     row_of_positive, positive_texts, positive_ids = _documents(table, "positives")
     row_of_negative, negative_texts, negative_ids = _documents(table, "negatives")
     extra = extra_documents if extra_documents is not None else pa.array([], pa.string())
@@ -93,18 +98,21 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
     document_of_positive = document_of_text[: len(positive_ids)]
     document_of_negative = document_of_text[len(positive_ids) : len(positive_ids) + len(negative_ids)]
     positives = _distinct(query_of_row[row_of_positive], document_of_positive)
-    parts = [positives, _equal_texts(_flat(table["query_id"]).take(pa.array(first_rows)), document_ids)]
+    parts = [_equal_texts(_flat(table["query_id"]).take(first_row), document_ids)]
+    queries_with = _distinct(text_of_row, query_of_row)
+    parts.append(_same_group(queries_with, _distinct(text_of_row[row_of_positive], document_of_positive)))
     cluster_of_row = _clusters(_flat(table["cluster"]))
     queries_in = _distinct(cluster_of_row, query_of_row)
     documents_in = _distinct(cluster_of_row[row_of_positive], document_of_positive)
-    parts.append(_same_cluster(queries_in, documents_in))
+    parts.append(_same_group(queries_in, documents_in))
     pairs = _distinct(*(np.concatenate(side) for side in zip(*parts, strict=True)))
     logger.info(
         "%d rows: %d queries, %d documents, %d pairs left out",
-        table.num_rows, len(queries), len(documents), len(pairs[0]),
+        table.num_rows, len(first_row), len(documents), len(pairs[0]),
     )  # fmt: skip
     return Collection(
-        queries,
+        _flat(table["query"]).take(first_row),
+        own_instructions.take(first_row),
         documents,
         document_ids,
         query_of_row,
@@ -138,7 +146,7 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 
 def _codes(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Number of each value in order of first appearance, and where each number appears first."""
-    codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return codes, np.unique(codes, return_index=True)[1]
 
 
@@ -163,10 +171,10 @@ def _equal_texts(query_ids: pa.Array, document_ids: pa.Array) -> tuple[np.ndarra
     return queries, found.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _same_cluster(
+def _same_group(
     queries: tuple[np.ndarray, np.ndarray], documents: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of query and document that share a cluster; both arguments are (cluster, member), ascending."""
+    """Pairs of query and document that share a group; both arguments are (group, member), ascending."""
     starts, stops = (np.searchsorted(documents[0], queries[0], side) for side in ("left", "right"))
     counts = stops - starts
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

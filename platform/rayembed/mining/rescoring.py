@@ -74,12 +74,12 @@ def rescore(
     path = folder / f"second-look-{fingerprint(made_from)[:12]}.jsonl"
     known = _Known(path)
     looks = list(_looks(config, settings, found))
-    keys, query_keys = collection.document_ids, collection.queries
+    keys = collection.document_ids
+    asked = list(zip(collection.queries.to_pylist(), collection.instructions.to_pylist(), strict=True))
     open_looks = [
         look
         for look in looks
-        if not {keys[document].as_py() for document in look.documents}
-        <= known.seen[query_keys[look.query].as_py()]
+        if not {keys[document].as_py() for document in look.documents} <= known.seen[asked[look.query]]
     ]
     logger.info("source %s: second look at %d of %d queries", settings.source, len(open_looks), len(looks))
     ask: Callable[[Look], tuple[Look, list[int]]] = (
@@ -89,7 +89,8 @@ def rescore(
     with path.open("a", encoding="utf-8") as stream:
         for look, found_right in ask_all(config, ask, open_looks):
             record = {
-                "query": query_keys[look.query].as_py(),
+                "query": asked[look.query][0],
+                "instruction": asked[look.query][1],
                 "seen": [keys[document].as_py() for document in look.documents],
                 "right": [keys[document].as_py() for document in found_right],
             }
@@ -98,7 +99,7 @@ def rescore(
     right: dict[int, Set[int]] = {
         look.query: {document for document in look.documents if keys[document].as_py() in known.right[key]}
         for look in looks
-        if (key := query_keys[look.query].as_py()) in known.right
+        if (key := asked[look.query]) in known.right
     }
     return SecondLook(sum(len(look.documents) for look in looks), right)
 
@@ -139,7 +140,7 @@ class _Judge:
 
     def _is_right(self, query: int, document: int) -> bool:
         prompt = self._prompt.render(
-            instruction=self._instruction,
+            instruction=self._collection.instructions[query].as_py() or self._instruction,
             query=self._collection.queries[query].as_py(),
             document=self._collection.documents[document].as_py(),
         )
@@ -183,15 +184,19 @@ class _Reranker:
 
 
 class _Known:
-    """Content hashes of the documents that were looked at, and of those that are right, by query."""
+    """Content hashes of the documents that were looked at, and of those that are right.
+
+    Both by query and its own instruction, "" for none.
+    """
 
     def __init__(self, path: Path):
-        self.seen: defaultdict[str, set[str]] = defaultdict(set)
-        self.right: defaultdict[str, set[str]] = defaultdict(set)
+        self.seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        self.right: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         for record in stored_answers(path):
             self.add(record)
 
     def add(self, record: dict[str, Any]) -> None:
         """Take one answer in."""
-        self.seen[record["query"]].update(record["seen"])
-        self.right[record["query"]].update(record["right"])
+        key = record["query"], record.get("instruction", "")
+        self.seen[key].update(record["seen"])
+        self.right[key].update(record["right"])

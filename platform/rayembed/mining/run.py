@@ -9,6 +9,7 @@ Folder of a source:
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,20 +119,34 @@ def _searches(
     collection: Collection, entry: SourceMining, teachers: Mapping[str, Teacher], work: Path
 ) -> dict[str, SearchJob]:
     """Job of each teacher; the texts and pairs that they read are written."""
-    queries = write_texts(collection.queries, work / "queries.parquet")
+    queries = write_texts(collection.queries, work / "queries.parquet", collection.instructions)
     documents = write_texts(collection.documents, work / "documents.parquet")
     pairs = write_pairs(collection, work / "pairs.npz")
     searches = {}
     for name, teacher in teachers.items():
         vectors: tuple[VectorJob | None, VectorJob | None] = None, None
         if not isinstance(teacher, BM25Teacher):
-            document_instruction = entry.instruction if entry.symmetric else None
+            document_instruction = _document_instruction(collection, entry) if entry.symmetric else None
             vectors = (
                 VectorJob.of(queries, work / name, teacher, "query", entry.instruction),
                 VectorJob.of(documents, work / name, teacher, "document", document_instruction),
             )
         searches[name] = SearchJob(queries, documents, *vectors, pairs, entry.top_k, work / name)
     return searches
+
+
+def _document_instruction(collection: Collection, entry: SourceMining) -> str | None:
+    """Of a symmetric source: the instruction that all queries carry, else the source's, with a warning."""
+    carried = {own or entry.instruction for own in collection.instructions.unique().to_pylist()}
+    if len(carried) == 1:
+        return carried.pop()
+    logger.warning(
+        "source %s is symmetric and its queries carry %d instructions; every document is encoded once, with "
+        "that of the source (%s); mine the rows of each instruction as a source of their own to have both "
+        "sides alike",
+        entry.source, len(carried), entry.instruction,
+    )  # fmt: skip
+    return entry.instruction
 
 
 def _find(recipe: MiningRecipe, entry: SourceMining, name: str, teacher: Teacher, search: SearchJob) -> None:
@@ -157,13 +172,14 @@ def _known(collection: Collection, entry: SourceMining) -> dict[int, Set[int]] |
     table = read_parquet(path)
     if not {"query", "positives"} <= set(table.column_names):
         raise DataError(f"{path} needs the columns query and positives; it has {table.column_names}")
-    query_at = {document_id(text): number for number, text in enumerate(collection.queries.to_pylist())}
+    queries_at: defaultdict[str, list[int]] = defaultdict(list)
+    for number, text in enumerate(collection.queries.to_pylist()):
+        queries_at[document_id(text)].append(number)
     document_at = {key: number for number, key in enumerate(collection.document_ids.to_pylist())}
     known: dict[int, Set[int]] = {}
     for row in table.select(["query", "positives"]).to_pylist():
-        query = query_at.get(document_id(row["query"]))
-        if query is not None:
-            found = {document_at.get(document_id(text)) for text in row["positives"]}
+        found = {document_at.get(document_id(text)) for text in row["positives"]}
+        for query in queries_at.get(document_id(row["query"]), ()):
             known[query] = set(known.get(query, ())) | {number for number in found if number is not None}
     return known
 

@@ -1,11 +1,13 @@
 """Texts and their vectors on disk, in shards: a run that is cut off continues with the missing ones.
 
-A texts file has one row group for each shard. The vectors of shard 3 are `00003.npy` in a folder named by
-everything they depend on: texts, teacher, side and instruction.
+A texts file has one row group for each shard, and a column `instruction` if a text brings one of its own. The
+vectors of shard 3 are `00003.npy` in a folder named by everything they depend on: texts, teacher, side and
+instructions.
 """
 
 import io
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayembed.data.plan import fingerprint
@@ -28,7 +31,10 @@ SHARD_ROWS = 8192  # enough for batches of neighbours in length, few enough to b
 
 @dataclass(frozen=True)
 class VectorJob:
-    """Texts of one side that a teacher encodes, and where their vectors go."""
+    """Texts of one side that a teacher encodes, and where their vectors go.
+
+    `instruction` is that of the texts without one of their own.
+    """
 
     texts: Path
     folder: Path
@@ -73,18 +79,29 @@ class EncodeShard:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Encode shard `item["shard"]` of job `item["job"]`."""
         job = self._jobs[item["job"]]
-        texts = pq.ParquetFile(job.texts).read_row_group(item["shard"], ["text"])["text"].to_pylist()
-        vectors = unit_vectors(self._encoder, texts, job.side, job.instruction)
+        columns = pq.ParquetFile(job.texts).read_row_group(item["shard"]).to_pydict()
+        texts = columns["text"]
+        members: defaultdict[str | None, list[int]] = defaultdict(list)
+        for index, own in enumerate(columns.get("instruction", [""] * len(texts))):
+            members[own or job.instruction].append(index)
+        parts = [
+            unit_vectors(self._encoder, [texts[index] for index in indices], job.side, instruction)
+            for instruction, indices in members.items()
+        ]
+        order = np.argsort(np.concatenate(list(members.values())))
         stream = io.BytesIO()
-        np.save(stream, vectors, allow_pickle=False)
+        np.save(stream, np.concatenate(parts)[order], allow_pickle=False)
         atomic_write(job.shards[item["shard"]], stream.getvalue())
         return {"texts": len(texts)}
 
 
-def write_texts(texts: pa.Array, path: Path) -> Path:
-    """Store texts with one row group for each shard."""
+def write_texts(texts: pa.Array, path: Path, instructions: pa.Array | None = None) -> Path:
+    """Store texts and their own instructions ("" for none) with one row group for each shard."""
+    columns = {"text": texts}
+    if instructions is not None and pc.any(pc.not_equal(instructions, "")).as_py():
+        columns["instruction"] = instructions
     stream = io.BytesIO()
-    pq.write_table(pa.table({"text": texts}), stream, row_group_size=SHARD_ROWS, compression="zstd")
+    pq.write_table(pa.table(columns), stream, row_group_size=SHARD_ROWS, compression="zstd")
     atomic_write(path, stream.getvalue())
     return path
 
