@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 import torch
+from transformers import AutoConfig
 
 from rayembed.config import MNTPConfig, VectorDistillationConfig
 from rayembed.data.collate import TrainingBatch
@@ -102,7 +103,8 @@ def _load_teacher(run: StageRun, device: torch.device, dtype: torch.dtype) -> Em
     """The model whose vectors are learnt, if a loss names one.
 
     Raises:
-        CheckpointError: it reads texts in another way, so that it cannot encode the student's tokens.
+        CheckpointError: it reads texts in another way, so that it cannot encode the student's tokens, or its
+            vectors have another width than the student's.
     """
     folders = [loss.teacher for loss in run.stage.loss if isinstance(loss, VectorDistillationConfig)]
     if not folders:
@@ -117,4 +119,10 @@ def _load_teacher(run: StageRun, device: torch.device, dtype: torch.dtype) -> Em
             )
     if teacher.tokenizer.get_vocab() != load_tokenizer(run.stream.tokenizer).get_vocab():
         raise CheckpointError(f"teacher {folders[0]} has another vocabulary; use one of the same base model")
+    width, wanted = teacher.embedder.dimensions, AutoConfig.from_pretrained(run.base).hidden_size
+    if width != wanted:
+        raise CheckpointError(
+            f"teacher {folders[0]} has vectors of width {width}, this run's model {wanted}; take a teacher "
+            "of the same width, or use score_distillation"
+        )
     return teacher.embedder.to(device).eval()
