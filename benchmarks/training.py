@@ -167,7 +167,7 @@ def natural_bar(options: argparse.Namespace, folder: Path) -> Bar:
 
 def large_batch_bar(options: argparse.Namespace, folder: Path) -> Bar:
     """`train_large_batch`."""
-    size, checked_size, rounds = (16, 4, 1) if options.quick else (512, 32, min(options.rounds, 3))
+    size, checked_size, rounds = (16, 4, 1) if options.quick else (512, 32, _few_rounds(options))
     pool = options.pool or size * (1 + NEGATIVES)
     if options.quick:
         pool = min(pool, 2 * size)
@@ -203,14 +203,19 @@ def _runs(options: argparse.Namespace, folder: Path) -> Runs:
     return Runs.of(quickstart(options.layers, steps=steps, warmup_steps=2, **size), folder)
 
 
+def _few_rounds(options: argparse.Namespace) -> int:
+    """Rounds of the parts whose rounds take minutes."""
+    return 1 if options.quick else min(options.rounds, 3)
+
+
 def measured_overhead(options: argparse.Namespace, folder: Path) -> Bar:
     """`train_overhead`."""
-    return overhead_bar(_runs(options, folder), 1 if options.quick else 3, options.threads)
+    return overhead_bar(_runs(options, folder), _few_rounds(options), options.threads)
 
 
 def measured_scaling(options: argparse.Namespace, folder: Path) -> Bar:
     """`train_scaling`."""
-    return scaling_bar(_runs(options, folder), 1 if options.quick else 3)
+    return scaling_bar(_runs(options, folder), _few_rounds(options))
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Bar]] = {
@@ -226,7 +231,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="bars to measure")
     parser.add_argument("--layers", type=int, default=4, help="first layers of SmolLM2-135M to keep")
-    parser.add_argument("--rounds", type=int, default=5, help="of train_natural; train_large_batch: up to 3")
+    parser.add_argument("--rounds", type=int, default=5, help="of train_natural; others: up to 3")
     parser.add_argument(
         "--pool", type=int, default=1024, help="documents of a large batch; 0: as many as are named"
     )
