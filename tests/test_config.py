@@ -129,6 +129,7 @@ def test_a_wrong_value_is_shown_with_its_key(load, override, parts):
             ["stages.0.blend.0.in_batch_negatives=false", "stages.0.blend.0.negatives_per_query=0"],
             "source python-docstrings: .* nothing to learn from",
         ),
+        (["training.min_workers=2"], r"min_workers 2 is above training\.workers 1.*lower it or raise"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(load, overrides, message):

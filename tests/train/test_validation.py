@@ -1,6 +1,7 @@
 """Scores of checkpoints: when they are due, what is kept of them, and what a failure costs."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,11 +16,12 @@ from rayembed.data.stream import StreamSpec
 from rayembed.errors import ConfigError
 from rayembed.model.checkpoint import read_manifest
 from rayembed.reporting.runs import Run
+from rayembed.train import validation
 from rayembed.train.checkpointing import TrainingState, next_step, write_training_state
 from rayembed.train.model import build_trainable, trainable_weights
 from rayembed.train.run import train
 from rayembed.train.stage_run import StageRun
-from rayembed.train.validation import best_record, kept_checkpoint, validate, validation_due
+from rayembed.train.validation import best_record, kept_checkpoint, report_scores, validate, validation_due
 
 BLEND = [{"source": "pairs", "weight": 1, "in_batch_negatives": True}]
 STAGE = {"batch_size": 4, "learning_rate": 1e-3, "blend": BLEND}
@@ -104,6 +106,40 @@ def test_the_last_checkpoint_is_kept_on_request_or_when_none_was_scored(home, ti
     scorer = ExportingScorer({15: 0.5}, home)
     validate(checkpoint(home, run, 10), next_step=10, run=run, scorer=scorer, folder=home / "stage")
     assert kept_checkpoint(run, home / "stage", last) == last
+
+
+class Notebook:
+    """A tracker that remembers."""
+
+    def __init__(self):
+        self.lines = []
+
+    def log(self, values, step):
+        self.lines.append((step, values))
+
+    def close(self):
+        self.lines.append("closed")
+
+
+def test_trackers_get_each_score_once_and_what_has_none_is_named(home, tiny_base, caplog, monkeypatch):
+    run = stage_run(home, tiny_base)
+    scorer = ExportingScorer({15: 0.5, 35: 0.3}, home)
+    notebook = Notebook()
+    monkeypatch.setattr(validation, "start_trackers", lambda names, folder, settings: [notebook])
+    for step in (10, 30):
+        saved = checkpoint(home, run, step)
+        for _ in range(2):  # as after a kill between the note and its record by Ray Train
+            shutil.rmtree(home / f"model-{step + 5}", ignore_errors=True)
+            validate(saved, next_step=step, run=run, scorer=scorer, folder=home / "stage")
+    report_scores(run)
+    first = {"score": 0.5, "Good": 0.6, "Bad": 0.4}
+    second = {"score": 0.3, "Good": 0.4, "Bad": 0.2}
+    assert notebook.lines == [
+        *((step, {f"validation/{name}": pytest.approx(value) for name, value in scores.items()})
+          for step, scores in ((15, first), (35, second))),
+        "closed",
+    ]  # fmt: skip
+    assert "stage pairs: checkpoints without a score, after steps 25" in caplog.text
 
 
 def test_a_recipe_with_validation_needs_a_scorer(home, tiny_base):

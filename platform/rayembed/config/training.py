@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayembed.model.configuration import Frozen, Precision
 
@@ -13,6 +13,15 @@ class TrainingConfig(Frozen):
     """How training runs, whatever it learns."""
 
     workers: int = Field(1, ge=1, description="training processes; each takes a GPU where there are any")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="fewest workers to go on with when nodes leave, up to `workers` again when nodes join; "
+        "None: wait for all `workers`",
+    )
+    resize_seconds: float = Field(
+        60, ge=0, description="with min_workers: seconds between looks for nodes that joined"
+    )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for a worker")
     threads_per_worker: int | None = Field(
         None, ge=1, description="None: the machine's cores divided by its workers"
@@ -54,3 +63,12 @@ class TrainingConfig(Frozen):
     max_failures: int = Field(
         3, ge=-1, description="worker failures survived in one submission; -1: any number"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainingConfig":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"training.min_workers {self.min_workers} is above training.workers {self.workers}, the most "
+                "there are; lower it or raise workers"
+            )
+        return self

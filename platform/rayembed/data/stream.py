@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.data
 
 from rayembed.config import SourceConfig
@@ -23,7 +22,7 @@ from rayembed.data.token_cache import TokenCache
 from rayembed.model.checkpoint import load_tokenizer
 
 STEPS_PER_BLOCK = 8
-DATA_CPUS = 0.25  # that each worker's stream reserves beside the worker itself
+DATA_CPUS = 0.25  # that a worker reserves for its stream
 PREFETCHED_STEPS = 8
 
 
@@ -70,7 +69,7 @@ class _FetchAndTokenize:
         return PlanReader(self._spec.plan)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._collator.record(self._plan.read(int(row["data"])))
+        return self._collator.record(self._plan.read(row["item"]))
 
 
 def stream_batches(
@@ -94,15 +93,20 @@ def _ray_batches(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    steps = np.arange(start, stop)
-    blocks = np.array_split(steps, -(-len(steps) // STEPS_PER_BLOCK))
-    dataset = ray.data.from_numpy(blocks).map(
+    steps = range(start, stop)
+    # On the worker's own node, out of what the worker reserved: the stream neither waits for a place nor
+    # outlives the worker on a node that is taken away. For the same reason `from_items`: its siblings start
+    # tasks of a whole CPU.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    blocks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_BLOCK))
+    dataset = blocks.map(
         _FetchAndTokenize,  # type: ignore[arg-type]  # Ray Data calls an instance of it
         fn_constructor_args=(spec, rank, world_size),
         compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=DATA_CPUS,
+        num_cpus=0,
+        label_selector=here,
     )
-    for step, record in zip(steps.tolist(), dataset.iter_rows(), strict=True):
+    for step, record in zip(steps, dataset.iter_rows(), strict=True):
         assert record["step"] == step, "Ray Data keeps the order of the blocks"
         yield to_training_batch(record)
 

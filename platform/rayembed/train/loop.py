@@ -26,6 +26,7 @@ from rayembed.train.bad_batch import STOPPED_FILE, BadBatch, check_finite, name_
 from rayembed.train.build import build_engine, restore_moments
 from rayembed.train.checkpointing import TrainingState, load_training_state, save_training_state
 from rayembed.train.metrics import MetricsRecorder
+from rayembed.train.preemption import PreemptionNotice
 from rayembed.train.stage_run import StageRun
 from rayembed.train.step import StepOutput
 from rayembed.train.steps import Step, step_of
@@ -45,7 +46,10 @@ def learning_rate_factor(step: int, stage: StageConfig) -> float:
 
 
 def train_stage(run: StageRun) -> None:
-    """Train one stage from its start or from the last checkpoint; called by all ranks inside Ray Train."""
+    """Train one stage from its start or from the last checkpoint; called by all ranks inside Ray Train.
+
+    Returns before the last step, after a checkpoint, when a worker is about to be taken away.
+    """
     logs.configure()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -59,7 +63,11 @@ def train_stage(run: StageRun) -> None:
     step = step_of(run, device, dtype)
     engine = build_engine(run, resumed, dtype, -(-stage.batch_size // world_size))
     if resumed:
-        logger.info("stage %s continues at step %d of %d", stage.name, first_step, stage.steps)
+        if rank == 0:
+            logger.info(
+                "stage %s continues at step %d of %d, %d worker%s",
+                stage.name, first_step, stage.steps, world_size, "s" if world_size > 1 else "",
+            )  # fmt: skip
         first_batch = next(batches, None)
         if first_batch is None:
             return
@@ -83,9 +91,11 @@ def _run_steps(
 ) -> None:
     stage, training = run.stage, run.config.training
     timer = StepTimer(device)
+    notice = PreemptionNotice()
     started = time.perf_counter()
     for batch in batches:
         timer.add("data", time.perf_counter() - started)
+        notice.ask()
         # Dropout depends on step and rank alone, so that a resumed run draws what an unbroken one would.
         torch.manual_seed((run.config.seed * 1_000_003 + run.steps_before + batch.step) * world_size + rank)
         factor = learning_rate_factor(batch.step, stage)
@@ -115,7 +125,12 @@ def _run_steps(
                         memory=peak_memory(device),
                     )
                     recorder.record(metrics)
-        _maybe_checkpoint(run, engine, batch.step + 1, rank)
+        leaving = notice.given()
+        _maybe_checkpoint(run, engine, batch.step + 1, rank, at_once=leaving)
+        if leaving:
+            if rank == 0:
+                logger.warning("stage %s: a worker must go; all leave after step %d", stage.name, batch.step)
+            return
         timer.restart()
         started = time.perf_counter()
 
@@ -150,8 +165,8 @@ def _last_state() -> TrainingState | None:
         return load_training_state(Path(folder))
 
 
-def _maybe_checkpoint(run: StageRun, engine: Any, next_step: int, rank: int) -> None:
-    """Save and hand the folder to Ray Train, if it is time for a checkpoint or its validation.
+def _maybe_checkpoint(run: StageRun, engine: Any, next_step: int, rank: int, *, at_once: bool) -> None:
+    """Save and hand the folder to Ray Train, if it is time for a checkpoint or its validation, or `at_once`.
 
     Ray Train keeps the newest ones. Called by all ranks.
     """
@@ -159,7 +174,7 @@ def _maybe_checkpoint(run: StageRun, engine: Any, next_step: int, rank: int) -> 
     validation: ValidationTaskConfig | bool = False
     if validation_due(run, next_step):
         validation = ValidationTaskConfig(fn_kwargs={"next_step": next_step})
-    elif next_step % run.config.training.checkpoint_every and next_step != stage.steps:
+    elif next_step % run.config.training.checkpoint_every and next_step != stage.steps and not at_once:
         return
     with tempfile.TemporaryDirectory() as folder:
         save_training_state(Path(folder), engine, stage=stage.name, next_step=next_step, rank=rank)

@@ -5,33 +5,27 @@ committed checkpoint, and a run folder that was started with another recipe is r
 """
 
 import logging
-import shutil
 import time
 from pathlib import Path
 
-import ray
-import ray.train
 import yaml
-from ray.train.torch import TorchTrainer
 
 from rayembed.cluster import connect
 from rayembed.config import RunConfig
-from rayembed.data.stream import DATA_CPUS
-from rayembed.errors import ConfigError, TrainingError, UserError
+from rayembed.errors import ConfigError
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
-from rayembed.paths import atomic_directory, atomic_write, resolve
-from rayembed.train.bad_batch import STOPPED_FILE
+from rayembed.paths import atomic_write, resolve
 from rayembed.train.checkpointing import STATE_FILE
 from rayembed.train.export import export_model, trained_contract
+from rayembed.train.fit import fit_stage
 from rayembed.train.handover import carried_weights, merge_into_base
-from rayembed.train.loop import train_stage
 from rayembed.train.preflight import check_resources
 from rayembed.train.prepare import check_sources, prepare_stage
 from rayembed.train.run_folder import RECIPE_FILE, noted
 from rayembed.train.stage_run import StageRun
 from rayembed.train.trackers import check_trackers
-from rayembed.train.validation import Scorer, kept_checkpoint, validation_task
+from rayembed.train.validation import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +80,7 @@ def _train(config: RunConfig, scorer: Scorer | None, folder: Path, model_folder:
         if not (trained / STATE_FILE).is_file():
             stream = prepare_stage(config, index, stage_folder, str(base))
             run = StageRun(config, index, stage_base, base, stream, tuple(finished), folder)
-            _fit(run, scorer, stage_folder, trained)
+            fit_stage(run, scorer, stage_folder, trained)
         finished.append(trained)
     export_model(config, stage_base, base, finished, model_folder)
 
@@ -127,64 +121,3 @@ def _first_difference(before: object, now: object, where: str = "") -> str | Non
                 return found
         return None
     return None if before == now else f"{where.rstrip('.')} was {before!r} and is {now!r}"
-
-
-def _fit(run: StageRun, scorer: Scorer | None, stage_folder: Path, trained: Path) -> None:
-    """Run one stage on Ray Train and keep its last or best checkpoint as the stage's result."""
-    training = run.config.training
-    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    needed, present = (
-        training.workers * (training.cpus_per_worker + DATA_CPUS),
-        ray.cluster_resources()["CPU"],
-    )
-    if needed > present:
-        logger.warning(
-            "%d workers and their data streams need %g CPUs, the cluster has %g: training waits until nodes "
-            "join; otherwise lower training.cpus_per_worker or training.workers",
-            training.workers,
-            needed,
-            present,
-        )
-    validation = run.config.validation
-    if validation and needed <= present < needed + validation.cpus:
-        logger.warning(
-            "a validation needs %g CPUs beside the %g of training, the cluster has %g: checkpoints are "
-            "scored when training is done; lower validation.cpus to have it earlier",
-            validation.cpus,
-            needed,
-            present,
-        )
-    trainer = TorchTrainer(
-        train_stage,  # type: ignore[arg-type]  # Ray hands on any object, its annotation says a dictionary
-        train_loop_config=run,  # type: ignore[arg-type]
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=training.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray-train",
-            storage_path=str(stage_folder),
-            failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
-        ),
-        validation_config=validation_task(run, scorer, stage_folder),  # type: ignore[call-arg]  # of v2
-    )
-    stopped = run.run_folder / STOPPED_FILE
-    stopped.unlink(missing_ok=True)
-    try:
-        result = trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        mistakes = [failure for failure in error.worker_failures.values() if isinstance(failure, UserError)]
-        if mistakes:
-            raise mistakes[0] from error
-        raise
-    if stopped.is_file():
-        raise TrainingError(
-            f"{stopped.read_text()}; lower the learning rate, remove the rows, or continue with "
-            "--set training.on_bad_batch=skip"
-        )
-    assert result.checkpoint is not None, "a stage ends with a checkpoint of its last step"
-    with result.checkpoint.as_directory() as checkpoint, atomic_directory(trained) as temporary:
-        kept = kept_checkpoint(run, stage_folder, Path(checkpoint))
-        shutil.copytree(kept, temporary, dirs_exist_ok=True)

@@ -58,9 +58,11 @@ class _WeightsAndBiases:
             resume="allow",
             id=settings["name"].replace(".", "-"),
         )
+        # Its own count of steps only rises, and scores of a checkpoint come after later steps.
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
+        self._run.log({**values, "step": step})
 
     def close(self) -> None:
         self._run.finish()
@@ -85,7 +87,7 @@ def check_trackers(names: tuple[TrackerName, ...]) -> None:
 def start_trackers(
     names: tuple[TrackerName, ...], run_folder: Path, settings: Mapping[str, Any]
 ) -> list[Tracker]:
-    """Open or continue the run in each tracker; called by rank 0.
+    """Open or continue the run in each tracker; called by one process at a time.
 
     Args:
         names: which trackers.

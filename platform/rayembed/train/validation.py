@@ -21,6 +21,7 @@ from rayembed.paths import atomic_directory, atomic_write
 from rayembed.train.export import export_model
 from rayembed.train.run_folder import VALIDATION_FILE
 from rayembed.train.stage_run import StageRun
+from rayembed.train.trackers import start_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,26 @@ def best_record(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def report_scores(run: StageRun) -> None:
+    """Send a stage's scores to the trackers, and name checkpoints without; called when all are scored.
+
+    Workers have ended by then, so that no other process writes to the trackers.
+    """
+    due = [run.steps_before + step for step in range(1, run.stage.steps + 1) if validation_due(run, step)]
+    records = [record for record in _noted(run.run_folder) if record["stage"] == run.stage.name]
+    missing = sorted(set(due) - {record["step"] for record in records})
+    if missing:
+        steps = ", ".join(map(str, missing))
+        logger.warning("stage %s: checkpoints without a score, after steps %s", run.stage.name, steps)
+    if not records:
+        return
+    settings = run.config.model_dump(mode="json")
+    for tracker in start_trackers(run.config.training.trackers, run.run_folder, settings):
+        for record in records:
+            tracker.log(_scalars(record), record["step"])
+        tracker.close()
+
+
 def kept_checkpoint(run: StageRun, folder: Path, last: Path) -> Path:
     """The checkpoint that the stage ends with.
 
@@ -131,9 +152,23 @@ def _export(run: StageRun, checkpoint: Path, folder: Path) -> None:
     export_model(run.config, run.base, run.original_base, [*run.previous, checkpoint], folder)
 
 
+def _noted(run_folder: Path) -> list[dict[str, Any]]:
+    """Records of all scored checkpoints."""
+    path = run_folder / VALIDATION_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def _note(run_folder: Path, record: dict[str, Any]) -> None:
-    with (run_folder / VALIDATION_FILE).open("a") as stream:
-        stream.write(json.dumps(record) + "\n")
+    """Add a record; one of the same step, whose task was killed after it, makes room."""
+    records = [other for other in _noted(run_folder) if other["step"] != record["step"]]
+    lines = [json.dumps(line) + "\n" for line in (*records, record)]
+    atomic_write(run_folder / VALIDATION_FILE, "".join(lines))
     with SummaryWriter(str(run_folder / "tensorboard"), filename_suffix=".validation") as writer:
-        for name, value in {"score": record["score"], **record["scores"]}.items():
-            writer.add_scalar(f"validation/{name}", value, record["step"])
+        for name, value in _scalars(record).items():
+            writer.add_scalar(name, value, record["step"])
+
+
+def _scalars(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record under the names that TensorBoard and other trackers show."""
+    scores = {"score": record["score"], **record["scores"]}
+    return {f"validation/{name}": value for name, value in scores.items()}

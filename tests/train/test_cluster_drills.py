@@ -1,0 +1,241 @@
+"""Runs on clusters that change: nodes killed, drained and joined, jobs stopped, workers told to leave.
+
+In fp32 and without dropout a run does not depend on how many workers take part, but for the order of sums.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from rayembed.quickstart.head import local_head
+from tests.training_jobs import (
+    ROOT,
+    assert_same_run,
+    finish,
+    start_training,
+    trace,
+    training_workers,
+    wait_for_step,
+    write_recipe,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+STEP = 12  # after which a drill begins
+EXACT = ("lora.dropout=0", "training.precision=fp32")
+NEVER = "training.checkpoint_every=1000"
+RAY = Path(sys.executable).parent / "ray"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def unbroken(home, tiny_base):
+    """Run folder of one worker that nobody disturbed."""
+    recipe = write_recipe(home, tiny_base, "unbroken")
+    return finish(start_training(home, recipe, *EXACT), home, recipe)
+
+
+class Nodes:
+    """A cluster of processes on this machine: a head without CPUs, and nodes of one CPU."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.variables = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ADDRESS": self.address,
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+        }
+        self._folder = folder
+        self._processes: list[subprocess.Popen] = []
+        self._start(
+            "--head", "--port", self.address.split(":")[1], "--num-cpus", "0", "--include-dashboard=false"
+        )
+
+    def join(self) -> psutil.Process:
+        """A node, as the process that holds its raylet and workers."""
+        return self._start("--address", self.address, "--num-cpus", "1")
+
+    def _start(self, *arguments: str) -> psutil.Process:
+        log = self._folder / f"node-{len(self._processes)}.log"
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                [str(RAY), "start", "--block", "--node-ip-address", "127.0.0.1", *arguments],
+                env=os.environ | self.variables | {"RAY_health_check_period_ms": "1000"},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        wait_for(lambda: "Ray runtime started" in log.read_text(), log)
+        return psutil.Process(process.pid)
+
+    def workers(self) -> list[psutil.Process]:
+        """Training workers on all nodes."""
+        return [
+            worker
+            for process in self._processes
+            if process.poll() is None
+            for worker in training_workers(process)
+        ]
+
+    def stop(self) -> None:
+        for process in reversed(self._processes):
+            for child in [*descendants(process.pid), process]:
+                child.kill()
+            process.wait()
+
+
+@pytest.fixture
+def nodes(home):
+    cluster = Nodes(home)
+    yield cluster
+    cluster.stop()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_for(condition: Callable[[], object], log: Path, seconds: float = 500) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-5000:]
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def paused(workers: list[psutil.Process]) -> Iterator[None]:
+    """Hold training back while the cluster changes, so that it is not over before."""
+    for worker in workers:
+        worker.suspend()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.resume()
+
+
+def resumptions(log: Path) -> list[tuple[int, int]]:
+    """Step and number of workers each time that training went on from a checkpoint.
+
+    Nodes that share a machine each forward the same lines.
+    """
+    found = re.findall(r"stage retrieval continues at step (\d+) of \d+, (\d+) worker", log.read_text())
+    return [(int(step), int(workers)) for step, workers in dict.fromkeys(found)]
+
+
+def last_steps(log: Path) -> list[int]:
+    """Steps after which workers left because they were told to."""
+    return [int(step) for step in dict.fromkeys(re.findall(r"all leave after step (\d+)", log.read_text()))]
+
+
+def assert_same_course(run_folder: Path, unbroken: Path) -> None:
+    """The same steps with the same losses, up to the rounding of another order of sums."""
+    ours, theirs = trace(run_folder), trace(unbroken)
+    assert [step[:2] for step in ours] == [step[:2] for step in theirs]
+    np.testing.assert_allclose([step[2] for step in ours], [step[2] for step in theirs], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_goes_on_with_the_nodes_that_are_there(unbroken, home, tiny_base, nodes):
+    recipe = write_recipe(home, tiny_base, "elastic", workers=2, min_workers=1, resize_seconds=1)
+    log, run_folder = home / "elastic.log", home / "runs" / "elastic"
+    nodes.join()
+    lost = nodes.join()
+    process = start_training(home, recipe, *EXACT, **nodes.variables)
+    wait_for_step(run_folder, STEP, process)
+    [raylet] = [child for child in lost.children(recursive=True) if child.name() == "raylet"]
+    raylet.kill()
+    wait_for(lambda: resumptions(log), log)
+    with paused(nodes.workers()):
+        nodes.join()
+        wait_for(lambda: "worker group from 1 -> 2" in log.read_text(), log)
+    assert_same_course(finish(process, home, recipe), unbroken)
+    assert [workers for _, workers in resumptions(log)] == [1, 2]
+
+
+def test_a_drained_node_costs_no_step(unbroken, home, tiny_base, nodes):
+    recipe = write_recipe(home, tiny_base, "drained", workers=2, min_workers=1)
+    log = home / "drained.log"
+    nodes.join()
+    leaving = nodes.join()
+    process = start_training(home, recipe, *EXACT, NEVER, **nodes.variables)
+    wait_for_step(home / "runs" / "drained", STEP, process)
+    with paused(nodes.workers()):
+        leaving.terminate()  # what Kubernetes does to a pod
+        wait_for(lambda: "preemption detected" in log.read_text(), log)
+    assert_same_course(finish(process, home, recipe), unbroken)
+    [last] = last_steps(log)
+    assert resumptions(log) == [(last + 1, 1)]
+
+
+def test_a_worker_told_to_end_leaves_a_checkpoint(unbroken, home, tiny_base):
+    recipe = write_recipe(home, tiny_base, "terminated")
+    process = start_training(home, recipe, *EXACT, NEVER, "training.max_failures=0")
+    wait_for_step(home / "runs" / "terminated", STEP, process)
+    [worker] = training_workers(process)
+    worker.terminate()
+    assert_same_run(finish(process, home, recipe), unbroken)
+    [last] = last_steps(home / "terminated.log")
+    assert resumptions(home / "terminated.log") == [(last + 1, 1)]
+
+
+def test_a_stopped_and_resubmitted_job_continues(unbroken, home, tiny_base, monkeypatch, capfd):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    recipe, run_folder = write_recipe(home, tiny_base, "stopped"), home / "runs" / "stopped"
+    metrics = run_folder / "metrics.jsonl"
+    entrypoint = ["python", "jobs/train.py", "--config", str(recipe), *(f"--set={value}" for value in EXACT)]
+    with local_head(home) as head:
+
+        def ray_job(verb: str, *arguments: str) -> None:
+            command = [str(RAY), "job", verb, "--address", head.dashboard, *arguments]
+            subprocess.run(command, env=head.environment, check=True)
+
+        ray_job(
+            "submit", "--working-dir", str(ROOT), "--submission-id", "first", "--no-wait", "--", *entrypoint
+        )
+        wait_for(lambda: metrics.is_file() and len(trace(run_folder)) > STEP, home / "runs" / "ray-head.log")
+        ray_job("stop", "first")
+        assert len(trace(run_folder)) < len(trace(unbroken))
+        head.submit(entrypoint, repository=ROOT)
+    assert "stage retrieval continues at step" in capfd.readouterr().out
+    assert_same_run(run_folder, unbroken)
+
+
+def test_a_validation_that_was_pending_at_a_kill_is_made_up_for(unbroken, home, tiny_base):
+    sentences = [{"sentence1": "sun", "sentence2": word, "score": n} for n, word in enumerate("abcdef")]
+    (home / "sts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sentences))
+    (home / "tasks.yaml").write_text("tasks:\n- {name: Words, type: STS, test: sts.jsonl}\n")
+    recipe, run_folder = write_recipe(home, tiny_base, "pending"), home / "runs" / "pending"
+    scored = "validation={tasks: [Words], task_files: [tasks.yaml], every: 10, cpus: 0.25, keep: last}"
+    process = start_training(home, recipe, *EXACT, scored)
+    recorded = run_folder / "stages/0-retrieval/ray-train/checkpoint_manager_snapshot.json"
+    wait_for(lambda: recorded.is_file() and "step-0000010" in recorded.read_text(), home / "pending.log")
+    process.kill()
+    process.wait()
+    assert not (run_folder / "validation.jsonl").exists()
+    assert_same_run(finish(start_training(home, recipe, *EXACT, scored), home, recipe), unbroken)
+    lines = [json.loads(line) for line in (run_folder / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 46]
