@@ -100,7 +100,7 @@ def assert_same_run(run_folder: Path, unbroken: Path) -> None:
 
 
 def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + 600
     path = run_folder / "metrics.jsonl"
     while not (path.is_file() and len(path.read_text().splitlines()) > step):
         assert process.poll() is None

@@ -45,6 +45,11 @@ class TrainingConfig(Frozen):
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints of a stage that are kept")
+    checkpoint_storage: str | None = Field(
+        None,
+        description="folder or URI (s3, gs, abfss) below which checkpoints are kept, by run and stage, which "
+        "all nodes can write; None: in the run folder",
+    )
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl and the progress line")
     changed_data: Literal["refuse", "keep"] = Field(
         "refuse",

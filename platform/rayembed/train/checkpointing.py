@@ -3,20 +3,23 @@
 Files of a checkpoint folder, all written by rank 0:
     trainable.safetensors    fp32 master weights of the adapters and the pooling head
     moments.safetensors      Adam moments, named "moment.parameter"
-    state.json               stage, next step, and the SHA-256 of the two files above
+    state.json               stage, next step, the SHA-256 of the two files above and one of its own content
+
+`state.json` is written last, so that a folder without one was not written to its end.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayembed.errors import CheckpointError
 from rayembed.paths import atomic_write, file_digest
-from rayembed.train.engine import optimizer_steps, read_state
 
 WEIGHTS_FILE = "trainable.safetensors"
 MOMENTS_FILE = "moments.safetensors"
@@ -42,19 +45,17 @@ class TrainingState:
     moments: dict[str, torch.Tensor]
 
 
-def save_training_state(folder: Path, engine: Any, *, stage: str, next_step: int, rank: int) -> None:
-    """Gather the state on all ranks and write it on rank 0; called by all ranks."""
-    weights, moments = read_state(engine)
-    if rank == 0:
-        write_training_state(
-            folder, TrainingState(stage, next_step, optimizer_steps(engine), weights, moments)
-        )
-
-
 def write_training_state(folder: Path, state: TrainingState) -> None:
-    """Write the files of a checkpoint folder."""
-    save_file(state.weights, folder / WEIGHTS_FILE)
-    save_file(state.moments, folder / MOMENTS_FILE)
+    """Write the files of a checkpoint folder.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    for name, tensors in ((WEIGHTS_FILE, state.weights), (MOMENTS_FILE, state.moments)):
+        try:
+            save_file(tensors, folder / name)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
     digests = {name: file_digest(folder / name) for name in (WEIGHTS_FILE, MOMENTS_FILE)}
     content = {
         "stage": state.stage,
@@ -62,6 +63,7 @@ def write_training_state(folder: Path, state: TrainingState) -> None:
         "optimizer_steps": state.optimizer_steps,
         "sha256": digests,
     }
+    content["state_sha256"] = _content_digest(content)
     atomic_write(folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -71,17 +73,7 @@ def load_training_state(folder: Path) -> TrainingState:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    path = folder / STATE_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"training checkpoint {folder} has no {STATE_FILE}; it was not written to its end"
-        )
-    state = json.loads(path.read_text())
-    for name, digest in state["sha256"].items():
-        if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise CheckpointError(
-                f"training checkpoint file {folder / name} is damaged; remove this checkpoint"
-            )
+    state = check_training_state(folder)
     return TrainingState(
         stage=state["stage"],
         next_step=state["next_step"],
@@ -89,6 +81,31 @@ def load_training_state(folder: Path) -> TrainingState:
         weights=load_file(folder / WEIGHTS_FILE),
         moments=load_file(folder / MOMENTS_FILE),
     )
+
+
+def check_training_state(folder: Path) -> dict[str, Any]:
+    """Compare the digests of a checkpoint folder; returns the content of its `state.json`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"training checkpoint {folder} has no {STATE_FILE}, so it was not written to its end; remove it "
+            "and run the same command again"
+        )
+    try:
+        state = json.loads(path.read_text())
+        digest = state.pop("state_sha256")
+    except (ValueError, KeyError, AttributeError):
+        state, digest = {}, ""
+    if _content_digest(state) != digest:
+        raise _damaged(path)
+    for name, expected in state["sha256"].items():
+        if not (folder / name).is_file() or file_digest(folder / name) != expected:
+            raise _damaged(folder / name)
+    return state
 
 
 def next_step(folder: Path) -> int:
@@ -99,3 +116,13 @@ def next_step(folder: Path) -> int:
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Trainable weights alone, to start the next stage or to export."""
     return load_training_state(folder).weights
+
+
+def _content_digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"training checkpoint file {path} is damaged; remove {path.parent} and run the same command again"
+    )

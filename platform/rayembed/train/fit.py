@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import ray
 import ray.train
@@ -14,7 +14,8 @@ from rayembed.data.stream import DATA_CPUS
 from rayembed.errors import TrainingError, UserError
 from rayembed.paths import atomic_directory
 from rayembed.train.bad_batch import STOPPED_FILE
-from rayembed.train.checkpointing import next_step
+from rayembed.train.checkpoint_store import FOLDER, SCORE, store_of_stage
+from rayembed.train.checkpointing import STATE_FILE, check_training_state, next_step
 from rayembed.train.loop import train_stage
 from rayembed.train.stage_run import StageRun
 from rayembed.train.validation import Scorer, kept_checkpoint, report_scores, validation_task
@@ -50,12 +51,13 @@ def fit_stage(run: StageRun, scorer: Scorer | None, stage_folder: Path, trained:
         assert result.checkpoint is not None, "workers leave after a checkpoint"
         with result.checkpoint.as_directory() as folder:
             checkpoint = Path(folder)
-            if next_step(checkpoint) == run.stage.steps:
+            # One that could not be written is an empty folder; the last one of a stage never is.
+            if (checkpoint / STATE_FILE).is_file() and next_step(checkpoint) == run.stage.steps:
                 report_scores(run)
+                kept = kept_checkpoint(run, stage_folder, checkpoint)
+                check_training_state(kept)
                 with atomic_directory(trained) as temporary:
-                    shutil.copytree(
-                        kept_checkpoint(run, stage_folder, checkpoint), temporary, dirs_exist_ok=True
-                    )
+                    shutil.copytree(kept, temporary, dirs_exist_ok=True)
                 return
         logger.warning("stage %s: workers were taken away; it goes on with what is left", run.stage.name)
 
@@ -63,15 +65,19 @@ def fit_stage(run: StageRun, scorer: Scorer | None, stage_folder: Path, trained:
 def _fit(run: StageRun, scorer: Scorer | None, stage_folder: Path) -> ray.train.Result:
     """Train to the last step, or to the one after which workers are taken away."""
     training = run.config.training
+    store = store_of_stage(run.config, stage_folder)
     trainer = TorchTrainer(
         train_stage,  # type: ignore[arg-type]  # Ray hands on any object, its annotation says a dictionary
         train_loop_config=run,  # type: ignore[arg-type]
         scaling_config=_scaling(training),
         run_config=ray.train.RunConfig(
-            name="ray-train",
-            storage_path=str(stage_folder),
+            name=FOLDER,
+            storage_path=str(PurePosixPath(store.path).parent),
+            storage_filesystem=store.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=training.keep_checkpoints, checkpoint_score_attribute=SCORE
+            ),
         ),
         validation_config=validation_task(run, scorer, stage_folder),  # type: ignore[call-arg]  # of v2
     )

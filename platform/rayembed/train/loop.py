@@ -4,16 +4,13 @@ import contextlib
 import itertools
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import ValidationTaskConfig
 
 from rayembed import logs
 from rayembed.config import StageConfig
@@ -24,16 +21,16 @@ from rayembed.paths import atomic_write
 from rayembed.train import engine as deepspeed_engine
 from rayembed.train.bad_batch import STOPPED_FILE, BadBatch, check_finite, name_batch, record_batch
 from rayembed.train.build import build_engine, restore_moments
-from rayembed.train.checkpointing import TrainingState, load_training_state, save_training_state
+from rayembed.train.checkpoint_store import last_good_state
 from rayembed.train.metrics import MetricsRecorder
 from rayembed.train.preemption import PreemptionNotice
+from rayembed.train.saver import CheckpointSaver
 from rayembed.train.stage_run import StageRun
 from rayembed.train.step import StepOutput
 from rayembed.train.steps import Step, step_of
 from rayembed.train.summary import step_metrics, summed
 from rayembed.train.timing import StepTimer, peak_memory
 from rayembed.train.trackers import start_trackers
-from rayembed.train.validation import validation_due
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ def train_stage(run: StageRun) -> None:
     _set_threads(run.config.training.threads_per_worker, context.get_local_world_size())
     device = ray.train.torch.get_device()
     stage = run.stage
-    resumed = _last_state()
+    resumed = last_good_state(run)
     first_step = resumed.next_step if resumed else 0
     batches = stream_batches(run.stream, start=first_step, stop=stage.steps, rank=rank, world_size=world_size)
     dtype = resolve_precision(run.config.training.precision, device)
@@ -92,9 +89,10 @@ def _run_steps(
     stage, training = run.stage, run.config.training
     timer = StepTimer(device)
     notice = PreemptionNotice()
-    started = time.perf_counter()
+    saver = CheckpointSaver(run, rank)
+    began = started = waiting = time.perf_counter()
     for batch in batches:
-        timer.add("data", time.perf_counter() - started)
+        timer.add("data", time.perf_counter() - waiting)
         notice.ask()
         # Dropout depends on step and rank alone, so that a resumed run draws what an unbroken one would.
         torch.manual_seed((run.config.seed * 1_000_003 + run.steps_before + batch.step) * world_size + rank)
@@ -125,14 +123,26 @@ def _run_steps(
                         memory=peak_memory(device),
                     )
                     recorder.record(metrics)
+        timer.restart()
+        started = time.perf_counter()
         leaving = notice.given()
-        _maybe_checkpoint(run, engine, batch.step + 1, rank, at_once=leaving)
+        if leaving or saver.due(batch.step + 1):
+            # Counted in the step after it, as the line of this one is written.
+            timer.add("checkpoint", saver.save(engine, batch.step + 1))
         if leaving:
             if rank == 0:
                 logger.warning("stage %s: a worker must go; all leave after step %d", stage.name, batch.step)
-            return
-        timer.restart()
-        started = time.perf_counter()
+            break
+        waiting = time.perf_counter()
+    if recorder:
+        seconds = time.perf_counter() - began
+        logger.info(
+            "stage %s: checkpoints held training up for %.2f s, %.2f %% of its %.0f s",
+            stage.name,
+            saver.seconds,
+            100 * saver.seconds / seconds,
+            seconds,
+        )
 
 
 def _take(step: Step, engine: Any, batch: TrainingBatch, timer: StepTimer) -> tuple[StepOutput, torch.Tensor]:
@@ -155,36 +165,6 @@ def _report_bad_batch(error: BadBatch, run: StageRun, step: int, rank: int) -> s
         path = record_batch(run.run_folder, record)
         logger.warning("%s; all of them are in %s", message, path)
     return message
-
-
-def _last_state() -> TrainingState | None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return load_training_state(Path(folder))
-
-
-def _maybe_checkpoint(run: StageRun, engine: Any, next_step: int, rank: int, *, at_once: bool) -> None:
-    """Save and hand the folder to Ray Train, if it is time for a checkpoint or its validation, or `at_once`.
-
-    Ray Train keeps the newest ones. Called by all ranks.
-    """
-    stage = run.stage
-    validation: ValidationTaskConfig | bool = False
-    if validation_due(run, next_step):
-        validation = ValidationTaskConfig(fn_kwargs={"next_step": next_step})
-    elif next_step % run.config.training.checkpoint_every and next_step != stage.steps and not at_once:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        save_training_state(Path(folder), engine, stage=stage.name, next_step=next_step, rank=rank)
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
-        ray.train.report(
-            {"stage": stage.name, "next_step": next_step},
-            checkpoint=checkpoint,
-            checkpoint_dir_name=f"step-{next_step:07d}",
-            validation=validation,
-        )
 
 
 def _recorder(run: StageRun, first_step: int) -> MetricsRecorder:

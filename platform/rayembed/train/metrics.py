@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from rayembed.paths import atomic_write
+from rayembed.paths import atomic_write, clear_disk_errors
 from rayembed.train.run_folder import METRICS_FILE
 from rayembed.train.trackers import Tracker
 
@@ -78,7 +78,11 @@ class MetricsRecorder:
         self._first_done: tuple[int, float] | None = None
 
     def record(self, metrics: StepMetrics) -> None:
-        """Append one step."""
+        """Append one step.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
         step = self._steps_before + metrics.step
         line = {
             "stage": self._stage,
@@ -94,7 +98,7 @@ class MetricsRecorder:
             "uniformity": metrics.uniformity,
             "sources": metrics.sources,
         }
-        with self._path.open("a") as stream:
+        with clear_disk_errors(self._path.parent), self._path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
         values = scalars(line)
         for name, value in values.items():

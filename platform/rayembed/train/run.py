@@ -22,14 +22,12 @@ from rayembed.train.fit import fit_stage
 from rayembed.train.handover import carried_weights, merge_into_base
 from rayembed.train.preflight import check_resources
 from rayembed.train.prepare import check_sources, prepare_stage
-from rayembed.train.run_folder import RECIPE_FILE, noted
+from rayembed.train.run_folder import RECIPE_FILE, first_difference, noted
 from rayembed.train.stage_run import StageRun
 from rayembed.train.trackers import check_trackers
 from rayembed.train.validation import Scorer
 
 logger = logging.getLogger(__name__)
-
-_MAY_CHANGE = ("training", "validation", "evaluation", "output", "models_directory")
 
 
 def train(config: RunConfig, scorer: Scorer | None = None) -> Path:
@@ -94,7 +92,7 @@ def claim_run_folder(config: RunConfig) -> Path:
     folder = resolve(config.output) / config.name
     path = folder / RECIPE_FILE
     if path.is_file():
-        difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
+        difference = first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
         if difference:
             raise ConfigError(
                 f"{folder} was started with another recipe ({difference}); set name to start another run, or "
@@ -102,22 +100,3 @@ def claim_run_folder(config: RunConfig) -> Path:
             )
     atomic_write(path, config.to_yaml())
     return folder
-
-
-def _first_difference(before: object, now: object, where: str = "") -> str | None:
-    """First setting that differs, leaving out those that do not change what is learned."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            if not where and key in _MAY_CHANGE:
-                continue
-            found = _first_difference(before.get(key), now.get(key), f"{where}{key}.")
-            if found:
-                return found
-        return None
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for index, (old, new) in enumerate(zip(before, now, strict=True)):
-            found = _first_difference(old, new, f"{where}{index}.")
-            if found:
-                return found
-        return None
-    return None if before == now else f"{where.rstrip('.')} was {before!r} and is {now!r}"

@@ -21,6 +21,7 @@ VALIDATION_FILE = "validation.jsonl"
 
 _BEAT_SECONDS = 10.0
 _SILENT_SECONDS = 60.0  # without a beat, after which a run counts as stopped
+_MAY_CHANGE = ("training", "validation", "evaluation", "output", "models_directory")
 
 
 @contextlib.contextmanager
@@ -79,6 +80,25 @@ def _touched(path: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def first_difference(before: object, now: object, where: str = "") -> str | None:
+    """First setting that differs, leaving out those that do not change what is learned."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if not where and key in _MAY_CHANGE:
+                continue
+            found = first_difference(before.get(key), now.get(key), f"{where}{key}.")
+            if found:
+                return found
+        return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            found = first_difference(old, new, f"{where}{index}.")
+            if found:
+                return found
+        return None
+    return None if before == now else f"{where.rstrip('.')} was {before!r} and is {now!r}"
 
 
 def _write(path: Path, started: str, *, ended: str | None = None, error: str | None = None) -> None:

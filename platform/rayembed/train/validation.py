@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rayembed import logs
 from rayembed.paths import atomic_directory, atomic_write
+from rayembed.train.checkpointing import STATE_FILE
 from rayembed.train.export import export_model
 from rayembed.train.run_folder import VALIDATION_FILE
 from rayembed.train.stage_run import StageRun
@@ -54,6 +55,13 @@ def validation_due(run: StageRun, next_step: int) -> bool:
     return next_step % every == 0 or next_step == run.stage.steps
 
 
+def requested_validation(run: StageRun, next_step: int) -> ray.train.ValidationTaskConfig | bool:
+    """What a report of the checkpoint after so many steps asks of Ray Train."""
+    return validation_due(run, next_step) and ray.train.ValidationTaskConfig(
+        fn_kwargs={"next_step": next_step}
+    )
+
+
 def validation_task(run: StageRun, scorer: Scorer | None, folder: Path) -> ray.train.ValidationConfig | None:
     """What Ray Train needs to know to validate checkpoints of a stage; None where it does not.
 
@@ -76,11 +84,13 @@ def validate(
     """Score a checkpoint, note it in the run folder, and keep the checkpoint if it is the best of its stage.
 
     Returns:
-        the record, empty when the scoring failed.
+        the record, empty when the scoring failed or the checkpoint could not be written.
     """
     logs.configure()
     step = run.steps_before + next_step
     with checkpoint.as_directory() as directory:
+        if not (Path(directory) / STATE_FILE).is_file():
+            return {}  # It could not be written, which the log has said.
         scores = scorer.score(
             Path(directory), step, output=folder / "validation", export=partial(_export, run)
         )
