@@ -1,8 +1,9 @@
 """Checkpoints that are damaged, cannot be written or are kept elsewhere change nothing of what is learned."""
 
+import contextlib
 import json
 import shutil
-import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,9 +49,12 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def kill_at(step: int, process, run_folder: Path) -> None:
+def kill_at(step: int, process: subprocess.Popen, run_folder: Path) -> None:
+    """End a job and its cluster at once, as a machine that loses power does."""
     wait_for_step(run_folder, step, process)
-    process.send_signal(signal.SIGKILL)
+    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
     process.wait()
     assert len(trace(run_folder)) < STEPS[0]
 
