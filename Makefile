@@ -11,7 +11,7 @@ export RAYEMBED_HOME ?= $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: help venv dev check format test docs bench quickstart serve clean
+.PHONY: help venv dev check format test drills docs bench quickstart serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,8 +50,11 @@ format: $(VENV)/.dev ## put the code into its one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.dev ## run all tests; PYTEST_ARGS='-m "not ray and not slow"' runs the quick ones
+test: $(VENV)/.dev ## run the tests; PYTEST_ARGS='-m "not ray and not slow"' runs the quick ones
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+drills: $(VENV)/.dev ## kill, drain and fill up what training and serving run on; half an hour on two cores
+	$(BIN)/python -m pytest -m drill $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev ## run all benchmarks; BENCH_ARGS='--quick' sees that they work, '--only engine' runs one
 	$(BIN)/python benchmarks/all.py $(BENCH_ARGS) --json benchmarks/results/latest.json

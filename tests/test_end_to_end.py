@@ -1,5 +1,6 @@
 """A miniature of the whole path, and what happens when its processes are killed."""
 
+import re
 import signal
 import socket
 
@@ -117,6 +118,18 @@ def test_a_killed_process_changes_nothing(unbroken, home, tiny_base, victim):
     log = (home / f"{recipe.stem}.log").read_text()
     assert "continues at step" in log, "the run was not resumed"
     assert_same_run(run_folder, unbroken)
+
+
+def test_a_worker_told_to_end_leaves_a_checkpoint_of_its_last_step(unbroken, home, tiny_base):
+    recipe = write_recipe(home, tiny_base, "terminated", checkpoint_every=1000, max_failures=0)
+    process = start_training(home, recipe)
+    wait_for_step(home / "runs" / recipe.stem, KILL_AT, process)
+    [worker] = training_workers(process)
+    worker.terminate()
+    assert_same_run(finish(process, home, recipe), unbroken)
+    log = (home / f"{recipe.stem}.log").read_text()
+    [last] = re.findall(r"all leave after step (\d+)", log)
+    assert f"stage retrieval continues at step {int(last) + 1} of {STEPS[0]}, 1 worker" in log
 
 
 def test_two_workers_of_a_submitted_job_train_the_same_model(unbroken, home, tiny_base):

@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = (40, 6)
 
 
-def write_recipe(home: Path, base: Path, name: str, workers: int = 1, **training: object) -> Path:
-    """Two stages over two sources of the user's own, with small steps and frequent checkpoints.
+def write_recipe(
+    home: Path, base: Path, name: str, workers: int = 1, stages: int = len(STEPS), **training: object
+) -> Path:
+    """Up to two stages over two sources of the user's own, with small steps and frequent checkpoints.
 
     `training` adds to the section of that name, or replaces its settings.
     """
@@ -45,7 +47,7 @@ def write_recipe(home: Path, base: Path, name: str, workers: int = 1, **training
             stage
             | {"name": "retrieval", "steps": STEPS[0], "blend": [retrieval | {"mining": {"method": "bm25"}}]},
             stage | {"name": "blend", "steps": STEPS[1], "blend": [retrieval, sorting]},
-        ],
+        ][:stages],
         "training": {
             "workers": workers,
             "cpus_per_worker": 0.5,

@@ -28,7 +28,7 @@ from tests.training_jobs import (
     write_recipe,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(home, tiny_base):
     """Run folder of a training that nobody disturbed."""
-    recipe = write_recipe(home, tiny_base, "unbroken")
+    recipe = write_recipe(home, tiny_base, "unbroken", stages=1)
     return finish(start_training(home, recipe), home, recipe)
 
 
@@ -61,7 +61,7 @@ def kill_at(step: int, process: subprocess.Popen, run_folder: Path) -> None:
 
 def test_damaged_checkpoints_are_passed_over(unbroken, home, tiny_base):
     storage = home / "elsewhere"
-    recipe = write_recipe(home, tiny_base, "damaged", checkpoint_storage=storage.as_uri())
+    recipe = write_recipe(home, tiny_base, "damaged", stages=1, checkpoint_storage=storage.as_uri())
     run_folder, log = home / "runs" / "damaged", home / "damaged.log"
     checkpoints = storage / "damaged" / "0-retrieval" / "ray-train"
 
@@ -86,7 +86,7 @@ def test_damaged_checkpoints_are_passed_over(unbroken, home, tiny_base):
 
 
 def test_a_full_disk_ends_a_run_only_when_it_stays_full(unbroken, home, tiny_base):
-    recipe = write_recipe(home, tiny_base, "full")
+    recipe = write_recipe(home, tiny_base, "full", stages=1)
     run_folder, log = home / "runs" / "full", home / "full.log"
     process = start_training(home, recipe, "training.max_failures=0")
     wait_for_step(run_folder, 9, process)

@@ -1,7 +1,4 @@
-"""The controller and the proxy die, and replicas come and go under load, and no request fails.
-
-Not part of the suite, as it takes minutes: run `pytest tests/serving/drills.py`.
-"""
+"""The controller and the proxy die, and replicas come and go under load, and no request fails."""
 
 import os
 import re
@@ -18,7 +15,7 @@ from ray.serve.context import _get_global_client
 from tests.serving.fakes import application, load_fake, load_slow_fake
 from tests.serving.load import Load, replica_pids, wait_for_replicas
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.drill]
 
 
 def test_killed_controller(drill_url):
@@ -58,7 +55,6 @@ def test_model_at_zero_starts_on_request(serve_url):
     serve.delete("idle")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", [{"target_ongoing_requests": 1}, {"target_queued_tokens": 5}])
 def test_replicas_follow_the_load(serve_url, target):
     growing = application(
