@@ -134,7 +134,8 @@ def paused(workers: list[psutil.Process]) -> Iterator[None]:
         yield
     finally:
         for worker in workers:
-            worker.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.resume()
 
 
 def resumptions(log: Path) -> list[tuple[int, int]]:
@@ -206,8 +207,9 @@ def test_a_stopped_and_resubmitted_job_continues(unbroken, home, tiny_base, monk
             "submit", "--working-dir", str(ROOT), "--submission-id", "first", "--no-wait", "--", *entrypoint
         )
         wait_for(lambda: metrics.is_file() and len(trace(run_folder)) > STEP, home / "runs" / "ray-head.log")
-        ray_job("stop", "first")
-        assert len(trace(run_folder)) < len(trace(unbroken))
+        with paused(training_workers(psutil.Process(int((home / "runs" / "ray-head.pid").read_text())))):
+            ray_job("stop", "first")
+            assert len(trace(run_folder)) < len(trace(unbroken))
         head.submit(entrypoint, repository=ROOT)
     assert "stage retrieval continues at step" in capfd.readouterr().out
     assert_same_run(run_folder, unbroken)
