@@ -24,6 +24,7 @@ from rayembed.train.build import build_engine, restore_moments
 from rayembed.train.checkpoint_store import last_good_state
 from rayembed.train.metrics import MetricsRecorder
 from rayembed.train.preemption import PreemptionNotice
+from rayembed.train.ray_metrics import RayMetrics
 from rayembed.train.saver import CheckpointSaver
 from rayembed.train.stage_run import StageRun
 from rayembed.train.step import StepOutput
@@ -174,9 +175,10 @@ def _recorder(run: StageRun, first_step: int) -> MetricsRecorder:
         first_step=first_step,
         total_steps=run.stage.steps,
         steps_before=run.steps_before,
-        trackers=start_trackers(
-            run.config.training.trackers, run.run_folder, run.config.model_dump(mode="json")
-        ),
+        trackers=[
+            RayMetrics(run.config.name, run.stage.name),
+            *start_trackers(run.config.training.trackers, run.run_folder, run.config.model_dump(mode="json")),
+        ],
     )
 
 
