@@ -37,7 +37,7 @@ def test_learning_rate_rises_then_falls_to_nothing():
 def metrics(step, loss=1.0):
     return StepMetrics(
         step=step, loss=loss, learning_rate=0.1, gradient_norm=1.0, tokens=100, seconds=0.5, memory=2**20,
-        phases={"data": 0.1, "forward": 0.2}, uniformity=None,
+        utilization=0.4, padding=0.0, phases={"data": 0.1, "forward": 0.2}, uniformity=None,
         sources={"one": {"loss": loss, "accuracy": 0.5, "rows": 4}},
     )  # fmt: skip
 

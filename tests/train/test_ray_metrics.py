@@ -22,6 +22,8 @@ LINE = {
     "tokens_per_second": 1000.0,
     "seconds": 2.0,
     "memory": 10**9,
+    "utilization": 0.4,
+    "padding": 0.0,
     "uniformity": None,
     "phases": {"data": 0.1, "forward": 0.4},
     "sources": {"my/pairs": dict.fromkeys(MEASURES, 0.25) | {"rows": 8}},

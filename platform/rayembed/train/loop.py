@@ -32,6 +32,7 @@ from rayembed.train.steps import Step, step_of
 from rayembed.train.summary import step_metrics, summed
 from rayembed.train.timing import StepTimer, peak_memory
 from rayembed.train.trackers import start_trackers
+from rayembed.train.utilization import Utilization
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def _run_steps(
 ) -> None:
     stage, training = run.stage, run.config.training
     timer = StepTimer(device)
+    utilization = Utilization(engine.module, device) if recorder else None
     notice = PreemptionNotice()
     saver = CheckpointSaver(run, rank)
     began = started = waiting = time.perf_counter()
@@ -111,7 +113,8 @@ def _run_steps(
         else:
             if (batch.step + 1) % training.log_every == 0:
                 sums = summed(output, batch.packed.num_tokens)
-                if recorder:
+                if recorder and utilization:
+                    seconds = time.perf_counter() - started
                     metrics = step_metrics(
                         stage,
                         batch.step,
@@ -120,8 +123,10 @@ def _run_steps(
                         learning_rate=stage.learning_rate * factor,
                         gradient_norm=float(gradient_norm),
                         phases=timer.seconds(),
-                        seconds=time.perf_counter() - started,
+                        seconds=seconds,
                         memory=peak_memory(device),
+                        utilization=utilization.of(batch.packed, seconds),
+                        padding=batch.packed.lengths.padding / batch.packed.input_ids_T.numel(),
                     )
                     recorder.record(metrics)
         timer.restart()

@@ -32,6 +32,8 @@ class StepMetrics:
         seconds: duration of the step on this rank.
         phases: seconds of each of its phases on this rank, the wait for data among them.
         memory: largest memory of this rank so far, in bytes.
+        utilization: share of the measured peak that this rank's arithmetic reached, from 0 to 1.
+        padding: share of this rank's tokens that belong to no text.
         uniformity: of the batch's documents; None where a stage makes no vectors.
         sources: for each source in the batch the mean of each measure, and `rows`.
     """
@@ -44,6 +46,8 @@ class StepMetrics:
     seconds: float
     phases: dict[str, float]
     memory: int
+    utilization: float
+    padding: float
     uniformity: float | None
     sources: dict[str, dict[str, float]]
 
@@ -95,6 +99,8 @@ class MetricsRecorder:
             "seconds": metrics.seconds,
             "phases": metrics.phases,
             "memory": metrics.memory,
+            "utilization": metrics.utilization,
+            "padding": metrics.padding,
             "uniformity": metrics.uniformity,
             "sources": metrics.sources,
         }
@@ -138,7 +144,10 @@ class MetricsRecorder:
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
     """The numbers of a line of metrics under the names that TensorBoard and other trackers show."""
-    plain = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "seconds", "memory", "uniformity")
+    plain = (
+        "loss", "learning_rate", "gradient_norm", "tokens_per_second", "seconds", "memory", "utilization",
+        "padding", "uniformity",
+    )  # fmt: skip
     found = {f"train/{name}": line[name] for name in plain if line[name] is not None}
     found |= {f"phase/{name}": seconds for name, seconds in line["phases"].items()}
     for source, measures in line["sources"].items():

@@ -25,6 +25,8 @@ def step_metrics(
     seconds: float,
     phases: dict[str, float],
     memory: int,
+    utilization: float,
+    padding: float,
 ) -> StepMetrics:
     """Means of every measure from what `summed` added up."""
     names, width = list(output.sums_S), len(stage.blend)
@@ -45,6 +47,8 @@ def step_metrics(
         seconds=seconds,
         phases=phases,
         memory=memory,
+        utilization=utilization,
+        padding=padding,
         uniformity=None if output.uniformity is None else float(output.uniformity),
         sources=sources,
     )
