@@ -21,7 +21,7 @@ def test_counted_operations_are_those_of_a_step(lora):
     torchs = sum(counter.get_flop_counts()["Embedder.backbone"].values())
     utilization = Utilization(model, CPU)
     ours = utilization.of(batch, seconds=1.0) * utilization.peak
-    # Torch leaves out the gradient of the first layer's inputs, which nothing needs when adapters are trained.
+    # Torch has no gradient of the first layer's inputs, which nobody needs when adapters are trained.
     assert ours == pytest.approx(torchs, rel=0.1)
 
 

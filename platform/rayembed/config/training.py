@@ -39,6 +39,11 @@ class TrainingConfig(Frozen):
     activation_checkpointing: bool = Field(
         False, description="keep only each layer's input for the backward pass and compute the rest again"
     )
+    compiled: bool = Field(
+        False,
+        description="build kernels for norms and feed-forward networks with torch's compiler, up to a minute "
+        "in the first step; for GPUs",
+    )
     on_bad_batch: Literal["stop", "skip"] = Field(
         "stop", description="when a loss or gradient is not finite: end the run, or leave out that step"
     )
@@ -75,5 +80,10 @@ class TrainingConfig(Frozen):
             raise ValueError(
                 f"training.min_workers {self.min_workers} is above training.workers {self.workers}, the most "
                 "there are; lower it or raise workers"
+            )
+        if self.compiled and self.zero_stage == 3:
+            raise ValueError(
+                "training.compiled and training.zero_stage 3 exclude each other: compiled kernels do not "
+                "wait for the weights that ZeRO 3 gathers; leave one of them out"
             )
         return self

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from rayembed.config import RunConfig, StageConfig, TrainingConfig
 from rayembed.errors import CheckpointError
 from rayembed.model.backbone import load_backbone
+from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.embedder import Embedder
 from rayembed.model.lora import attach_lora
 
@@ -23,14 +24,16 @@ def build_trainable(config: RunConfig, base: Path | str, dtype: torch.dtype) -> 
 
 
 def prepare_for_stage(model: nn.Module, stage: StageConfig, training: TrainingConfig) -> None:
-    """Set what differs between stages and does not belong to the weights: dropout and checkpointing."""
+    """Set what does not belong to the weights: dropout, activation checkpointing and compiled kernels."""
     backbone = model.get_submodule("backbone")
+    assert isinstance(backbone, PreTrainedModel)
     for module in backbone.modules():
         if hasattr(module, "attention_dropout"):
             module.__dict__["attention_dropout"] = stage.attention_dropout
     if training.activation_checkpointing:
-        assert isinstance(backbone, PreTrainedModel)
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    if training.compiled:
+        compile_token_wise_parts(backbone)
 
 
 def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
