@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -35,24 +35,20 @@ class Served:
         return (self.name, *self.aliases)
 
 
-class NamedSettings(BaseModel):
-    """A folder of weights that is served under a name."""
+ModelName = Annotated[
+    str, Field(description="name that requests must give as `model`; empty takes the folder's name")
+]
+Aliases = Annotated[tuple[str, ...], Field(description="further names that requests may give for it")]
+
+
+class AdapterSettings(BaseModel):
+    """A LoRA adapter that is served as a model of its own, on the replicas of the model it belongs to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model_name: str = Field(
-        "", description="name that requests must give as `model`; empty takes the folder's name"
-    )
-    aliases: tuple[str, ...] = Field((), description="further names that requests may give for it")
-
-    def _served_as(self, folder: Path) -> str:
-        return self.model_name or folder.name
-
-
-class AdapterSettings(NamedSettings):
-    """A LoRA adapter that is served as a model of its own, on the replicas of the model it belongs to."""
-
     adapter: str = Field(min_length=1, description="folder that peft saved; must be readable on every node")
+    model_name: ModelName = ""
+    aliases: Aliases = ()
 
     @property
     def adapter_path(self) -> Path:
@@ -62,13 +58,17 @@ class AdapterSettings(NamedSettings):
     @property
     def served_name(self) -> str:
         """Name that requests must give as `model`."""
-        return self._served_as(self.adapter_path)
+        return self.model_name or self.adapter_path.name
 
 
-class ModelSettings(NamedSettings):
+class ModelSettings(BaseModel):
     """One served model and the replicas that compute it."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
     checkpoint: str = Field(min_length=1, description="checkpoint folder; must be readable on every node")
+    model_name: ModelName = ""
+    aliases: Aliases = ()
     adapters: tuple[AdapterSettings, ...] = Field(
         (), description="LoRA adapters over this model's weights, each served under a name of its own"
     )
@@ -124,7 +124,7 @@ class ModelSettings(NamedSettings):
     @property
     def served_name(self) -> str:
         """Name that requests must give as `model`."""
-        return self._served_as(self.checkpoint_path)
+        return self.model_name or self.checkpoint_path.name
 
     @property
     def served(self) -> tuple[Served, ...]:
@@ -174,7 +174,7 @@ class ServeConfig(ModelSettings):
     def _entries_take_what_they_leave_out(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or not isinstance(values.get("models"), (list, tuple)):
             return values
-        own = {"checkpoint", "adapters", *NamedSettings.model_fields}
+        own = {"checkpoint", "model_name", "aliases", "adapters"}
         shared = {
             key: value for key, value in values.items() if key in ModelSettings.model_fields.keys() - own
         }
