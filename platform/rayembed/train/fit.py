@@ -113,12 +113,13 @@ def _check_cluster(run: StageRun) -> None:
     training, validation = run.config.training, run.config.validation
     present = ray.cluster_resources().get("CPU", 0.0)
     per_worker = training.cpus_per_worker + DATA_CPUS
-    needed = (training.min_workers or training.workers) * per_worker
+    fewest = training.min_workers or training.workers
+    needed = fewest * per_worker
     if needed > present:
         logger.warning(
             "%d workers and their data streams need %g CPUs, the cluster has %g: training waits until nodes "
             "join; otherwise lower training.cpus_per_worker or training.workers",
-            training.min_workers or training.workers,
+            fewest,
             needed,
             present,
         )
