@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ray
 import torch
@@ -17,6 +19,7 @@ from gradcache_memory import PlainEngine
 from harness import Bar, ratio_bar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rayembed.cluster import LARGE_PAGES
 from rayembed.config import RunConfig
 from rayembed.data.stream import StreamSpec, local_batches
 from rayembed.model.base_model import prepare_base_model
@@ -67,7 +70,10 @@ class Runs:
 
     def bare(self, threads: int, copies: int = 1) -> list[float]:
         """The same steps without Ray and DeepSpeed; of several copies at once, those of the slowest."""
-        with multiprocessing.get_context("spawn").Pool(copies) as pool:
+        with (
+            mock.patch.dict(os.environ, LARGE_PAGES),  # as the workers on Ray have it
+            multiprocessing.get_context("spawn").Pool(copies) as pool,
+        ):
             work = (self.config, self.base, self.spec, threads)
             return max(pool.starmap(_bare_loop, [work] * copies, chunksize=1), key=sum)
 

@@ -8,6 +8,11 @@ import ray
 
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 
+LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""torch on a CPU asks for large memory pages, where Linux leaves the choice to programs: fewer page faults.
+
+Source: c10/core/impl/alloc_cpu.cpp of torch."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,7 +30,7 @@ def connect(num_cpus: int | None = None) -> None:
         return
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
-    environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | LARGE_PAGES
     if home := os.environ.get("RAYEMBED_HOME"):
         environment["RAYEMBED_HOME"] = home
     existing = inside_job or "RAY_ADDRESS" in os.environ

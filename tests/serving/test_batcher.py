@@ -1,4 +1,5 @@
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ def texts(*lengths, fill=1):
 
 
 def batcher_of(encode, token_budget):
-    return TokenBatcher(encode, token_budget, ReplicaMetrics("fake"))
+    return TokenBatcher(encode, token_budget, ReplicaMetrics("fake"), ThreadPoolExecutor(1))
 
 
 class Model:

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from rayembed.threads import keep_to_one_processor
+
 Item = TypeVar("Item")
 
 _LOOK_FOR_CLOSE_SECONDS = 0.5
@@ -21,6 +23,7 @@ class Prefetched(Generic[Item]):
     """Iterates over what `make` makes, up to `size` items ahead.
 
     Work begins when the object is made. An error of the iterator is raised where its item would have come.
+    torch has one processor there, so that making the next items leaves the others to the training step.
     """
 
     def __init__(self, make: Callable[[], Iterator[Item]], size: int):
@@ -50,6 +53,7 @@ class Prefetched(Generic[Item]):
         self._items.put(_End(None))
 
     def _work(self, make: Callable[[], Iterator[Item]]) -> None:
+        keep_to_one_processor()
         error = None
         try:
             for item in make():

@@ -9,7 +9,7 @@ dropped.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 
 import numpy as np
 
@@ -25,18 +25,23 @@ class TokenBatcher:
     """Feeds a model that encodes one batch at a time; to be used from one event loop."""
 
     def __init__(
-        self, encode: Callable[[TokenizedTexts, str], np.ndarray], token_budget: int, metrics: ReplicaMetrics
+        self,
+        encode: Callable[[TokenizedTexts, str], np.ndarray],
+        token_budget: int,
+        metrics: ReplicaMetrics,
+        thread: Executor,
     ):
         """Args:
-        encode: given texts and the name of an adapter returns one vector a text, shape (N, D); called in a
-            thread of its own, one call at a time.
+        encode: given texts and the name of an adapter returns one vector a text, shape (N, D); called in
+            `thread`, one call at a time.
         token_budget: most tokens in one call; a longer text is computed alone.
         metrics: where waiting and computing times go.
+        thread: the model's own thread.
         """
         self._encode = encode
         self._metrics = metrics
         self._queue = FairQueue(token_budget)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._thread = thread
         self._worker: asyncio.Task | None = None
         self.tokens_per_second = 0.0
         """Recent speed of the model; 0 before the first batch."""

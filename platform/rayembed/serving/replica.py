@@ -80,6 +80,19 @@ def process_name() -> str:
     return f"{context.deployment}#{context.replica_tag}"
 
 
+def _load_all(
+    settings: ModelSettings, load: Callable[[ModelSettings], Engine]
+) -> tuple[Engine, dict[str, str]]:
+    """The engine with all adapters, and the digest of the weights by name of the adapter; "" is the model."""
+    engine = load(settings)
+    digests = {"": engine.digest}
+    for adapter in settings.adapters:
+        digest = engine.add_adapter(adapter.served_name, adapter.adapter_path)
+        digests[adapter.served_name] = _joined(engine.digest, digest)
+    engine.encode(["A first text makes a broken checkpoint fail here instead of on a request."])
+    return engine, digests
+
+
 class Encoder:
     """Ray Serve deployment around one engine."""
 
@@ -87,20 +100,18 @@ class Encoder:
         logs.configure()
         tracing.configure()
         self._settings = settings
-        self._engine = load(settings)
-        self._digests = {"": self._engine.digest}
-        for adapter in settings.adapters:
-            digest = self._engine.add_adapter(adapter.served_name, adapter.adapter_path)
-            self._digests[adapter.served_name] = _joined(self._engine.digest, digest)
+        # Loaded and used by the same thread: a second one would get an OpenMP pool beside the first, and
+        # both would sleep at every barrier (see `rayembed.threads`).
+        model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._engine, self._digests = model_thread.submit(_load_all, settings, load).result()
         self._started = time.time()
         self._limit = TokenLimit(settings.max_queued_tokens)
         self._metrics = ReplicaMetrics(settings.served_name)
-        self._batcher = TokenBatcher(self._compute, settings.token_budget, self._metrics)
+        self._batcher = TokenBatcher(self._compute, settings.token_budget, self._metrics, model_thread)
         self._cache = make_cache(settings.cache, settings.cache_bytes)
         self._tokenizer = RequestTokenizer(self._engine.contract, self._engine.tokenizer, settings.max_length)
         # One thread, because a tokenizer's truncation settings are shared state; it is parallel inside.
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
-        self._engine.encode(["A first text makes a broken checkpoint fail here instead of on a request."])
 
     async def encode(self, request: EncodeRequest) -> Embeddings | Problem:
         """Vectors for a request, or why it gets none.
