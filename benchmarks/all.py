@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from harness import Bar, arguments, write_report
 
 FOLDER = Path(__file__).parent
-NOT_BENCHMARKS = {"all", "harness", "inputs", "training_runs", "training_steps"}
-LONG = {"mining_quality", "training"}  # they train models for an hour and more; run them by name
+NOT_BENCHMARKS = {"all", "evaluation_resume", "harness", "inputs", "training_runs", "training_steps"}
+# Those that train for an hour, soak for a quarter of one, or ask for a trained run: start them by name.
+LONG = {"mining_quality", "quality", "serving_soak", "training"}
 
 
 def names() -> list[str]:

@@ -102,9 +102,11 @@ def main() -> None:
     server = Server("rayembed", f"{url}/v1")
     with running([own_command(checkpoint, 8711, settings)], {"OMP_NUM_THREADS": "1"}) as [process]:
         wait_for(server, process)
-        capacity, _ = asyncio.run(load(server, 16, [[text] for text in texts], 5))
+        singles = [[text] for text in texts]
+        asyncio.run(load(server, 16, singles, 5))  # the first seconds are slower
+        capacity, _ = asyncio.run(load(server, 16, singles, 5))
         usual_ms = asyncio.run(idle_latency(server, texts_of([12] * 20, 8)))
-        asyncio.run(load(server, 2, [texts * 4], 5))  # full batches, for which memory grows once
+        asyncio.run(load(server, 1, [texts * 4], 5))  # full batches, for which memory grows once
         before = replica_memory(url)
         statuses, admitted, waits = asyncio.run(arrive(server, FACTOR * capacity, seconds))
         recovery = asyncio.run(recovery_seconds(server, usual_ms))

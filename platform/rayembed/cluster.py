@@ -38,11 +38,24 @@ def connect(num_cpus: int | None = None) -> None:
         address="auto" if existing else "local",
         num_cpus=None if existing else num_cpus,
         include_dashboard=None if existing else False,
-        runtime_env={"env_vars": environment},
+        runtime_env={"env_vars": environment}
+        | ({} if existing else {"worker_process_setup_hook": f"{__name__}.{silence_cleaner.__name__}"}),
         log_to_driver=True,
         logging_level=logging.WARNING,
     )
     logger.info("connected to Ray with %g CPUs", ray.cluster_resources().get("CPU", 0))
+
+
+def silence_cleaner() -> None:
+    """Hide what Ray Train logs every second without a dashboard; runs first in each process of a local Ray.
+
+    Its placement group cleaner asks the dashboard's state API whether the controller lives, to tidy up behind
+    it. A local Ray has none, and ends with the program that started it.
+    Source: ray/train/v2/_internal/execution/controller/placement_group_cleaner.py.
+    """
+    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(
+        logging.ERROR
+    )
 
 
 def actor_pool(units: int, actors: int | None = None) -> tuple[int, dict[str, int]]:

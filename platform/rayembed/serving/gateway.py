@@ -15,6 +15,7 @@ from rayembed.serving.errors import ApiError, Problem, overloaded, unavailable
 from rayembed.serving.messages import Embeddings, EncodeRequest, Token, TokenizeRequest
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.records import RequestRecord
+from rayembed.serving.refusals import RecentRefusals
 from rayembed.serving.replica_pool import NoReplicaError
 from rayembed.serving.schemas.openai import ModelCard
 
@@ -54,6 +55,7 @@ class Gateway:
             for served in model.served
             for name in served.names
         }
+        self._refusals = {model.served_name: RecentRefusals(model) for model in config.all_models}
         self._cards: dict[str, tuple[float, ModelCard]] = {}
 
     @property
@@ -90,7 +92,11 @@ class Gateway:
                 "send several requests"
             )
             raise ApiError(Problem(400, message, param="input"))
-        answer = await self._ask(target.model, "encode", replace(request, adapter=target.adapter))
+        refusals = self._refusals[target.model]
+        answer = refusals.find(request)
+        if answer is None:
+            answer = await self._ask(target.model, "encode", replace(request, adapter=target.adapter))
+            refusals.note(request, answer)
         if isinstance(answer, Problem):
             raise ApiError(answer)
         record.tokens, record.truncated, record.digest = answer.tokens, answer.truncated, answer.digest
