@@ -42,7 +42,7 @@ async def post(session: aiohttp.ClientSession, server: Server, body: dict[str, A
 
 
 async def soak(server: Server, pid: int, seconds: float) -> tuple[Counter, list[tuple[float, float, float]]]:
-    """Answers by "expected" or what came instead; time in s and MiB of the HTTP process and of the replica."""
+    """Answers by "expected" or what came instead; seconds, MiB of the HTTP process and of the replica."""
     answers: Counter = Counter()
     memory: list[tuple[float, float, float]] = []
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""sentence-transformers behind FastAPI: fastapi_server.py FOLDER PORT THREADS PASSES_AT_ONCE."""
+"""sentence-transformers behind FastAPI: fastapi_server.py FOLDER PORT THREADS PASSES_AT_ONCE DTYPE."""
 
 import sys
 import threading
@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 attend_in_both_directions()
 torch.set_num_threads(int(sys.argv[3]))
-model = SentenceTransformer(sys.argv[1], device="cpu")
+model = SentenceTransformer(sys.argv[1], device="cpu", model_kwargs={"dtype": sys.argv[5]})
 passes = threading.Semaphore(int(sys.argv[4]))
 app = FastAPI()
 
