@@ -20,7 +20,7 @@ from rayembed.paths import atomic_write
 
 logger = logging.getLogger(__name__)
 
-_START_SECONDS = 90
+_START_SECONDS = 240
 _STOP_SECONDS = 60
 _BIN = Path(sys.executable).parent
 
