@@ -20,7 +20,7 @@ from rayembed.paths import atomic_write
 
 logger = logging.getLogger(__name__)
 
-_START_SECONDS = 240
+_START_SECONDS = 90
 _STOP_SECONDS = 60
 _BIN = Path(sys.executable).parent
 
@@ -70,7 +70,7 @@ def local_head(workspace: Path) -> Iterator[Head]:
     Raises:
         ResourceError: the head does not come up.
     """
-    port, dashboard_port, client_port = _free_ports(3)
+    port, dashboard_port, client_port, agent_port = _free_ports(4)
     # Jobs name their interpreter `python`; it is looked up on the head's PATH.
     environment = {
         **os.environ,
@@ -85,6 +85,8 @@ def local_head(workspace: Path) -> Iterator[Head]:
         "--port", str(port), "--ray-client-server-port", str(client_port),
         "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port),
         "--include-dashboard", "true",
+        # Jobs are started by the agent, whose usual port any other Ray on this machine holds.
+        "--dashboard-agent-listen-port", str(agent_port),
     ]  # fmt: skip
     log, pid_file = workspace / "runs" / "ray-head.log", workspace / "runs" / "ray-head.pid"
     log.parent.mkdir(parents=True, exist_ok=True)
