@@ -1,10 +1,15 @@
+import contextlib
+import socket
 import subprocess
 import sys
 import time
 
 import psutil
+import pytest
 
 from rayembed.quickstart import head
+
+AGENT_PORT = 52365  # Ray's default
 
 
 def sleeper(*arguments: str) -> subprocess.Popen:
@@ -39,3 +44,14 @@ def test_free_ports_differ_and_stay_below_those_of_workers():
     ports = head._free_ports(3)
     assert len(set(ports)) == 3
     assert all(20_000 <= port < 32_000 for port in ports)
+
+
+@pytest.mark.ray
+def test_a_head_comes_up_beside_another_ray(tmp_path):
+    with socket.socket() as other:
+        with contextlib.suppress(OSError):  # another Ray does run
+            other.bind(("0.0.0.0", AGENT_PORT))
+            other.listen()
+        with head.local_head(tmp_path) as running:  # entered when a job was accepted
+            assert running.dashboard.startswith("http://127.0.0.1:")
+    assert not (tmp_path / "runs" / "ray-head.pid").exists()
