@@ -11,7 +11,7 @@ SOURCE_ROOT = Path(__file__).resolve().parents[1]
 PROCESSOR_SETTINGS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "1000"}
 """Environment of torch on a CPU, where the driver's own does not say otherwise.
 
-Large memory pages, where Linux leaves the choice to programs, save page faults (alloc_cpu.cpp of torch's c10).
+Large memory pages, where Linux leaves the choice to programs, save page faults (torch: c10's alloc_cpu.cpp).
 Threads that wait for each other sleep after some microseconds; GNU OpenMP's usual milliseconds make a step
 several times slower as soon as another process wants one of the processors (libgomp's env.c)."""
 
