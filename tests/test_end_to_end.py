@@ -117,7 +117,7 @@ def test_a_killed_process_changes_nothing(unbroken, home, tiny_base, victim):
     run_folder = finish(process, home, recipe)
     log = (home / f"{recipe.stem}.log").read_text()
     assert "continues at step" in log, "the run was not resumed"
-    assert "PlacementGroupCleaner" not in log, "Ray Train complains of the missing dashboard every second"
+    assert "State API" not in log, "Ray Train complains of the missing dashboard every second"
     assert_same_run(run_folder, unbroken)
 
 
