@@ -2,33 +2,32 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 from rayembed.data.prefetch import Prefetched
 from rayembed.threads import keep_to_one_processor
 
 
-def test_a_limited_thread_leaves_the_others_their_processors():
+@pytest.fixture
+def two_processors():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        with ThreadPoolExecutor(1) as limited, ThreadPoolExecutor(1) as free:
-            limited.submit(keep_to_one_processor).result()
-            assert limited.submit(torch.get_num_threads).result() == 1
-            assert free.submit(torch.get_num_threads).result() == 2
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
 
 
-def test_what_is_prefetched_is_made_on_one_processor():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        assert list(Prefetched(_threads, 1)) == [1]
+def test_a_limited_thread_leaves_the_others_their_processors(two_processors):
+    with ThreadPoolExecutor(1) as limited, ThreadPoolExecutor(1) as free:
+        limited.submit(keep_to_one_processor).result()
+        assert limited.submit(torch.get_num_threads).result() == 1
+        assert free.submit(torch.get_num_threads).result() == 2
         assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+
+
+def test_what_is_prefetched_is_made_on_one_processor(two_processors):
+    assert list(Prefetched(_threads, 1)) == [1]
+    assert torch.get_num_threads() == 2
 
 
 def _threads():

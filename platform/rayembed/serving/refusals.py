@@ -21,9 +21,9 @@ class _Refusal:
 class RecentRefusals:
     """Answers for a model whose one replica has just refused a request of the same length or a shorter one.
 
-    Asking costs processor time that the model then lacks: a text that is refused 470 times a second slows
-    down the 230 that are not. A replica that could answer from a cache, and one of several replicas, always
-    has to be asked.
+    Asking costs processor time that the model then lacks: refused requests, which outnumber the others under
+    overload, would slow those down. A replica that could answer from a cache, and one of several replicas,
+    always has to be asked.
     """
 
     def __init__(self, model: ModelSettings, clock: Callable[[], float] = time.monotonic):
