@@ -105,6 +105,22 @@ def test_each_distinct_document_is_encoded_once_by_one_worker(world_size):
     assert max(part.batch.num_queries for part in parts) - min(part.batch.num_queries for part in parts) <= 1
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_long_documents_are_spread_over_the_workers(world_size):
+    """Every sixth row has a long document, so that turns of two or three workers give them all to one."""
+    texts = [" ".join([f"word{row}"] * (25 if row % 6 == 0 else 2)) for row in range(36)]
+    source = PreparedRows(table(*((f"q{row}", [text], []) for row, text in enumerate(texts))).to_batches())
+    batch = PlannedBatch(step=0, sources=np.zeros(36, dtype=int), rows=np.arange(36))
+    tokens = []
+    for rank in range(world_size):
+        collator = Collator(
+            [source], BLEND[:1], CONTRACT, TOKENIZER, seed=1, rank=rank, world_size=world_size
+        )
+        tokens.append(sum(len(ids) for ids in collator.record(batch)["input_ids"]))
+    longest = len(CONTRACT.tokenize(TOKENIZER, [texts[0]], None).input_ids[0])
+    assert max(tokens) - min(tokens) < longest
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_workers_share_the_rows_of_the_plan(world_size):
     parts = collate(world_size)

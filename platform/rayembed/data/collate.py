@@ -21,6 +21,8 @@ from rayembed.errors import DataError
 from rayembed.losses.infonce import candidate_mask
 from rayembed.model.packing import PackedBatch, pack_ids
 
+CHARACTERS_PER_TOKEN = 4  # of English text and code, roughly; tells only where long texts are cut off
+
 DocumentKey = tuple[str, str]
 """Content hash of a document and the instruction in front of it ("" for none): what makes its vector."""
 
@@ -114,13 +116,13 @@ class Collator:
     def record(self, batch: PlannedBatch) -> dict[str, Any]:
         """Plain lists and numbers of this worker's part, ready to travel as one Arrow row."""
         rows = self.choose(batch)
-        owned = self._document_owners(rows)
-        position = {key: index for index, key in enumerate(key for keys in owned for key in keys)}
+        texts = {key: text for row in rows for key, text in row.texts.items()}
         queries_of = [list(range(rank, len(rows), self._world_size)) for rank in range(self._world_size)]
+        owned = self._share_documents(texts, [[rows[index] for index in part] for part in queries_of])
+        position = {key: index for index, key in enumerate(key for keys in owned for key in keys)}
         mine = queries_of[self._rank]
         gathered = [rows[index] for part in queries_of for index in part]
         positions_of, answered_by = _by_text(position), _queries_answered_by(gathered)
-        texts = {key: text for row in rows for key, text in row.texts.items()}
         texts_and_instructions = [
             *((rows[index].query, rows[index].instruction) for index in mine),
             *((texts[key], key[1]) for key in owned[self._rank]),
@@ -181,16 +183,25 @@ class Collator:
             teacher_scores={keys[index]: scores[index] for index in used} if scores else {},
         )
 
-    def _document_owners(self, rows: Sequence[ChosenRow]) -> list[list[DocumentKey]]:
-        """Documents of each worker: those that one of its rows is the first to name."""
-        owned: list[list[DocumentKey]] = [[] for _ in range(self._world_size)]
-        seen: set[DocumentKey] = set()
-        for index, row in enumerate(rows):
-            for key in (row.target, *row.negatives):
-                if key not in seen:
-                    seen.add(key)
-                    owned[index % self._world_size].append(key)
-        return owned
+    def _share_documents(
+        self, texts: dict[DocumentKey, str], rows_of: Sequence[Sequence[ChosenRow]]
+    ) -> list[list[DocumentKey]]:
+        """Documents of each worker, in the order in which the rows name them.
+
+        The longest come first and go to the worker with the least to read, its queries included: all wait for
+        the slowest. Texts are measured in characters, as a worker has no tokens of the others' texts.
+        """
+        amount = [sum(self._characters(row.query, row.instruction) for row in rows) for rows in rows_of]
+        owner = {}
+        size = {key: self._characters(text, key[1]) for key, text in texts.items()}
+        for key in sorted(size, key=lambda key: size[key], reverse=True):
+            owner[key] = amount.index(min(amount))
+            amount[owner[key]] += size[key]
+        return [[key for key in texts if owner[key] == worker] for worker in range(self._world_size)]
+
+    def _characters(self, text: str, instruction: str) -> int:
+        """Characters of a text that are read, about."""
+        return min(len(instruction) + len(text), CHARACTERS_PER_TOKEN * self._contract.max_length)
 
     def _tokenize(
         self, texts_and_instructions: Sequence[tuple[str, str]]
