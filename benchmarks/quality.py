@@ -86,10 +86,10 @@ def main() -> None:
         sum(differences) / len(differences),
         0.0,
         "higher",
-        (min(differences), max(differences)),
+        (float(min(differences)), float(max(differences))),
         {
             "tasks": rows,
-            "better_than_minilm": sum(difference > 0 for difference in differences),
+            "better_than_minilm": int(sum(difference > 0 for difference in differences)),
             "wilcoxon_p": float(wilcoxon(differences).pvalue),
             "threads": torch.get_num_threads(),
         },
