@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 from rayembed.config import validate_config
 from rayembed.data.plan_store import PlanReader
@@ -12,6 +13,7 @@ from rayembed.data.stream import local_batches
 from rayembed.errors import ResourceError
 from rayembed.train import dry_run, preflight, trial
 from rayembed.train.longest import longest_batch, row_characters
+from rayembed.train.memory import advising_on_memory
 from rayembed.train.stage_run import StageRun
 from tests.train.sources import stage, stream_spec, write_source
 
@@ -91,6 +93,17 @@ def test_a_step_that_is_killed_is_an_error_with_a_budget(run, monkeypatch):
     batch = longest_batch(run.stream, workers=1)
     with pytest.raises(ResourceError, match=r"was killed, .*set training.tokens_per_chunk to 100 or less"):
         trial.try_step(run, batch)
+
+
+def test_a_step_without_memory_on_the_gpu_is_an_error_with_a_budget(run):
+    batch = longest_batch(run.stream, workers=1)
+    tokens = f"{batch.packed.num_tokens:,} tokens"
+    said = rf"^stage test: step 3 with {tokens} ran out .*tokens_per_chunk to 100 or less"
+    with (
+        pytest.raises(ResourceError, match=said),
+        advising_on_memory("stage test: step 3", run.config.training, batch),
+    ):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_step_that_cannot_fit_is_not_tried(run, monkeypatch):

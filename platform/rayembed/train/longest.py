@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from rayembed.config import SourceConfig
 from rayembed.contract import Contract
-from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
+from rayembed.data.collate import CHARACTERS_PER_TOKEN, Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
@@ -16,7 +16,6 @@ from rayembed.data.stream import StreamSpec
 from rayembed.model.checkpoint import load_tokenizer
 
 _TOKENISED = 4  # batches with the most characters; the one of them with the most tokens is taken
-_CHARACTERS_OF_A_TOKEN = 4
 
 
 def longest_batch(spec: StreamSpec, workers: int) -> TrainingBatch:
@@ -53,7 +52,7 @@ def row_characters(rows: PreparedRows, entry: SourceConfig, contract: Contract) 
     Texts are cut where the contract would cut them, at four characters a token. Which positive and negatives
     a step draws is not known here, so their mean length counts.
     """
-    most = contract.max_length * _CHARACTERS_OF_A_TOKEN
+    most = contract.max_length * CHARACTERS_PER_TOKEN
     return np.concatenate([_encoded_characters(batch, entry, contract, most) for batch in rows.batches()])
 
 

@@ -22,6 +22,7 @@ from rayembed.train import engine as deepspeed_engine
 from rayembed.train.bad_batch import STOPPED_FILE, BadBatch, check_finite, name_batch, record_batch
 from rayembed.train.build import build_engine, restore_moments
 from rayembed.train.checkpoint_store import last_good_state
+from rayembed.train.memory import advising_on_memory
 from rayembed.train.metrics import MetricsRecorder
 from rayembed.train.preemption import PreemptionNotice
 from rayembed.train.ray_metrics import RayMetrics
@@ -102,7 +103,8 @@ def _run_steps(
         factor = learning_rate_factor(batch.step, stage)
         deepspeed_engine.set_learning_rate(engine, factor)
         try:
-            output, gradient_norm = _take(step, engine, batch, timer)
+            with advising_on_memory(f"stage {stage.name}: step {batch.step}", training, batch):
+                output, gradient_norm = _take(step, engine, batch, timer)
         except BadBatch as error:
             message = _report_bad_batch(error, run, batch.step, rank)
             if training.on_bad_batch == "stop":

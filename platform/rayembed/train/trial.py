@@ -22,6 +22,7 @@ from rayembed.model.precision import resolve_device, resolve_precision
 from rayembed.train.bad_batch import BadBatch
 from rayembed.train.build import build_engine
 from rayembed.train.engine import take_step
+from rayembed.train.memory import advising_on_memory, memory_advice
 from rayembed.train.stage_run import StageRun
 from rayembed.train.steps import step_of
 from rayembed.train.timing import StepTimer, peak_memory
@@ -60,7 +61,8 @@ def try_step(run: StageRun, batch: TrainingBatch) -> Trial:
             return pool.submit(_step, run, batch).result()
         except BrokenProcessPool as error:
             raise ResourceError(
-                f"{_tried(batch)} was killed, most likely for its memory; {_cure(run, batch)}"
+                f"{_tried(batch)} with {batch.packed.num_tokens:,} tokens was killed, most likely for its "
+                f"memory; {memory_advice(run.config.training, batch)}"
             ) from error
 
 
@@ -72,16 +74,15 @@ def _step(run: StageRun, batch: TrainingBatch) -> Trial:
     with tempfile.TemporaryDirectory() as folder:
         _join_alone(Path(folder) / "store", device)
         try:
-            step = step_of(run, device, dtype)
-            engine = build_engine(run, None, dtype, batch.num_queries)
-            started = time.perf_counter()
-            step.backward(engine, batch, StepTimer(device))
-            take_step(engine)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - started
-        except torch.cuda.OutOfMemoryError as error:
-            raise ResourceError(f"{_tried(batch)} ran out of GPU memory; {_cure(run, batch)}") from error
+            with advising_on_memory(_tried(batch), training, batch):
+                step = step_of(run, device, dtype)
+                engine = build_engine(run, None, dtype, batch.num_queries)
+                started = time.perf_counter()
+                step.backward(engine, batch, StepTimer(device))
+                take_step(engine)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - started
         except BadBatch as error:
             raise TrainingError(f"{_tried(batch)}: {error}; remove its rows") from error
         finally:
@@ -97,9 +98,4 @@ def _join_alone(store: Path, device: torch.device) -> None:
 
 
 def _tried(batch: TrainingBatch) -> str:
-    return f"a step at the longest batch, step {batch.step} with {batch.packed.num_tokens:,} tokens,"
-
-
-def _cure(run: StageRun, batch: TrainingBatch) -> str:
-    budget = min(run.config.training.tokens_per_chunk or batch.packed.num_tokens, batch.packed.num_tokens)
-    return f"set training.tokens_per_chunk to {budget // 2} or less, or activation_checkpointing: true"
+    return f"a step at the longest batch (step {batch.step})"
