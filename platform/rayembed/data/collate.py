@@ -4,6 +4,7 @@ Each distinct document of the global batch is encoded once, by one worker. Which
 vector will stand among the gathered ones, follows from the plan alone, so no communication is needed.
 """
 
+import heapq
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,14 +118,14 @@ class Collator:
         """Plain lists and numbers of this worker's part, ready to travel as one Arrow row."""
         rows = self.choose(batch)
         texts = {key: text for row in rows for key, text in row.texts.items()}
-        queries_of = [list(range(rank, len(rows), self._world_size)) for rank in range(self._world_size)]
-        owned = self._share_documents(texts, [[rows[index] for index in part] for part in queries_of])
+        rows_of = [rows[rank :: self._world_size] for rank in range(self._world_size)]
+        owned = self._share_documents(texts, rows_of)
         position = {key: index for index, key in enumerate(key for keys in owned for key in keys)}
-        mine = queries_of[self._rank]
-        gathered = [rows[index] for part in queries_of for index in part]
+        mine = rows_of[self._rank]
+        gathered = [row for part in rows_of for row in part]
         positions_of, answered_by = _by_text(position), _queries_answered_by(gathered)
         texts_and_instructions = [
-            *((rows[index].query, rows[index].instruction) for index in mine),
+            *((row.query, row.instruction) for row in mine),
             *((texts[key], key[1]) for key in owned[self._rank]),
         ]
         input_ids, pool_starts = self._tokenize(texts_and_instructions)
@@ -133,17 +134,17 @@ class Collator:
             "input_ids": input_ids,
             "pool_starts": pool_starts,
             "num_queries": len(mine),
-            "positives": [_positive_positions(rows[index], position, positions_of) for index in mine],
-            "negatives": [[position[key] for key in rows[index].negatives] for index in mine],
-            "in_batch": [self._blend[rows[index].source].in_batch_negatives for index in mine],
+            "positives": [_positive_positions(row, position, positions_of) for row in mine],
+            "negatives": [[position[key] for key in row.negatives] for row in mine],
+            "in_batch": [self._blend[row.source].in_batch_negatives for row in mine],
             "in_batch_all": [self._blend[row.source].in_batch_negatives for row in gathered],
-            "answered": [answered_by[rows[index].target[0]] for index in mine],
+            "answered": [answered_by[row.target[0]] for row in mine],
             "document_counts": [len(keys) for keys in owned],
-            "query_counts": [len(part) for part in queries_of],
-            "source": [rows[index].source for index in mine],
-            "row": [int(batch.rows[index]) for index in mine],
-            "scored": [[position[key] for key in rows[index].teacher_scores] for index in mine],
-            "teacher_scores": [list(rows[index].teacher_scores.values()) for index in mine],
+            "query_counts": [len(part) for part in rows_of],
+            "source": [row.source for row in mine],
+            "row": batch.rows[self._rank :: self._world_size].tolist(),
+            "scored": [[position[key] for key in row.teacher_scores] for row in mine],
+            "teacher_scores": [list(row.teacher_scores.values()) for row in mine],
         }
 
     def choose(self, batch: PlannedBatch) -> list[ChosenRow]:
@@ -191,13 +192,20 @@ class Collator:
         The longest come first and go to the worker with the least to read, its queries included: all wait for
         the slowest. Texts are measured in characters, as a worker has no tokens of the others' texts.
         """
-        amount = [sum(self._characters(row.query, row.instruction) for row in rows) for rows in rows_of]
-        owner = {}
+        reading = [
+            (sum(self._characters(row.query, row.instruction) for row in rows), worker)
+            for worker, rows in enumerate(rows_of)
+        ]
+        heapq.heapify(reading)
         size = {key: self._characters(text, key[1]) for key, text in texts.items()}
+        owner = {}
         for key in sorted(size, key=lambda key: size[key], reverse=True):
-            owner[key] = amount.index(min(amount))
-            amount[owner[key]] += size[key]
-        return [[key for key in texts if owner[key] == worker] for worker in range(self._world_size)]
+            amount, owner[key] = reading[0]
+            heapq.heapreplace(reading, (amount + size[key], owner[key]))
+        owned: list[list[DocumentKey]] = [[] for _ in rows_of]
+        for key in texts:
+            owned[owner[key]].append(key)
+        return owned
 
     def _characters(self, text: str, instruction: str) -> int:
         """Characters of a text that are read, about."""
