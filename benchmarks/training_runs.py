@@ -19,7 +19,7 @@ from gradcache_memory import PlainEngine
 from harness import Bar, ratio_bar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rayembed.cluster import PROCESSOR_SETTINGS
+from rayembed.cluster import processor_settings
 from rayembed.config import RunConfig
 from rayembed.data.stream import StreamSpec, local_batches
 from rayembed.model.base_model import prepare_base_model
@@ -71,7 +71,7 @@ class Runs:
     def bare(self, threads: int, copies: int = 1) -> list[float]:
         """The same steps without Ray and DeepSpeed; of several copies at once, those of the slowest."""
         with (
-            mock.patch.dict(os.environ, PROCESSOR_SETTINGS),  # as the workers on Ray have it
+            mock.patch.dict(os.environ, processor_settings()),  # as the workers on Ray have it
             multiprocessing.get_context("spawn").Pool(copies) as pool,
         ):
             work = (self.config, self.base, self.spec, threads)

@@ -8,14 +8,18 @@ import ray
 
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 
-PROCESSOR_SETTINGS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "1000"}
-"""Environment of torch on a CPU, where the driver's own does not say otherwise.
-
-Large memory pages, where Linux leaves the choice to programs, save page faults (torch: c10's alloc_cpu.cpp).
-Threads that wait for each other sleep after some microseconds; GNU OpenMP's usual milliseconds make a step
-several times slower as soon as another process wants one of the processors (libgomp's env.c)."""
-
 logger = logging.getLogger(__name__)
+
+
+def processor_settings() -> dict[str, str]:
+    """Environment of torch on a CPU: what this process was given, else these defaults.
+
+    Large memory pages, where Linux leaves the choice to programs, save page faults (torch: alloc_cpu.cpp).
+    Threads that wait for each other sleep after some microseconds; GNU OpenMP's usual milliseconds make a
+    step several times slower as soon as another process wants a processor (libgomp's env.c).
+    """
+    defaults = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "1000"}
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
 def connect(num_cpus: int | None = None) -> None:
@@ -32,8 +36,7 @@ def connect(num_cpus: int | None = None) -> None:
         return
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
-    environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment |= {name: os.environ.get(name, value) for name, value in PROCESSOR_SETTINGS.items()}
+    environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | processor_settings()
     if home := os.environ.get("RAYEMBED_HOME"):
         environment["RAYEMBED_HOME"] = home
     existing = inside_job or "RAY_ADDRESS" in os.environ
