@@ -80,16 +80,16 @@ def main() -> None:
         name: row | {"minilm": minilm[name], "trained_on": TASKS[name].source in trained}
         for name, row in scores.items()
     }
-    differences = [row["trained"] - row["minilm"] for row in rows.values()]
+    differences = [float(row["trained"] - row["minilm"]) for row in rows.values()]
     bar = Bar(
         "quality_mean",
         sum(differences) / len(differences),
         0.0,
         "higher",
-        (float(min(differences)), float(max(differences))),
+        (min(differences), max(differences)),
         {
             "tasks": rows,
-            "better_than_minilm": int(sum(difference > 0 for difference in differences)),
+            "better_than_minilm": sum(difference > 0 for difference in differences),
             "wilcoxon_p": float(wilcoxon(differences).pvalue),
             "threads": torch.get_num_threads(),
         },
