@@ -28,14 +28,14 @@ import psutil
 from harness import Bar, arguments, write_report
 from inputs import quickstart
 
-from rayembed.cluster import connect
+from rayembed.common.paths import resolve
+from rayembed.common.ray_cluster import connect
 from rayembed.config import RunConfig
 from rayembed.data.plan import PlannedSource, plan_batches
 from rayembed.data.plan_store import write_plan
 from rayembed.data.stream import StreamSpec, local_batches, stream_batches
 from rayembed.model.base_model import prepare_base_model
-from rayembed.paths import resolve
-from rayembed.train.prepare import prepare_stage
+from rayembed.training.prepare import prepare_stage
 
 CONSUMED = 3400.0  # tokens per second that the quickstart's training consumes
 BATCH_SIZE = 128
@@ -130,7 +130,7 @@ def stream_bars(quick: bool) -> list[Bar]:
 
 def wait_bars(quick: bool) -> list[Bar]:
     """`data_wait`: share of the steps' time that training waited for its batch."""
-    from rayembed.train.run import train
+    from rayembed.training.run import train
 
     steps = 6 if quick else 16
     with tempfile.TemporaryDirectory() as folder:

@@ -30,14 +30,14 @@ import pyarrow.parquet as pq
 from harness import Bar, arguments, write_report
 from inputs import natural_texts
 
-from rayembed import logs
-from rayembed.cluster import connect
+from rayembed.common import logs
+from rayembed.common.paths import workspace
+from rayembed.common.ray_cluster import connect
 from rayembed.contract import Contract
-from rayembed.embedding.job import embed_files
-from rayembed.embedding.request import EmbedRequest
-from rayembed.embedding.worker import ShardWorker
+from rayembed.engine.bulk.job import embed_files
+from rayembed.engine.bulk.request import EmbedRequest
+from rayembed.engine.bulk.worker import ShardWorker
 from rayembed.model.base_model import prepare_base_model, save_untrained
-from rayembed.paths import workspace
 
 ACTORS = 2
 SHARD_ROWS = 1024
@@ -62,7 +62,7 @@ def engine_process(checkpoint: Path, lists: list[list[str]], pipe: Connection) -
     import torch
 
     torch.set_num_threads(1)
-    from rayembed.inference.engine import Engine
+    from rayembed.engine.engine import Engine
 
     engine = Engine.load(checkpoint)
     engine.encode(lists[0])

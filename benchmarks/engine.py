@@ -31,11 +31,11 @@ import torch
 from harness import Bar, arguments, interleave, ratio_bar, write_report
 from inputs import natural_texts
 
+from rayembed.common.paths import workspace
 from rayembed.contract import Contract
-from rayembed.inference.engine import Engine
+from rayembed.engine.engine import Engine
 from rayembed.model.base_model import prepare_base_model, save_untrained
-from rayembed.paths import workspace
-from rayembed.train.timing import peak_memory as process_memory
+from rayembed.training.timing import peak_memory as process_memory
 
 Encode = Callable[[Sequence[str]], Any]
 

@@ -24,16 +24,16 @@ from harness import Bar, arguments, interleave, ratio_bar, write_report
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
-from rayembed import logs
-from rayembed.cluster import connect
+from rayembed.common import logs
+from rayembed.common.ray_cluster import connect
 from rayembed.contract import Contract
+from rayembed.engine.engine import Engine
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.runner import run
 from rayembed.evaluation.sizes import text_sets
 from rayembed.evaluation.store import Candidate
 from rayembed.evaluation.units import Unit, WorkQueue, task_units
-from rayembed.inference.engine import Engine
 from rayembed.model.base_model import save_untrained
 
 REPOSITORY = Path(__file__).resolve().parents[1]

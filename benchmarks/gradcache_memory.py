@@ -19,14 +19,14 @@ import torch
 from harness import Bar, arguments, write_report
 from transformers import MistralConfig, MistralModel
 
+from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.configuration import LoraSettings, MeanPoolingConfig, ModelConfig
-from rayembed.model.embedder import Embedder
+from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora
-from rayembed.model.packing import PackedBatch, pack_ids
-from rayembed.train.gradcache import encode_and_backward
-from rayembed.train.step import StepOutput
-from rayembed.train.timing import StepTimer
+from rayembed.training.gradcache import encode_and_backward
+from rayembed.training.step import StepOutput
+from rayembed.training.timing import StepTimer
 
 TOKENS = 64  # of a text
 BUDGET = 2048
@@ -53,7 +53,7 @@ class PlainEngine:
         """Nothing is reduced here."""
 
 
-def small_embedder() -> Embedder:
+def small_embedder() -> EmbeddingModel:
     """Four layers of width 128 with adapters."""
     torch.manual_seed(0)
     config = MistralConfig(
@@ -61,7 +61,7 @@ def small_embedder() -> Embedder:
         num_key_value_heads=2, max_position_embeddings=512, sliding_window=None,
     )  # fmt: skip
     backbone = attach_lora(prepare_backbone(MistralModel(config), "bidirectional"), LoraSettings(dropout=0.0))
-    return Embedder(backbone, ModelConfig(pooling=MeanPoolingConfig())).train()
+    return EmbeddingModel(backbone, ModelConfig(pooling=MeanPoolingConfig())).train()
 
 
 def contrast(vectors_ND: torch.Tensor) -> StepOutput:

@@ -3,9 +3,9 @@
 import random
 from pathlib import Path
 
+from rayembed.common.paths import workspace
 from rayembed.config import RunConfig, load_config
 from rayembed.data.store import build_source, read_split
-from rayembed.paths import workspace
 
 RECIPE = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
 

@@ -25,7 +25,7 @@ from harness import Bar, arguments, ratio_bar, write_report
 
 from rayembed.contract import Contract
 from rayembed.data.store import build_source, read_split
-from rayembed.inference.engine import Engine
+from rayembed.engine.engine import Engine
 from rayembed.mining.config import CheckpointTeacher
 from rayembed.mining.search import exact_top_k
 from rayembed.mining.vectors import EncodeShard, VectorJob, write_texts

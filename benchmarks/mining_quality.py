@@ -28,21 +28,21 @@ import torch
 from harness import Bar, arguments, write_report
 from scipy.stats import wilcoxon
 
+from rayembed.common.paths import atomic_write, workspace
 from rayembed.config import RunConfig, validate_config
-from rayembed.data.schema import PAIR_SCHEMA, document_id
 from rayembed.data.store import build_source, read_split
 from rayembed.data.stream import local_batches
-from rayembed.inference.engine import Engine
+from rayembed.engine.engine import Engine
 from rayembed.mining.config import MiningRecipe
 from rayembed.mining.run import mine
 from rayembed.mining.search import exact_top_k
 from rayembed.mining.selection import random_documents
 from rayembed.model.base_model import prepare_base_model
 from rayembed.model.checkpoint import LoadedModel, load_tokenizer
-from rayembed.paths import atomic_write, workspace
-from rayembed.train.model import build_trainable
-from rayembed.train.prepare import prepare_stage
-from rayembed.train.step import contrastive_step
+from rayembed.records.schema import PAIR_SCHEMA, document_id
+from rayembed.training.model import build_trainable
+from rayembed.training.prepare import prepare_stage
+from rayembed.training.step import contrastive_step
 
 ARMS = ("percentage", "naive", "random")
 INSTRUCTIONS = {

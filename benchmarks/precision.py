@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 import numpy as np
 from harness import Bar, arguments, write_report
 
+from rayembed.common.paths import workspace
 from rayembed.contract import Contract
 from rayembed.data.store import build_source, read_split
-from rayembed.inference.engine import Engine
+from rayembed.engine.engine import Engine
 from rayembed.model.base_model import prepare_base_model, save_untrained
-from rayembed.paths import workspace
 
 SETTINGS = {
     "engine_bf16": {"precision": "bf16", "fp32_layers": 3},

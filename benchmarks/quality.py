@@ -24,6 +24,7 @@ from scipy.stats import wilcoxon
 from sentence_transformers import SentenceTransformer
 
 from rayembed import evaluation
+from rayembed.common.paths import atomic_write, resolve
 from rayembed.evaluation.benchmarks import OFFLINE
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import evaluate_task
@@ -32,7 +33,6 @@ from rayembed.evaluation.scores import COLUMNS, format_table
 from rayembed.evaluation.tasks import TASKS
 from rayembed.mining.config import SentenceTransformersTeacher
 from rayembed.mining.teachers import MINILM, prepare_teacher
-from rayembed.paths import atomic_write, resolve
 
 TABLE = COLUMNS | {"minilm": "MiniLM"}
 

@@ -233,7 +233,7 @@ def engine_figures(
     """In process: texts a second in full batches, and median milliseconds of a single text."""
     import torch
 
-    from rayembed.inference.engine import Engine
+    from rayembed.engine.engine import Engine
 
     torch.set_num_threads(threads)
     engine = Engine.load(checkpoint, device="cpu", precision=precision)

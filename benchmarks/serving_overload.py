@@ -82,7 +82,7 @@ def main() -> None:
 
     import torch
 
-    from rayembed.inference.engine import Engine
+    from rayembed.engine.engine import Engine
 
     torch.set_num_threads(1)
 

@@ -39,11 +39,11 @@ from peers.mnrl import SETTINGS, Peer
 from training_runs import WARM_UP, Runs, overhead_bar, scaling_bar
 from training_steps import Batch, Ours, distinct_batches, plain, pooled_batches
 
+from rayembed.common.paths import resolve
 from rayembed.config import RunConfig
 from rayembed.data.prepared import PreparedRows
 from rayembed.model.base_model import prepare_base_model, save_untrained
-from rayembed.paths import resolve
-from rayembed.train.prepare import prepare_stage
+from rayembed.training.prepare import prepare_stage
 
 TOLERANCE = 1e-3  # largest relative difference of two losses in fp32
 LEARNING_RATE = 1e-3

@@ -19,19 +19,19 @@ from gradcache_memory import PlainEngine
 from harness import Bar, ratio_bar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rayembed.cluster import processor_settings
+from rayembed.common.paths import resolve
+from rayembed.common.ray_cluster import processor_settings
 from rayembed.config import RunConfig
 from rayembed.data.stream import StreamSpec, local_batches
 from rayembed.model.base_model import prepare_base_model
 from rayembed.model.precision import resolve_device, resolve_precision
-from rayembed.paths import resolve
-from rayembed.train.gradcache import encode_and_backward
-from rayembed.train.loop import learning_rate_factor
-from rayembed.train.model import build_trainable, prepare_for_stage
-from rayembed.train.prepare import prepare_stage
-from rayembed.train.run import train
-from rayembed.train.step import StepOutput, contrastive_loss
-from rayembed.train.timing import StepTimer
+from rayembed.training.gradcache import encode_and_backward
+from rayembed.training.loop import learning_rate_factor
+from rayembed.training.model import build_trainable, prepare_for_stage
+from rayembed.training.prepare import prepare_stage
+from rayembed.training.run import train
+from rayembed.training.step import StepOutput, contrastive_loss
+from rayembed.training.timing import StepTimer
 
 WARM_UP = 4  # steps that are not counted
 Measure = Callable[[], list[float]]

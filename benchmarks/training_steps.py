@@ -17,14 +17,14 @@ from rayembed.contract import Contract
 from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows, write_rows
-from rayembed.data.schema import pair_row, to_table
 from rayembed.model.checkpoint import load_tokenizer
 from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
-from rayembed.train import engine as deepspeed_engine
-from rayembed.train.gradcache import encode_and_backward
-from rayembed.train.model import build_trainable, prepare_for_stage, trainable_weights
-from rayembed.train.step import StepOutput, contrastive_loss
-from rayembed.train.timing import StepTimer
+from rayembed.records.schema import pair_row, to_table
+from rayembed.training import engine as deepspeed_engine
+from rayembed.training.gradcache import encode_and_backward
+from rayembed.training.model import build_trainable, prepare_for_stage, trainable_weights
+from rayembed.training.step import StepOutput, contrastive_loss
+from rayembed.training.timing import StepTimer
 
 SOURCES = ("python-docstrings", "wordnet-glosses")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from rayembed.ablation.commands import ablate
-from rayembed.entry import run_command
+from rayembed.cli.ablate import ablate
+from rayembed.cli.entry import run_command
 
 if __name__ == "__main__":
     run_command(ablate)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from rayembed.entry import run_command
-from rayembed.reporting.commands import evaluate
+from rayembed.cli.entry import run_command
+from rayembed.cli.evaluate import evaluate
 
 if __name__ == "__main__":
     run_command(evaluate)

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import typer
 
+from rayembed.cli.entry import run_command
+from rayembed.common.errors import ConfigError
 from rayembed.config import RunConfig, load_config, load_recipe, validate_config
-from rayembed.entry import run_command
-from rayembed.errors import ConfigError
 from rayembed.mining.config import CheckpointTeacher, MiningRecipe
 
 logger = logging.getLogger("rayembed.rounds")
@@ -52,7 +52,7 @@ def rounds(
     rounds: Annotated[int, typer.Option(min=1, help="rounds of mining, each followed by training")] = 1,
 ) -> None:
     """Train a recipe, then mine with its model and train again, as often as wanted."""
-    from rayembed.launch.run import train as run_training  # importing DeepSpeed takes seconds
+    from rayembed.cli.train_and_score import train as run_training  # importing DeepSpeed takes seconds
     from rayembed.mining.run import mine as run_mining
 
     config, recipe = load_config(train), load_recipe(mine, MiningRecipe)

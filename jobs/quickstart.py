@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import typer
 
-from rayembed.entry import run_command
+from rayembed.cli.entry import run_command
 
 
 def quickstart(port: Annotated[int, typer.Option(help="TCP port of the endpoint")] = 8000) -> None:

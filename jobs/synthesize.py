@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from rayembed.synthesis.commands import main
+from rayembed.cli.synthesize import main
 
 if __name__ == "__main__":
     main()

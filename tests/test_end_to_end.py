@@ -10,13 +10,13 @@ import pytest
 import ray
 from ray import serve
 
-from rayembed.errors import ResourceError
+from rayembed.common.errors import ResourceError
+from rayembed.engine.engine import Engine
 from rayembed.evaluation import run as evaluate
-from rayembed.inference.engine import Engine
 from rayembed.model.checkpoint import read_manifest
 from rayembed.quickstart.head import local_head
-from rayembed.reporting.html import write_report
-from rayembed.reporting.metrics import read_metrics
+from rayembed.reports.html import write_report
+from rayembed.reports.metrics import read_metrics
 from rayembed.serving.deploy import deploy
 from tests.training_jobs import (
     ROOT,

@@ -1,5 +1,5 @@
 """`python -m rayembed` is the command `rayembed`."""
 
-from rayembed.cli import main
+from rayembed.cli.main import main
 
 main()

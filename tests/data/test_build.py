@@ -5,12 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayembed.common.errors import ConfigError, DataError, ResourceError
 from rayembed.config import UserSourceConfig
 from rayembed.data import build, part_writer, tasks
-from rayembed.data.readers import json_lines, parquet
-from rayembed.data.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA
 from rayembed.data.store import read_split
-from rayembed.errors import ConfigError, DataError, ResourceError
+from rayembed.records import json_lines, parquet
+from rayembed.records.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA
 
 GOOD = {"query": "q", "positive": "p"}
 EVERYTHING = {"largest_bad_share": 1.0}
@@ -234,7 +234,7 @@ def test_what_cannot_be_read_is_one_clear_error(tmp_path):
 
 def test_locations_beyond_the_disk(tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", [GOOD])
-    monkeypatch.setattr("rayembed.data.readers.locations.ANSWER_SECONDS", 2)
+    monkeypatch.setattr("rayembed.records.locations.ANSWER_SECONDS", 2)
     source = UserSourceConfig(path=path.as_uri())
     build.build_user_source("mine", source, tmp_path / "data")
     assert read_split(tmp_path / "data", "mine", "train").num_rows == 1

@@ -12,10 +12,10 @@ from rayembed.contract import Contract
 from rayembed.data.collate import ChosenRow, Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
-from rayembed.data.schema import pair_row, to_table
 from rayembed.data.stream import local_batches
+from rayembed.records.schema import pair_row, to_table
 from tests.tiny import make_tokenizer
-from tests.train.sources import stage, stream_spec
+from tests.training.sources import stage, stream_spec
 
 TOKENIZER = make_tokenizer()
 CONTRACT = Contract(max_length=120)

@@ -4,7 +4,7 @@ import pytest
 from rayembed.config import DataConfig
 from rayembed.data import contamination
 from rayembed.data.contamination import ContaminationGuard, evaluation_texts
-from rayembed.data.schema import label_row, pair_row, to_table
+from rayembed.records.schema import label_row, pair_row, to_table
 
 KNOWN = "The quick brown fox jumps over the lazy dog and then runs away into the deep dark wood"
 

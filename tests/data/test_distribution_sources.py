@@ -3,11 +3,11 @@
 import pytest
 from typer.testing import CliRunner
 
-from rayembed.data.commands import app
+from rayembed.cli.data import app
+from rayembed.common.errors import ResourceError
 from rayembed.data.sources import SOURCES, apt, debian, perl
 from rayembed.data.sources.base import LabelExample, PairExample
 from rayembed.data.store import build_source
-from rayembed.errors import ResourceError
 
 PACKAGES = """\
 Package: libfox-dev
@@ -87,7 +87,7 @@ def test_without_apt_they_are_skipped_with_a_message(tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="debian-sections cannot be built: this machine has no apt-get"):
         build_source("debian-sections", tmp_path)
     kept = {name: source for name, source in SOURCES.items() if name in ("perlfaq", "debian-bitext-de")}
-    monkeypatch.setattr("rayembed.data.commands.SOURCES", kept)
+    monkeypatch.setattr("rayembed.cli.data.SOURCES", kept)
     result = CliRunner().invoke(app, ["build", "--all", "--out", str(tmp_path)])
     assert result.exit_code == 0
     assert result.output.count("skipped, this machine has no apt-get") == 2

@@ -2,9 +2,9 @@ import logging
 
 import pytest
 
+from rayembed.common.errors import DataError
 from rayembed.data.labels import example_based_rows, label_based_rows
-from rayembed.data.schema import label_row, to_table
-from rayembed.errors import DataError
+from rayembed.records.schema import label_row, to_table
 
 
 def labels(*pairs):

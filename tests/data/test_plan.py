@@ -6,10 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from rayembed.common.errors import DataError
 from rayembed.data import clashes, plan_store
 from rayembed.data.plan import PlannedBatch, PlannedSource, plan_batches
 from rayembed.data.plan_store import PlanReader, differences, stored_description, write_plan
-from rayembed.errors import DataError
 
 
 def source(

@@ -1,7 +1,7 @@
 import numpy as np
 
 from rayembed.data.prepared import PreparedRows, write_rows
-from rayembed.data.schema import document_id, pair_row, to_table
+from rayembed.records.schema import document_id, pair_row, to_table
 
 ROWS = [
     pair_row("q0", ["p0", "shared"], ["n0"], dataset="d", task_type="t", cluster="red"),

@@ -1,8 +1,8 @@
 import pytest
 
+from rayembed.common.errors import DataError
 from rayembed.data.contrastive import contrastive_rows, is_symmetric
-from rayembed.data.schema import PAIR_SCHEMA, label_row, score_row, sentence_label_row, to_table
-from rayembed.errors import DataError
+from rayembed.records.schema import PAIR_SCHEMA, label_row, score_row, sentence_label_row, to_table
 
 
 def table(kind, *rows):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rayembed.common.errors import DataError
 from rayembed.data.sources import SOURCES, python_docstrings, vader, word_similarity, wordnet
 from rayembed.data.splits import SPLITS
 from rayembed.data.store import drop_repeats
-from rayembed.errors import DataError
 
 MODULE = '''
 """Module docstring."""

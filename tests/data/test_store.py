@@ -2,10 +2,10 @@ import json
 
 import pytest
 
+from rayembed.common.errors import DataError, ResourceError
 from rayembed.data import store
 from rayembed.data.sources import SOURCES
 from rayembed.data.sources.base import BuiltInSource, LabelExample, PairExample
-from rayembed.errors import DataError, ResourceError
 
 
 def make_source(examples, version=1):

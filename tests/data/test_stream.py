@@ -10,14 +10,14 @@ import pytest
 import ray
 import torch
 
-from rayembed.cluster import connect
+from rayembed.common.ray_cluster import connect
 from rayembed.data.collate import to_training_batch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prefetch import Prefetched
 from rayembed.data.stream import StreamSpec, local_batches, stream_batches
 from rayembed.data.token_cache import cache_tokens
 from rayembed.model.checkpoint import load_tokenizer
-from tests.train.sources import stage, stream_spec, write_source
+from tests.training.sources import stage, stream_spec, write_source
 
 STEPS = 21
 

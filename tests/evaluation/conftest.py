@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayembed.contract import Contract
-from rayembed.data.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA, document_id
+from rayembed.engine.engine import Encoded
 from rayembed.evaluation import catalogue, runner
 from rayembed.evaluation.shards import ShardEncoder
 from rayembed.evaluation.sizes import text_sets
 from rayembed.evaluation.units import task_units
 from rayembed.evaluation.worker import Worker
-from rayembed.inference.engine import Encoded
+from rayembed.records.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA, document_id
 
 DIMENSIONS = 32
 

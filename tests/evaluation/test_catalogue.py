@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayembed.common.errors import ConfigError, DataError, ResourceError, UserError
 from rayembed.data.sources import SOURCES
-from rayembed.errors import ConfigError, DataError, ResourceError, UserError
 from rayembed.evaluation.benchmarks import OFFLINE, PACKAGES, QUICKSTART
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task

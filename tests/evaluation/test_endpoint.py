@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from rayembed.errors import RequestError, ResourceError
+from rayembed.common.errors import RequestError, ResourceError
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.endpoint import EndpointEngine
 from rayembed.evaluation.store import Endpoint

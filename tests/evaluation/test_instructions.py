@@ -1,8 +1,8 @@
 import mteb
 import pytest
 
+from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.contract import Contract
-from rayembed.errors import CheckpointError, ConfigError
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.overlap import overlap_note, published_overlap, trained_sources
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from rayembed.cluster import connect
-from rayembed.errors import CheckpointError, UserError
+from rayembed.common.errors import CheckpointError, UserError
+from rayembed.common.ray_cluster import connect
 from rayembed.evaluation import gate, runner
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task

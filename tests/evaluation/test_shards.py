@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from rayembed.errors import ResourceError
+from rayembed.common.errors import ResourceError
 from rayembed.evaluation import runner
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
 from rayembed.evaluation.local_task import TaskDescription, local_task

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from rayembed.data.schema import PAIR_SCHEMA
 from rayembed.evaluation.bm25 import BM25, terms
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.local_task import LocalClassification
 from rayembed.evaluation.tasks import load_task
+from rayembed.records.schema import PAIR_SCHEMA
 from tests.evaluation.conftest import WordEngine, pair, write_split
 
 

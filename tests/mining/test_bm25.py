@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from rayembed.data.schema import document_id, pair_row, to_table
-from rayembed.errors import DataError
+from rayembed.common.errors import DataError
 from rayembed.mining.bm25 import BM25Search, best_documents
 from rayembed.mining.filters import below_positive_share
 from rayembed.mining.in_memory import mine_bm25
+from rayembed.records.schema import document_id, pair_row, to_table
 
 PAIRS = [
     ("open a text file", "open the text file for reading"),

@@ -1,7 +1,7 @@
 import pyarrow as pa
 
-from rayembed.data.schema import pair_row, to_table
 from rayembed.mining.collection import collect
+from rayembed.records.schema import pair_row, to_table
 
 
 def row(query, positives, negatives=(), cluster=None, instruction=None):

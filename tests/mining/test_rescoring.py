@@ -3,7 +3,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from rayembed.errors import ResourceError
+from rayembed.common.errors import ResourceError
 from rayembed.mining import run
 from rayembed.mining.config import MiningRecipe
 from tests.fake_endpoint import chat, fake_endpoint

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayembed.common.errors import ConfigError, DataError
 from rayembed.config import UserSourceConfig, load_recipe
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
-from rayembed.errors import ConfigError, DataError
 from rayembed.mining import run, vectors
 from rayembed.mining.config import MiningRecipe, SentenceTransformersTeacher
 from rayembed.mining.teachers import _LOADERS

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rayembed.errors import DataError
+from rayembed.common.errors import DataError
 from rayembed.mining.candidates import Candidates
 from rayembed.mining.config import FilterConfig, SourceMining
 from rayembed.mining.selection import choose

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from rayembed.common.errors import CheckpointError
 from rayembed.config import RunConfig
-from rayembed.errors import CheckpointError
-from rayembed.inference.engine import Engine
+from rayembed.contract.packing import pack
+from rayembed.engine.engine import Engine
 from rayembed.model.configuration import LoraSettings, ModelConfig
-from rayembed.model.packing import pack
-from rayembed.train.checkpointing import TrainingState, load_weights, write_training_state
-from rayembed.train.export import export_model
-from rayembed.train.model import build_trainable, load_trainable_weights, trainable_weights
+from rayembed.training.checkpointing import TrainingState, load_weights, write_training_state
+from rayembed.training.export import export_model
+from rayembed.training.model import build_trainable, load_trainable_weights, trainable_weights
 
 BLOCK = {"num_heads": 2, "head_width": 8}
 HEADS = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from rayembed.errors import CheckpointError, ConfigError
+from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.model.backbone import llama_to_mistral, load_backbone
 from rayembed.model.base_model import check_same_function, prepare_base_model
 from rayembed.model.configuration import LoraSettings

@@ -14,12 +14,12 @@ from transformers import (
 )
 
 from rayembed.contract import Contract
-from rayembed.inference.engine import Engine
+from rayembed.contract.packing import pack_ids
+from rayembed.engine.engine import Engine
 from rayembed.model.backbone import MODEL_CLASSES, load_backbone
 from rayembed.model.checkpoint import save_model
 from rayembed.model.configuration import LatentPoolingConfig, ModelConfig
-from rayembed.model.embedder import Embedder
-from rayembed.model.packing import pack_ids
+from rayembed.model.embedding_model import EmbeddingModel
 from tests.tiny import make_tokenizer
 
 SIZES = {
@@ -111,7 +111,7 @@ def test_cut_and_checkpoint_round_trip(folder, tmp_path):
     config = ModelConfig(
         pooling=LatentPoolingConfig(num_latents=4, num_heads=2, head_width=8, init="published")
     )
-    embedder = Embedder(backbone, config).eval()
+    embedder = EmbeddingModel(backbone, config).eval()
     save_model(tmp_path / "model", embedder, make_tokenizer(), Contract())
     engine = Engine.load(tmp_path / "model", precision="fp32")
     tokenized = engine.tokenize(["some text", "b"])

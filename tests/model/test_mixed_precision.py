@@ -3,12 +3,12 @@ import copy
 import pytest
 import torch
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
+from rayembed.contract.packing import pack_ids
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.configuration import LatentPoolingConfig, MeanPoolingConfig, ModelConfig
-from rayembed.model.embedder import Embedder
+from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.mixed_precision import ResidualNorm, use_mixed_precision
-from rayembed.model.packing import pack_ids
 from tests.tiny import make_backbone
 
 TEXTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14, 15], [16], [40, 41, 42, 43]]
@@ -18,7 +18,7 @@ LARGE = 3000.0
 def embedder_with_large_values(pooling):
     """Random model whose first layer writes one huge value and whose last layer takes it away again."""
     backbone = make_backbone(num_hidden_layers=4)
-    embedder = Embedder(prepare_backbone(backbone, "bidirectional"), ModelConfig(pooling=pooling))
+    embedder = EmbeddingModel(prepare_backbone(backbone, "bidirectional"), ModelConfig(pooling=pooling))
     for layer, sign in ((backbone.layers[0], 1.0), (backbone.layers[-1], -1.0)):
         layer.mlp.down_proj.register_forward_hook(lambda _m, _i, output, sign=sign: shifted(output, sign))
     return embedder.eval()

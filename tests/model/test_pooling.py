@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rayembed.contract.packing import pack_ids
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.configuration import (
     EosPoolingConfig,
@@ -13,8 +14,7 @@ from rayembed.model.configuration import (
     SelfAttentionPoolingConfig,
     WeightedMeanPoolingConfig,
 )
-from rayembed.model.embedder import Embedder
-from rayembed.model.packing import pack_ids
+from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.pooling import build_pooling
 from tests.model import reference
 from tests.tiny import make_backbone
@@ -83,7 +83,9 @@ def test_multi_layer_head_equals_its_definition():
 
 def test_multi_layer_head_gets_the_output_of_every_layer_and_the_final_norm():
     backbone = prepare_backbone(make_backbone(), "bidirectional")
-    embedder = Embedder(backbone, ModelConfig(pooling=MultiLayerPoolingConfig(num_latents=4, **SMALL_BLOCK)))
+    embedder = EmbeddingModel(
+        backbone, ModelConfig(pooling=MultiLayerPoolingConfig(num_latents=4, **SMALL_BLOCK))
+    )
     seen, layers = [], []
     embedder.pooling.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
     for module in (backbone.layers[0], backbone.norm):
@@ -98,7 +100,7 @@ def test_multi_layer_head_gets_the_output_of_every_layer_and_the_final_norm():
 @pytest.mark.parametrize("config", [case[0] for case in CASES] + [MultiLayerPoolingConfig(num_latents=4)])
 def test_vectors_come_back_in_the_order_given_with_unit_length(config):
     torch.manual_seed(0)
-    embedder = Embedder(prepare_backbone(make_backbone(), "bidirectional"), ModelConfig(pooling=config))
+    embedder = EmbeddingModel(prepare_backbone(make_backbone(), "bidirectional"), ModelConfig(pooling=config))
     texts, starts = [[5, 6], [6, 7, 8], [9, 10, 11]], [1, 0, 2]
     with torch.no_grad():
         together = embedder(pack_ids(texts, starts))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from rayembed.contract.packing import PackedLengths, pack_ids
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.configuration import LatentPoolingConfig, MeanPoolingConfig, ModelConfig
-from rayembed.model.embedder import Embedder
-from rayembed.model.packing import PackedLengths, pack_ids
+from rayembed.model.embedding_model import EmbeddingModel
 from tests.model.reference import decoder_states, nv_embed_vector
 from tests.tiny import make_backbone
 
@@ -19,7 +19,7 @@ def make_model(attention="bidirectional", pooling=None):
     """Random model whose norms and biases are not their usual ones and zeros."""
     torch.manual_seed(3)
     pooling = pooling or LatentPoolingConfig(num_latents=6, num_heads=HEADS, head_width=24, init="published")
-    embedder = Embedder(
+    embedder = EmbeddingModel(
         prepare_backbone(make_backbone(), attention), ModelConfig(attention=attention, pooling=pooling)
     )
     with torch.no_grad():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from rayembed.contract import Contract, TokenizedTexts
-from rayembed.inference.engine import Encoded
+from rayembed.engine.engine import Encoded
 from rayembed.serving.builder import build_application
 from rayembed.serving.config import ModelSettings, ServeConfig
 

@@ -5,7 +5,7 @@ import base64
 import numpy as np
 import pytest
 
-from rayembed.inference.quantisation import quantise
+from rayembed.engine.vector_formats import quantise
 from tests.serving.fakes import WIDTH, FakeEngine, WordTokenizer
 
 

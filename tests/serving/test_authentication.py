@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
 from rayembed.serving.authentication import KEYS_VARIABLE, Keyring, KeySettings, load_keyring, load_keys
 
 KEY = "sesame-1234"

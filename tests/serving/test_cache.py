@@ -4,7 +4,7 @@ import fakeredis
 import numpy as np
 import pytest
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
 from rayembed.serving.cache import REDIS_URL_VARIABLE, CachedVector, MemoryCache, RedisCache, make_cache
 from tests.serving.fakes import FakeEngine
 

@@ -4,8 +4,8 @@ import pytest
 import yaml
 from ray.serve import Application
 
-from rayembed.errors import ConfigError
-from rayembed.serving.commands import read_config_file
+from rayembed.cli.serve import read_config_file
+from rayembed.common.errors import ConfigError
 from rayembed.serving.config import ServeConfig
 
 CONFIG_FILE = Path(__file__).resolve().parents[2] / "serve" / "config.yaml"

@@ -5,8 +5,8 @@ import socket
 import pytest
 from typer.testing import CliRunner
 
-from rayembed.errors import CheckpointError, ConfigError, ResourceError
-from rayembed.serving.commands import app
+from rayembed.cli.serve import app
+from rayembed.common.errors import CheckpointError, ConfigError, ResourceError
 from rayembed.serving.deploy import check_port
 
 

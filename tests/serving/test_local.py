@@ -12,7 +12,7 @@ import pytest
 import ray
 import requests
 
-from rayembed.errors import CheckpointError, ResourceError
+from rayembed.common.errors import CheckpointError, ResourceError
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.local import LocalEndpoint, can_serve_locally, check_room
 from tests.serving.fakes import load_fake, load_slow_fake

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
 from rayembed.serving.config import ServeConfig
 from tests.serving.fakes import FakeEngine
 

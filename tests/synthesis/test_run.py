@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from rayembed.common.errors import DataError, ResourceError
 from rayembed.config import UserSourceConfig
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
-from rayembed.errors import DataError, ResourceError
 from rayembed.synthesis.config import SynthesisRecipe
 from rayembed.synthesis.run import synthesize
 from tests.fake_endpoint import chat, fake_endpoint

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rayembed.model.configuration import Frozen
+from rayembed.common.settings import Frozen
 
 
 class MiningConfig(Frozen):

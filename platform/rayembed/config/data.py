@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from rayembed.model.configuration import Frozen
+from rayembed.common.settings import Frozen
 
 SourceKind = Literal["pairs", "labels", "scores", "nli", "duplicates"]
 SourceFormat = Literal["auto", "parquet", "json-lines", "csv", "beir", "hugging-face", "mteb", "triples"]

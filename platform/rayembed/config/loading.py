@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from rayembed.common.errors import ConfigError
+from rayembed.common.settings import Frozen
 from rayembed.config.run import RunConfig
-from rayembed.errors import ConfigError
-from rayembed.model.configuration import Frozen
 
 Recipe = TypeVar("Recipe", bound=Frozen)
 

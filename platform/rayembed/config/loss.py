@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rayembed.model.configuration import Frozen
+from rayembed.common.settings import Frozen
 
 Weight = Annotated[float, Field(gt=0, description="factor in the sum of the stage's losses")]
 Temperature = Annotated[float, Field(gt=0, description="divisor of the cosine")]

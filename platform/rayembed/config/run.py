@@ -3,12 +3,13 @@
 import yaml
 from pydantic import Field, model_validator
 
+from rayembed.common.settings import Frozen
 from rayembed.config.data import DataConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
 from rayembed.config.validation import ValidationConfig
 from rayembed.contract import Contract
-from rayembed.model.configuration import Frozen, LoraSettings, ModelConfig
+from rayembed.model.configuration import LoraSettings, ModelConfig
 
 
 class EvaluationConfig(Frozen):

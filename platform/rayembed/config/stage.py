@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from rayembed.common.settings import Frozen
 from rayembed.config.blend import SourceConfig
 from rayembed.config.loss import InfoNCEConfig, LossConfig, MatryoshkaConfig
-from rayembed.model.configuration import Frozen
 
 StageKind = Literal["contrastive", "simcse", "mntp"]
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rayembed.model.configuration import Frozen, Precision
+from rayembed.common.settings import Frozen
+from rayembed.model.configuration import Precision
 
 TrackerName = Literal["mlflow", "wandb"]
 

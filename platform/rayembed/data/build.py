@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from rayembed.common.errors import ConfigError, DataError
+from rayembed.common.paths import atomic_directory, clear_disk_errors, resolve
 from rayembed.config import DataConfig, UserSourceConfig
 from rayembed.data.card import CARD_VERSION, make_card, read_card, write_card
-from rayembed.data.columns import Columns
 from rayembed.data.part_writer import FinishJob, PartJob, finish_part, write_part
-from rayembed.data.readers import find_files, find_parts
 from rayembed.data.sources import SOURCES
 from rayembed.data.statistics import Statistics
 from rayembed.data.store import build_source
 from rayembed.data.tasks import run_tasks
-from rayembed.errors import ConfigError, DataError
-from rayembed.paths import atomic_directory, clear_disk_errors, resolve
+from rayembed.records import find_files, find_parts
+from rayembed.records.columns import Columns
 
 logger = logging.getLogger(__name__)
 

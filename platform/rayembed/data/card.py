@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rayembed.common.errors import DataError
+from rayembed.common.paths import atomic_write, file_digest
 from rayembed.data.statistics import Statistics, shared_share
-from rayembed.errors import DataError
-from rayembed.paths import atomic_write, file_digest
 
 CARD_FILE = "card.json"
 CARD_VERSION = 3  # raised when cards say something new

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from rayembed.common.errors import DataError
 from rayembed.config import SourceConfig
 from rayembed.contract import Contract
+from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.token_cache import TokenCache, token_keys
-from rayembed.errors import DataError
 from rayembed.losses.infonce import candidate_mask
-from rayembed.model.packing import PackedBatch, pack_ids
 
 CHARACTERS_PER_TOKEN = 4  # of English text and code, roughly; tells only where long texts are cut off
 

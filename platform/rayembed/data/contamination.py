@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from rayembed.common.paths import file_digest, resolve
 from rayembed.config import DataConfig
 from rayembed.data.build import build_any
 from rayembed.data.near_duplicates import NearDuplicates
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import read_split, split_files
-from rayembed.paths import file_digest, resolve
 
 logger = logging.getLogger(__name__)
 

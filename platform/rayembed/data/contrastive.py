@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayembed.data.labels import example_based_rows, label_based_rows
-from rayembed.data.schema import Kind
 from rayembed.data.sentence_pairs import duplicate_rows, entailment_rows, similarity_rows
+from rayembed.records.schema import Kind
 
 logger = logging.getLogger(__name__)
 

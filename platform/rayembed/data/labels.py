@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from rayembed.data.schema import pair_row, to_table
-from rayembed.errors import DataError
+from rayembed.common.errors import DataError
+from rayembed.records.schema import pair_row, to_table
 
 logger = logging.getLogger(__name__)
 

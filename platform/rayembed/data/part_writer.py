@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayembed.common.paths import atomic_write, clear_disk_errors
 from rayembed.config import UserSourceConfig
-from rayembed.data.columns import Columns
-from rayembed.data.readers import Part, Row, Unreadable, read_part
-from rayembed.data.schema import SCHEMAS, row_texts
 from rayembed.data.statistics import Statistics
-from rayembed.data.validation import BadRow, RowChecker
-from rayembed.paths import atomic_write, clear_disk_errors
+from rayembed.records import Part, Row, Unreadable, read_part
+from rayembed.records.checks import BadRow, RowChecker
+from rayembed.records.columns import Columns
+from rayembed.records.schema import SCHEMAS, row_texts
 
 ROWS = 4096  # written at a time
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rayembed.common.errors import DataError
 from rayembed.data.clashes import KeyReader, SharedKeys, find_shared_keys
 from rayembed.data.row_sequence import RowSequence
 from rayembed.data.shares import Batching, rows_of_sources, shares, unit_size
-from rayembed.errors import DataError
 
 _WAITING_LOOKED_AT = 4  # times the rows wanted; keeps a step short where many rows wait
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayembed.common.paths import atomic_directory, atomic_write
 from rayembed.data.plan import PlannedBatch, fingerprint
-from rayembed.paths import atomic_directory, atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from rayembed.threads import keep_to_one_processor
+from rayembed.common.threads import keep_to_one_processor
 
 Item = TypeVar("Item")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rayembed.data.schema import PAIR_SCHEMA, document_id
-from rayembed.errors import DataError
+from rayembed.common.errors import DataError
+from rayembed.records.schema import PAIR_SCHEMA, document_id
 
 ROWS_PER_BATCH = 1 << 14
 

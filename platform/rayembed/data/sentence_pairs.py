@@ -6,8 +6,8 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rayembed.data.schema import pair_row, to_table
-from rayembed.errors import DataError
+from rayembed.common.errors import DataError
+from rayembed.records.schema import pair_row, to_table
 
 
 def similarity_rows(table: pa.Table, *, least_score: float = 4.0) -> pa.Table:

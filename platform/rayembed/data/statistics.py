@@ -9,7 +9,7 @@ import py3langid
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayembed.data.schema import document_id
+from rayembed.records.schema import document_id
 
 PERCENTILES = (5, 50, 95, 100)
 TEXT_COLUMNS = ("query", "positives", "negatives", "text", "sentence1", "sentence2")

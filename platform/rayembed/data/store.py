@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayembed.common.errors import DataError, ResourceError
+from rayembed.common.paths import atomic_directory, clear_disk_errors
 from rayembed.data.card import CARD_VERSION, make_card, read_card, write_card
-from rayembed.data.schema import Kind, check_table, to_table
 from rayembed.data.sources import SOURCES, BuiltInSource
 from rayembed.data.sources.base import Example, LabelExample, PairExample
 from rayembed.data.splits import SPLITS
 from rayembed.data.statistics import Statistics
-from rayembed.errors import DataError, ResourceError
-from rayembed.paths import atomic_directory, clear_disk_errors
+from rayembed.records.schema import Kind, check_table, to_table
 
 logger = logging.getLogger(__name__)
 

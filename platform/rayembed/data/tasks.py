@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rayembed.errors import UserError
+from rayembed.common.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -33,7 +33,7 @@ def run_tasks(function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterato
     # Commands and small sources do without Ray and do not wait for it.
     import ray.data
 
-    from rayembed.cluster import connect
+    from rayembed.common.ray_cluster import connect
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from rayembed.data.schema import pair_row, to_table
+from rayembed.records.schema import pair_row, to_table
 
 
 def text_rows(table: pa.Table, side: Literal["documents", "queries"]) -> pa.Table:

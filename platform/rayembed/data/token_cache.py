@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rayembed.common.paths import atomic_directory
 from rayembed.config import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.plan import fingerprint
 from rayembed.data.prepared import PreparedRows
-from rayembed.data.schema import document_id
-from rayembed.paths import atomic_directory
+from rayembed.records.schema import document_id
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.get_tasks import TASK_LIST
 
+from rayembed.common.errors import ResourceError, UserError
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import build_source, is_built
-from rayembed.errors import ResourceError, UserError
 from rayembed.evaluation.benchmarks import LOCAL_BENCHMARKS, OFFLINE, PACKAGES
 from rayembed.evaluation.mirror import Mirror
 from rayembed.evaluation.names import unknown_name

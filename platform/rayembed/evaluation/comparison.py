@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rayembed.errors import DataError
+from rayembed.common.errors import DataError
 from rayembed.evaluation.record import ModelRecord, TaskRecord
 from rayembed.evaluation.statistics import Comparison, adjusted, paired
 

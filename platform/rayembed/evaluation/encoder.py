@@ -14,8 +14,8 @@ from mteb.results import TaskResult
 from mteb.types import EncodeKwargs, PromptType
 
 from rayembed.contract import Contract
+from rayembed.engine.engine import Encoded
 from rayembed.evaluation.instructions import InstructionPolicy, Instructions
-from rayembed.inference.engine import Encoded
 
 _MOST_QUERIES_KEPT = 20_000
 # Rows that mteb hands over at a time; the engine makes its own batches from all of them.

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from rayembed.common.endpoint_client import EndpointConfig, connect_endpoint
+from rayembed.common.errors import RequestError, ResourceError
 from rayembed.contract import Contract
-from rayembed.endpoint import EndpointConfig, connect_endpoint
-from rayembed.errors import RequestError, ResourceError
+from rayembed.engine.engine import Encoded
 from rayembed.evaluation.store import Endpoint
-from rayembed.inference.engine import Encoded
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from rayembed.errors import UserError
+from rayembed.common.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ import yaml
 from mteb.abstasks.abstask import get_abstask_prompt
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.contract import Contract
-from rayembed.errors import CheckpointError, ConfigError
 
 NAMES = ("auto", "contract", "mteb", "paper", "mteb-entry")
 

@@ -16,8 +16,8 @@ import datasets
 import huggingface_hub
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
 
-from rayembed.errors import DataError, ResourceError
-from rayembed.paths import atomic_directory
+from rayembed.common.errors import DataError, ResourceError
+from rayembed.common.paths import atomic_directory
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rayembed.errors import ConfigError, DataError
+from rayembed.common.errors import ConfigError, DataError
 from rayembed.evaluation.local_task import LOCAL_TYPES, RetrievalContent, TaskDescription, local_task
 from rayembed.evaluation.names import unknown_name
 

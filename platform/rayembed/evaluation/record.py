@@ -9,8 +9,8 @@ from typing import Any
 
 from mteb.results import TaskResult
 
-from rayembed.errors import DataError
-from rayembed.paths import atomic_write
+from rayembed.common.errors import DataError
+from rayembed.common.paths import atomic_write
 
 RECORD_FILE = "record.json"
 

@@ -11,9 +11,10 @@ from mteb.abstasks import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.results import TaskResult
 
-from rayembed.cluster import actor_pool, connect
+from rayembed.common.errors import UserError
+from rayembed.common.paths import resolve
+from rayembed.common.ray_cluster import actor_pool, connect
 from rayembed.contract import Contract
-from rayembed.errors import UserError
 from rayembed.evaluation import bm25
 from rayembed.evaluation.benchmarks import QUICKSTART
 from rayembed.evaluation.catalogue import Catalogue, Selection, TaskReference, aggregate
@@ -30,7 +31,6 @@ from rayembed.evaluation.units import SHARD_TOKENS, Unit, WorkQueue, task_units
 from rayembed.evaluation.worker import Outcome, Setup, Worker
 from rayembed.model.checkpoint import read_manifest
 from rayembed.model.configuration import Precision
-from rayembed.paths import resolve
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from rayembed.errors import UserError
+from rayembed.common.errors import UserError
 from rayembed.evaluation.store import Candidate
 from rayembed.evaluation.units import Unit, WorkQueue
 from rayembed.evaluation.worker import Outcome

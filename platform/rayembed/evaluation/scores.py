@@ -9,8 +9,8 @@ from typing import Any
 import mteb
 import numpy as np
 
+from rayembed.common.paths import atomic_write
 from rayembed.evaluation.tasks import TASKS
-from rayembed.paths import atomic_write
 
 SCORES_FILE = "scores.json"
 COLUMNS = {"bm25": "BM25", "base": "untrained", "trained": "trained"}

@@ -15,9 +15,9 @@ import mteb
 from filelock import FileLock, Timeout
 from mteb.results import TaskResult
 
-from rayembed.errors import ResourceError
+from rayembed.common.errors import ResourceError
+from rayembed.common.paths import atomic_write
 from rayembed.evaluation.instructions import Instructions
-from rayembed.paths import atomic_write
 
 logger = logging.getLogger(__name__)
 

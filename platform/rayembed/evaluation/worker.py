@@ -11,6 +11,7 @@ import torch
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.results import TaskResult
 
+from rayembed.engine.engine import Engine
 from rayembed.evaluation.bm25 import BM25
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
 from rayembed.evaluation.encoder import evaluate_task
@@ -19,7 +20,6 @@ from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.shards import ShardEncoder, is_searched
 from rayembed.evaluation.store import Candidate
 from rayembed.evaluation.units import Unit
-from rayembed.inference.engine import Engine
 from rayembed.model.configuration import Precision
 
 _TASKS_IN_MEMORY = 2

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence, Set
 import bm25s
 import numpy as np
 
-from rayembed.errors import DataError
+from rayembed.common.errors import DataError
 
 # Letters and digits only, so that the parts of an identifier such as `read_file` are words.
 TOKEN_PATTERN = r"[^\W_]+"

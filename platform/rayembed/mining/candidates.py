@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayembed.common.paths import atomic_write, file_digest
+from rayembed.common.ray_work import run_on_actors
 from rayembed.data.plan import fingerprint
 from rayembed.mining.bm25 import BM25Search, best_documents
 from rayembed.mining.collection import Collection
 from rayembed.mining.search import Excluded, exact_top_k
 from rayembed.mining.vectors import VectorJob
 from rayembed.model.precision import resolve_device
-from rayembed.paths import atomic_write, file_digest
-from rayembed.pool import run_on_actors
 
 _SCHEMA = pa.schema(
     {

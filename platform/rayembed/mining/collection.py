@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayembed.common.errors import DataError
+from rayembed.common.paths import resolve
 from rayembed.config import DataConfig
 from rayembed.data.build import build_any
-from rayembed.data.schema import document_id
 from rayembed.data.store import built_in_source, read_parquet, read_split
-from rayembed.errors import DataError
 from rayembed.mining.search import Excluded
-from rayembed.paths import resolve
+from rayembed.records.schema import document_id
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from rayembed.common.endpoint_client import EndpointConfig
+from rayembed.common.settings import Frozen
 from rayembed.config import DataConfig
-from rayembed.endpoint import EndpointConfig
 from rayembed.mining.filters import FILTERS
-from rayembed.model.configuration import Frozen
 
 
 class CheckpointTeacher(Frozen):

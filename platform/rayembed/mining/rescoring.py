@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from rayembed.common.endpoint_client import ask_all, connect_endpoint, keep_answer, stored_answers
+from rayembed.common.errors import ResourceError
 from rayembed.data.plan import fingerprint
-from rayembed.endpoint import ask_all, connect_endpoint, keep_answer, stored_answers
-from rayembed.errors import ResourceError
 from rayembed.mining.candidates import Candidates
 from rayembed.mining.collection import Collection
 from rayembed.mining.config import Rescoring, SourceMining

@@ -6,13 +6,13 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from rayembed.data.schema import to_table
 from rayembed.mining.audit import Audit
 from rayembed.mining.candidates import Candidates
 from rayembed.mining.collection import Collection
 from rayembed.mining.config import SourceMining
 from rayembed.mining.report import RowOutcome
 from rayembed.mining.selection import choose
+from rayembed.records.schema import to_table
 
 
 def complete_rows(

@@ -17,9 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayembed.data.schema import PAIR_SCHEMA, document_id
+from rayembed.common.errors import DataError
+from rayembed.common.paths import atomic_write, resolve
 from rayembed.data.store import read_parquet
-from rayembed.errors import DataError
 from rayembed.mining.audit import Audit
 from rayembed.mining.candidates import (
     Candidates,
@@ -35,7 +35,7 @@ from rayembed.mining.rescoring import SecondLook, rescore
 from rayembed.mining.rows import complete_rows
 from rayembed.mining.teachers import prepare_teacher
 from rayembed.mining.vectors import VectorJob, encode, write_texts
-from rayembed.paths import atomic_write, resolve
+from rayembed.records.schema import PAIR_SCHEMA, document_id
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
-from rayembed.errors import DataError
+from rayembed.common.errors import DataError
 from rayembed.mining.candidates import Candidates
 from rayembed.mining.config import FilterConfig, SourceMining
 from rayembed.mining.filters import FILTERS

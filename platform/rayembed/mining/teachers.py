@@ -11,13 +11,13 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rayembed.endpoint import ask_all, connect_endpoint
-from rayembed.errors import DataError
-from rayembed.inference.engine import Engine
+from rayembed.common.endpoint_client import ask_all, connect_endpoint
+from rayembed.common.errors import DataError
+from rayembed.common.packages import fetch_package
+from rayembed.common.paths import atomic_directory, file_digest, resolve
+from rayembed.engine.engine import Engine
 from rayembed.mining.config import CheckpointTeacher, EndpointTeacher, SentenceTransformersTeacher
 from rayembed.model.precision import resolve_device
-from rayembed.packages import fetch_package
-from rayembed.paths import atomic_directory, file_digest, resolve
 
 logger = logging.getLogger(__name__)
 

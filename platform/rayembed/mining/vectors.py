@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rayembed.common.paths import atomic_write, file_digest
+from rayembed.common.ray_work import run_on_actors
 from rayembed.data.plan import fingerprint
 from rayembed.mining.teachers import DenseTeacher, Encoder, Side, identity, load_teacher, unit_vectors
-from rayembed.paths import atomic_write, file_digest
-from rayembed.pool import run_on_actors
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from rayembed.errors import CheckpointError
+from rayembed.common.errors import CheckpointError
+from rayembed.common.paths import file_digest
 from rayembed.model.checkpoint import check_tensors
-from rayembed.paths import file_digest
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from rayembed.model.packing import PackedLengths
+from rayembed.contract.packing import PackedLengths
 
 PACKED_ATTENTION = "rayembed_packed"
 LONGEST_PLAIN_TEXT = 96  # tokens; see `_plain_may_be_faster`

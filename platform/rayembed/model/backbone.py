@@ -14,7 +14,7 @@ from transformers import (
     Qwen3Model,
 )
 
-from rayembed.errors import CheckpointError
+from rayembed.common.errors import CheckpointError
 from rayembed.model.attention import PACKED_ATTENTION
 
 # Model type -> class. All of them read `config.is_causal` and hand unknown arguments on to the attention.

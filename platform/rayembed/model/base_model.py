@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaModel, MistralModel
 
+from rayembed.common.errors import CheckpointError
+from rayembed.common.packages import fetch_package
+from rayembed.common.paths import atomic_directory, resolve
 from rayembed.contract import Contract
-from rayembed.errors import CheckpointError
 from rayembed.model.backbone import llama_to_mistral, load_backbone
 from rayembed.model.checkpoint import load_tokenizer, save_model
 from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
-from rayembed.model.embedder import Embedder
-from rayembed.packages import fetch_package
-from rayembed.paths import atomic_directory, resolve
+from rayembed.model.embedding_model import EmbeddingModel
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def check_same_function(llama: LlamaModel, mistral: MistralModel, num_tokens: in
 def save_untrained(base: Path | str, folder: Path, contract: Contract, *, layers: int | None = None) -> str:
     """Write the base model with mean pooling as a checkpoint, the baseline of a run; returns its digest."""
     config = ModelConfig(pooling=MeanPoolingConfig())
-    embedder = Embedder(load_backbone(base, layers=layers), config)
+    embedder = EmbeddingModel(load_backbone(base, layers=layers), config)
     provenance = {"base_model": str(base), "trained": False}
     return save_model(folder, embedder, load_tokenizer(base), contract, provenance=provenance)
 

@@ -21,12 +21,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rayembed.common.errors import CheckpointError
+from rayembed.common.paths import atomic_directory, atomic_write, file_digest
 from rayembed.contract import CONTRACT_FILE, Contract
-from rayembed.errors import CheckpointError
 from rayembed.model.backbone import load_backbone
 from rayembed.model.configuration import ModelConfig
-from rayembed.model.embedder import Embedder
-from rayembed.paths import atomic_directory, atomic_write, file_digest
+from rayembed.model.embedding_model import EmbeddingModel
 
 MANIFEST_FILE = "rayembed.json"
 FORMAT_VERSION = 1
@@ -39,7 +39,7 @@ _VERSIONED_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "mte
 class LoadedModel:
     """What a checkpoint folder holds, in memory."""
 
-    embedder: Embedder
+    embedder: EmbeddingModel
     tokenizer: PreTrainedTokenizerBase
     contract: Contract
     digest: str
@@ -58,7 +58,7 @@ def installed_versions() -> dict[str, str]:
 
 def save_model(
     folder: Path,
-    embedder: Embedder,
+    embedder: EmbeddingModel,
     tokenizer: PreTrainedTokenizerBase,
     contract: Contract,
     *,
@@ -87,7 +87,7 @@ def save_model(
 
 def write_model(
     folder: Path,
-    embedder: Embedder,
+    embedder: EmbeddingModel,
     tokenizer: PreTrainedTokenizerBase,
     contract: Contract,
     *,
@@ -188,7 +188,7 @@ def load_model(folder: Path, *, dtype: torch.dtype | Literal["auto"] = torch.flo
     contract = Contract.load(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     backbone = load_backbone(folder / "backbone", dtype=dtype, attention=config.attention)
-    embedder = Embedder(backbone, config)
+    embedder = EmbeddingModel(backbone, config)
     head = embedder.pooling.state_dict()
     if head:
         load_matching(embedder.pooling, load_file(folder / POOLING_FILE), str(folder / POOLING_FILE))

@@ -2,16 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from rayembed.common.settings import Frozen
 
 Precision = Literal["auto", "bf16", "fp32"]
 """Number format of the weights; auto takes bf16 where the processor multiplies it natively."""
-
-
-class Frozen(BaseModel):
-    """Immutable settings that refuse unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 HeadWidth = Annotated[int | None, Field(ge=1)]

@@ -6,7 +6,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
 from rayembed.model.configuration import LoraSettings
 
 

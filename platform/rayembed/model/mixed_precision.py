@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rayembed.errors import ConfigError
-from rayembed.model.embedder import Embedder
+from rayembed.common.errors import ConfigError
+from rayembed.model.embedding_model import EmbeddingModel
 
 
 class ResidualNorm(nn.Module):
@@ -43,7 +43,7 @@ class ResidualNorm(nn.Module):
         return (states * scale).mul_(self.weight).to(self.output_dtype)
 
 
-def use_mixed_precision(embedder: Embedder, *, fp32_layers: int = 0) -> None:
+def use_mixed_precision(embedder: EmbeddingModel, *, fp32_layers: int = 0) -> None:
     """Let an embedder compute in bf16 around an fp32 residual stream; for inference, in place.
 
     Call it when the model is on its device.

@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
 from rayembed.model.configuration import Precision
 
 

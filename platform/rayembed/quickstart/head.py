@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from rayembed.errors import ResourceError
-from rayembed.paths import atomic_write
+from rayembed.common.errors import ResourceError
+from rayembed.common.paths import atomic_write
 
 logger = logging.getLogger(__name__)
 

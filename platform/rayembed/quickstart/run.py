@@ -13,19 +13,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from rayembed.common.paths import atomic_write, resolve, workspace
 from rayembed.config import load_config
 from rayembed.data.card import full_card
 from rayembed.data.store import build_source
+from rayembed.engine.engine import Engine
 from rayembed.evaluation.scores import format_table, read_scores
-from rayembed.inference.engine import Engine
 from rayembed.model.checkpoint import installed_versions
-from rayembed.paths import atomic_write, resolve, workspace
 from rayembed.quickstart.head import Head, local_head
 from rayembed.quickstart.questions import answers
-from rayembed.reporting.html import write_report
-from rayembed.reporting.metrics import read_metrics
-from rayembed.reporting.samples import embedding_map, sample_searches
-from rayembed.reporting.summary import write_summary
+from rayembed.reports.html import write_report
+from rayembed.reports.metrics import read_metrics
+from rayembed.reports.samples import embedding_map, sample_searches
+from rayembed.reports.summary import write_summary
 from rayembed.serving.deploy import check_port
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from fastapi.responses import Response
 
-from rayembed.inference.quantisation import quantise
+from rayembed.engine.vector_formats import quantise
 from rayembed.serving.messages import Embeddings
 from rayembed.serving.schemas.cohere import RerankRequest
 from rayembed.serving.schemas.fields import EmbeddingType

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
 from rayembed.serving.errors import ApiError, Problem
 
 KEYS_VARIABLE = "RAYEMBED_API_KEYS"

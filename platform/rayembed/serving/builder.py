@@ -7,7 +7,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from rayembed.inference.engine import Engine
+from rayembed.engine.engine import Engine
 from rayembed.serving.autoscaling import autoscaling_settings
 from rayembed.serving.config import ModelSettings, ServeConfig
 from rayembed.serving.ingress import INGRESS_NAME, Ingress

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from cachetools import LRUCache
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

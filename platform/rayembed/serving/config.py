@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
+from rayembed.common.paths import resolve
 from rayembed.model.configuration import Precision
-from rayembed.paths import resolve
 from rayembed.serving.cache import CacheKind
 
 Authentication = Literal["auto", "required", "off"]

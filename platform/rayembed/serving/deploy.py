@@ -15,8 +15,8 @@ from ray import serve
 from ray.serve.api import RunTarget, run_many
 from ray.serve.schema import ApplicationStatus
 
-from rayembed.cluster import connect
-from rayembed.errors import CheckpointError, ResourceError
+from rayembed.common.errors import CheckpointError, ResourceError
+from rayembed.common.ray_cluster import connect
 from rayembed.model.checkpoint import read_manifest
 from rayembed.serving.authentication import load_keyring
 from rayembed.serving.builder import APPLICATION_NAME, build_application
@@ -36,7 +36,7 @@ def deploy(
     """Serve a checkpoint on the connected Ray cluster, or on one started here, and return the endpoint's URL.
 
     An endpoint that already runs on the cluster is replaced. Ray Serve passes the environment of
-    `rayembed.cluster.connect` on to the replicas, so that they find the package uninstalled.
+    `rayembed.common.ray_cluster.connect` on to the replicas, so that they find the package uninstalled.
 
     Args:
         arguments: fields of `ServeConfig`; without num_cpus and num_gpus a replica gets one GPU where

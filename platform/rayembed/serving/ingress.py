@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from rayembed import logs
+from rayembed.common import logs
 from rayembed.serving import tracing
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import load_keyring

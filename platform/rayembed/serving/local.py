@@ -17,8 +17,8 @@ import ray
 import uvicorn
 from ray.exceptions import RayActorError
 
-from rayembed.errors import CheckpointError, ResourceError
-from rayembed.inference.engine import Engine
+from rayembed.common.errors import CheckpointError, ResourceError
+from rayembed.engine.engine import Engine
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import Keyring, load_keyring
 from rayembed.serving.config import ModelSettings, ServeConfig

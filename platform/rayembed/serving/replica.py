@@ -14,10 +14,10 @@ from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from rayembed import logs
+from rayembed.common import logs
+from rayembed.common.errors import RequestError
 from rayembed.contract import TokenizedTexts
-from rayembed.errors import RequestError
-from rayembed.inference.engine import Engine
+from rayembed.engine.engine import Engine
 from rayembed.serving import tracing
 from rayembed.serving.autoscaling import QUEUED_TOKENS
 from rayembed.serving.batcher import TokenBatcher
@@ -101,7 +101,7 @@ class Encoder:
         tracing.configure()
         self._settings = settings
         # Loaded and used by the same thread: a second one would get an OpenMP pool beside the first, and
-        # both would sleep at every barrier (see `rayembed.threads`).
+        # both would sleep at every barrier (see `rayembed.common.threads`).
         model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._engine, self._digests = model_thread.submit(_load_all, settings, load).result()
         self._started = time.time()

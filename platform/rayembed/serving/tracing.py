@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from opentelemetry import propagate, trace
 
-from rayembed.errors import ConfigError
+from rayembed.common.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

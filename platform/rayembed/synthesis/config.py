@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from rayembed.endpoint import EndpointConfig
-from rayembed.model.configuration import Frozen
+from rayembed.common.endpoint_client import EndpointConfig
+from rayembed.common.settings import Frozen
 from rayembed.synthesis.kinds import KINDS
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rayembed.endpoint import ask_all, connect_endpoint
-from rayembed.errors import DataError
-from rayembed.paths import resolve
-from rayembed.pool import run_on_actors
+from rayembed.common.endpoint_client import ask_all, connect_endpoint
+from rayembed.common.errors import DataError
+from rayembed.common.paths import resolve
+from rayembed.common.ray_work import run_on_actors
 from rayembed.synthesis.config import EndpointGenerator, LocalGenerator
 
 

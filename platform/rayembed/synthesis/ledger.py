@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rayembed.endpoint import keep_answer, stored_answers
+from rayembed.common.endpoint_client import keep_answer, stored_answers
 from rayembed.synthesis.config import EndpointGenerator, LocalGenerator
 from rayembed.synthesis.generators import Prompt, complete
 from rayembed.synthesis.kinds import Misfit

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayembed.common.errors import DataError
+from rayembed.common.paths import atomic_write, resolve
 from rayembed.data.near_duplicates import NearDuplicates
 from rayembed.data.plan import fingerprint
-from rayembed.data.schema import PAIR_SCHEMA, document_id, pair_row
-from rayembed.errors import DataError
-from rayembed.paths import atomic_write, resolve
+from rayembed.records.schema import PAIR_SCHEMA, document_id, pair_row
 from rayembed.synthesis.config import KindSynthesis, SynthesisRecipe
 from rayembed.synthesis.kinds import KINDS, Triplet, example_prompt, parse_tasks, parse_triplet, tasks_prompt
 from rayembed.synthesis.ledger import Ledger, merged

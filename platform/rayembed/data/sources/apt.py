@@ -8,8 +8,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayembed.errors import ResourceError
-from rayembed.paths import atomic_directory
+from rayembed.common.errors import ResourceError
+from rayembed.common.paths import atomic_directory
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayembed.data.schema import Kind, label_row, pair_row, score_row
 from rayembed.data.splits import Split, split_of
+from rayembed.records.schema import Kind, label_row, pair_row, score_row
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayembed.data.schema import Kind
 from rayembed.data.sources.apt import fetch_lists, missing_apt, stanzas
 from rayembed.data.sources.base import BuiltInSource, LabelExample, PairExample, Reader
+from rayembed.records.schema import Kind
 
 BODY_WORDS = 15
 # Sections that say what a package is for; the others name a language or a part, such as documentation.

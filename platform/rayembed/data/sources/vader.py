@@ -11,9 +11,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from rayembed.common.errors import DataError
+from rayembed.common.packages import fetch_package
 from rayembed.data.sources.base import BuiltInSource, LabelExample
-from rayembed.errors import DataError
-from rayembed.packages import fetch_package
 
 PACKAGE, VERSION = "vaderSentiment", "3.3.2"
 SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"

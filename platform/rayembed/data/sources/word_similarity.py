@@ -9,9 +9,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from rayembed.common.errors import DataError
+from rayembed.common.packages import fetch_package
 from rayembed.data.sources.base import BuiltInSource, ScoreExample
-from rayembed.errors import DataError
-from rayembed.packages import fetch_package
 
 PACKAGE, VERSION = "gensim", "4.4.0"
 SHA256 = "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rayembed.data.schema import Kind, document_id
 from rayembed.data.sources.base import BuiltInSource, LabelExample, PairExample, Reader
+from rayembed.records.schema import Kind, document_id
 
 SYNSETS = Path(__file__).parent / "wordnet_data" / "synsets.parquet"
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from rayembed.contract.packing import PackedLengths
 from rayembed.model.attention import packed_attention
 from rayembed.model.configuration import SelfAttentionPoolingConfig
-from rayembed.model.packing import PackedLengths
 from rayembed.model.pooling.base import PoolingHead
 from rayembed.model.pooling.blocks import CrossAttention, FeedForward, start_as_identity
 from rayembed.model.pooling.mean import mean_by_text

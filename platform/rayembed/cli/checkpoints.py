@@ -1,0 +1,60 @@
+"""The commands `rayembed import-checkpoint` and `rayembed export-checkpoint`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayembed.common.errors import CheckpointError
+from rayembed.common.paths import resolve
+
+
+class Layout(StrEnum):
+    """Folder layouts that a checkpoint can be written in."""
+
+    nv_embed = "nv-embed"
+    sentence_transformers = "sentence-transformers"
+
+
+def import_checkpoint(
+    folder: Annotated[Path, typer.Argument(help="downloaded folder of NV-Embed-v1 or -v2")],
+    out: Annotated[Path, typer.Argument(help="checkpoint folder to write")],
+    max_length: Annotated[int, typer.Option(min=4, help="most tokens of one text")] = 4096,
+) -> None:
+    """Turn a published NV-Embed folder into a checkpoint."""
+    from rayembed.model.export.nv_embed import import_nv_embed
+
+    digest = import_nv_embed(resolve(folder), resolve(out), max_length=max_length)
+    typer.echo(f"checkpoint {digest[:12]}: {resolve(out)}")
+
+
+def export_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint folder")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    layout: Annotated[Layout, typer.Option(help="what will read the folder")],
+    summary: Annotated[
+        Path | None,
+        typer.Option(help="summary.json whose scores go onto the model card (default: the run's, if any)"),
+    ] = None,
+) -> None:
+    """Write a checkpoint for another program."""
+    source, target = resolve(checkpoint), resolve(out)
+    if source == target:
+        raise CheckpointError(f"{target} is the checkpoint itself; export into another folder")
+    if layout is Layout.nv_embed:
+        from rayembed.model.export.nv_embed import export_nv_embed
+
+        export_nv_embed(source, target)
+    else:
+        from rayembed.model.export.sentence_transformers import export_sentence_transformers
+
+        export_sentence_transformers(source, target, summary=_summary(source, summary))
+    typer.echo(f"{layout.value}: {target}")
+
+
+def _summary(checkpoint: Path, declared: Path | None) -> Path | None:
+    if declared is not None and not resolve(declared).is_file():
+        raise CheckpointError(f"no summary at {resolve(declared)}; leave --summary out or give a run's file")
+    path = resolve(declared) if declared else checkpoint.parent / "summary.json"
+    return path if path.is_file() else None

@@ -1,0 +1,131 @@
+"""`rayembed data`: list, check, build and describe sources."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayembed.common.errors import ConfigError, DataError
+from rayembed.common.paths import atomic_write, resolve
+from rayembed.config import UserSourceConfig, load_config
+from rayembed.config.data import SourceFormat, SourceKind, ValidationConfig
+from rayembed.data.build import REJECTS_FILE, build_user_source
+from rayembed.data.card import built_names, full_card, read_card, readable_card
+from rayembed.data.sources import SOURCES
+from rayembed.data.splits import SPLITS
+from rayembed.data.store import build_source, built_in_source, is_built
+
+app = typer.Typer(help="List, check, build and describe data sources.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of the sources, relative to the workspace.")]
+Recipe = Annotated[
+    Path | None, typer.Option("--config", help="Recipe that declares the sources under data.sources.")
+]
+
+
+@app.command("list")
+def list_sources(out: Out = Path("data")) -> None:
+    """Show the built-in sources and the user's own that are built, with their rows."""
+    line = "{:<20} {:<10} {:<15} {:<21} {:<14} {}"
+    typer.echo(line.format("NAME", "KIND", "TASK TYPE", "TRAIN / DEV / TEST", "NEEDS", "LICENCE"))
+    for source in SOURCES.values():
+        rows = (
+            _rows(resolve(out) / source.name) if is_built(source, resolve(out) / source.name) else "not built"
+        )
+        typer.echo(
+            line.format(source.name, source.kind, source.task_type, rows, source.requires, source.licence)
+        )
+    for name in built_names(resolve(out)):
+        if name not in SOURCES:
+            card = read_card(resolve(out) / name) or {}
+            rows = _rows(resolve(out) / name)
+            typer.echo(
+                line.format(name, card["kind"], card["task_type"], rows, "your files", card["licence"])
+            )
+
+
+@app.command("build")
+def build(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Built-in names, or names from the recipe.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Build every built-in source.")] = False,
+    config: Recipe = None,
+    out: Out = Path("data"),
+) -> None:
+    """Build sources that are missing or whose files, settings or builder changed."""
+    declared = load_config(config).data.sources if config else {}
+    if bool(names) == every:
+        known = ", ".join([*declared, *SOURCES])
+        raise DataError(f"give either names or --all; the names are {known}")
+    for name in names or ():
+        if name not in declared:
+            built_in_source(name)
+    for name in names or SOURCES:
+        if every and (reason := SOURCES[name].missing()):
+            typer.echo(f"{name}: skipped, {reason}")
+            continue
+        if name in declared:
+            folder = build_user_source(name, declared[name], resolve(out))
+        else:
+            folder = build_source(name, resolve(out))
+        typer.echo(f"{name}: {_rows(folder)} rows in {folder}")
+
+
+@app.command("card")
+def card(
+    name: Annotated[str, typer.Argument(help="Name of a built source.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of the card as JSON.")] = False,
+    out: Out = Path("data"),
+) -> None:
+    """Describe a built source: rows, what was left out, lengths, languages, overlap, origin and licence."""
+    found = full_card(resolve(out), name)
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else readable_card(found))
+
+
+@app.command("validate")
+def validate(
+    path: Annotated[str, typer.Argument(help="File, folder or URI.")],
+    kind: Annotated[SourceKind, typer.Option(help="Layout of the rows.")] = "pairs",
+    format: Annotated[
+        SourceFormat, typer.Option(help="Where the names of the files do not tell it.")
+    ] = "auto",
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", help="COLUMN=NAME: what a column is called in the files.")
+    ] = None,
+    largest_bad_share: Annotated[
+        float, typer.Option(min=0, max=1, help="More bad rows are an error.")
+    ] = 0.01,
+    rejects: Annotated[Path, typer.Option(help="File that lists the rows that are left out.")] = Path(
+        "rejects.jsonl"
+    ),
+) -> None:
+    """Check files as a build would and print what the card would say; only the list of rejects is kept."""
+    source = UserSourceConfig(
+        path=path,
+        kind=kind,
+        format=format,
+        columns=dict(_assignment(column) for column in columns or ()),
+        validation=ValidationConfig(largest_bad_share=largest_bad_share),
+    )
+    with tempfile.TemporaryDirectory(prefix="rayembed-validate-") as folder:
+        built = build_user_source("checked", source, Path(folder), rejects=resolve(rejects))
+        listed = (built / REJECTS_FILE).read_text()
+        typer.echo(readable_card(full_card(Path(folder), "checked")))
+    if listed:
+        atomic_write(resolve(rejects), listed)
+        typer.echo(f"rejects: {resolve(rejects)}")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    column, separator, name = text.partition("=")
+    if not separator or not column or not name:
+        raise ConfigError(f"--column {text!r} must have the form COLUMN=NAME, for example positives=answer")
+    return column, name
+
+
+def _rows(folder: Path) -> str:
+    card = read_card(folder)
+    return " / ".join(str(card["rows"].get(split, 0)) for split in SPLITS) if card else "not built"

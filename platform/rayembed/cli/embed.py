@@ -1,0 +1,100 @@
+"""The command `rayembed embed`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rayembed.common.paths import resolve
+from rayembed.contract.instructions import Side
+from rayembed.engine.bulk.reading import BadRows
+from rayembed.engine.vector_formats import Quantisation
+from rayembed.model.configuration import Precision
+
+
+def embed(
+    files: Annotated[
+        str, typer.Argument(help="Parquet or JSON-lines file, a folder or a quoted glob of them.")
+    ],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")],
+    output: Annotated[Path, typer.Option(help="Folder of the vectors; a stopped job in it is continued.")],
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column to copy beside the vectors; give it once a column.")
+    ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Option(help="What the texts are for, in words (default: none)."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Name of an instruction that the model was trained with.")
+    ] = None,
+    side: Annotated[
+        Side, typer.Option(help="Whether the texts are queries or documents of the task.")
+    ] = "query",
+    dimensions: Annotated[
+        int | None, typer.Option(min=1, help="Cut the vectors to this width (default: full width).")
+    ] = None,
+    vectors: Annotated[Quantisation, typer.Option(help="Number format of the vectors.")] = "float32",
+    bad_rows: Annotated[
+        BadRows,
+        typer.Option(help="A row without a usable text: stop, leave it out, or give it a null vector."),
+    ] = "error",
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of a shard (default: 1,024 to 8,192, by the size of the input)."),
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Number format of the computation.")] = "auto",
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Engines side by side (default: one per GPU, else one per CPU); 0 runs in this process.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Remove an earlier output first.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Show what would be done; check checkpoint and input, write nothing.")
+    ] = False,
+) -> None:
+    """Embed the texts of files of any size; started again, it continues."""
+    from rayembed.engine.bulk.job import VECTORS_FOLDER, embed_files  # heavy libraries; --help does without
+    from rayembed.engine.bulk.request import EmbedRequest
+
+    request = EmbedRequest(
+        files=files,
+        checkpoint=checkpoint,
+        output=output,
+        text_column=text_column,
+        keep=tuple(keep or ()),
+        instruction=instruction,
+        task=task,
+        side=side,
+        dimensions=dimensions,
+        vectors=vectors,
+        bad_rows=bad_rows,
+        shard_rows=shard_rows,
+        precision=precision,
+    )
+    manifest = embed_files(request, actors=actors, overwrite=overwrite, dry_run=dry_run)
+    if dry_run:
+        _show_plan(manifest)
+        return
+    statistics = manifest["statistics"]
+    counts = "{vectors} vectors of {tokens} tokens, {truncated} texts cut to the longest length"
+    typer.echo(counts.format(**statistics))
+    for reason, count in statistics["bad_rows"].items():
+        typer.echo(f"{count} rows: {reason}")
+    typer.echo(f"vectors: {resolve(output) / VECTORS_FOLDER}")
+
+
+def _show_plan(manifest: dict[str, Any]) -> None:
+    rows = sum(file["rows"] for file in manifest["input"])
+    facts = manifest["settings"] | {
+        "files": len(manifest["input"]),
+        "rows": rows,
+        "shards": f"{manifest['shards']}, {manifest['finished_shards']} of them finished",
+        "size": f"{rows * manifest['bytes_per_vector'] / 2**20:.1f} MiB of vectors",
+    }
+    for name, value in facts.items():
+        typer.echo(f"{name:12} {value}")

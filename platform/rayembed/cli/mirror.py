@@ -1,0 +1,55 @@
+"""The command `rayembed mirror`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from rayembed.common.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True, help="Keep the data of mteb's tasks in a folder, for clusters without a network."
+)
+
+
+@app.command("make")
+def make_mirror(
+    folder: Annotated[str, typer.Argument(help="Where the data is kept.")],
+    benchmark: Annotated[str, typer.Option(help="Name with version.")] = "MTEB(eng, v1)",
+    tasks: Annotated[str | None, typer.Option(help="Task names instead, separated by commas.")] = None,
+) -> None:
+    """Download the data of a benchmark; run again, it continues."""
+    registry_mirror, selected = _mirror(folder, benchmark, tasks)
+    registry_mirror.make(selected)
+    registry_mirror.check(selected)
+    typer.echo(f"complete: {len(selected)} tasks in {folder}")
+
+
+@app.command("check")
+def check_mirror(
+    folder: Annotated[str, typer.Argument(help="Folder to check.")],
+    benchmark: Annotated[str, typer.Option(help="Name with version.")] = "MTEB(eng, v1)",
+    tasks: Annotated[str | None, typer.Option(help="Task names instead, separated by commas.")] = None,
+) -> None:
+    """Name every task whose data is missing, cut short, or lacks a split."""
+    registry_mirror, selected = _mirror(folder, benchmark, tasks)
+    registry_mirror.check(selected)
+    typer.echo(f"complete: {len(selected)} tasks in {folder}")
+
+
+def _mirror(folder: str, benchmark: str, tasks: str | None) -> tuple[Any, list[Any]]:
+    # mteb takes seconds to import; other commands do without.
+    from rayembed.common.paths import resolve
+    from rayembed.evaluation.catalogue import Catalogue
+    from rayembed.evaluation.mirror import Mirror
+
+    catalogue = Catalogue(resolve("data"))
+    selection = catalogue.select(benchmark, task_names(tasks) if tasks is not None else None)
+    registry = [reference for reference in selection.references if reference.origin == "mteb"]
+    if not registry:
+        raise UserError("none of these tasks reads from the hub; they need no mirror")
+    return Mirror(resolve(folder)), [catalogue.load(reference) for reference in registry]
+
+
+def task_names(listed: str) -> list[str]:
+    """Names in a list that is separated by commas."""
+    return [name.strip() for name in listed.split(",") if name.strip()]

@@ -1,0 +1,109 @@
+"""`rayembed serve`."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from rayembed.common.errors import ConfigError, ResourceError
+from rayembed.serving.authentication import load_keyring
+from rayembed.serving.config import ServeConfig
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+
+
+def serve(
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint folder")],
+    host: Annotated[str | None, typer.Option(help="address to listen on (default: 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port (default: 8000)")] = None,
+    model_name: Annotated[str | None, typer.Option(help="name of the model (default: the folder's)")] = None,
+    config: Annotated[Path | None, typer.Option(help="Serve config file that gives the defaults")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any other serving setting")
+    ] = None,
+    drain_seconds: Annotated[
+        float, typer.Option(help="on SIGTERM, seconds from the failing readiness probe to the stop")
+    ] = 10,
+    blocking: Annotated[
+        bool, typer.Option(help="stay until Ctrl-C; --no-blocking leaves it on the cluster of RAY_ADDRESS")
+    ] = True,
+) -> None:
+    """Serve a checkpoint over HTTP with an OpenAI-compatible interface."""
+    # Ray Serve and torch take seconds to import.
+    from rayembed.serving.deploy import deploy, drain, example_request, shut_down
+    from rayembed.serving.local import can_serve_locally, serve_locally
+
+    if not blocking and "RAY_ADDRESS" not in os.environ:
+        raise ResourceError(
+            "--no-blocking needs a Ray cluster that outlives this command; "
+            "run `ray start --head` and set RAY_ADDRESS=127.0.0.1:6379"
+        )
+    arguments, http_options = read_config_file(config) if config else ({}, {})
+    arguments |= dict(_split_setting(setting) for setting in settings or [])
+    arguments["checkpoint"] = checkpoint
+    if model_name is not None:
+        arguments["model_name"] = model_name
+    host = host or http_options.get("host", DEFAULT_HOST)
+    port = port or http_options.get("port", DEFAULT_PORT)
+    serving = ServeConfig.parse(arguments)
+    if can_serve_locally(serving):
+        endpoint = serve_locally(arguments, host=host, port=port)
+        url, drain, stop = endpoint.url, endpoint.drain, endpoint.stop
+    else:
+        url, stop = deploy(arguments, host=host, port=port), shut_down
+    with_key = load_keyring(serving.authentication, serving.api_keys_file, host) is not None
+    example = example_request(url, serving.served_name, with_key=with_key)
+    typer.echo(f"ready: {url}\ntry it:\n  {example}")
+    if blocking:
+        _stay_until_stopped(drain, stop, drain_seconds)
+
+
+app = typer.Typer()
+app.command()(serve)
+
+
+def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The application's `args` and the `http_options` of a Serve config file with one application.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or has not exactly one application.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        [application] = content["applications"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not a Serve config file with one application: {error}") from error
+    return dict(application.get("args", {})), dict(content.get("http_options", {}))
+
+
+def _split_setting(setting: str) -> tuple[str, str]:
+    key, separator, value = setting.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
+    return key, value
+
+
+def _stay_until_stopped(drain: Callable[[], None], stop: Callable[[], None], drain_seconds: float) -> None:
+    """Wait for Ctrl-C, or for SIGTERM, after which orchestrators keep sending requests for a while."""
+    terminated = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    logger.info("press Ctrl-C to stop")
+    try:
+        terminated.wait()
+        logger.info("the readiness probe fails from now on; stopping in %g s", drain_seconds)
+        drain()
+        time.sleep(drain_seconds)
+    except KeyboardInterrupt:
+        pass
+    logger.info("stopping")
+    stop()

@@ -1,0 +1,132 @@
+"""Clients of OpenAI-compatible endpoints: keys from the environment, retries with backoff, clear errors."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from pydantic import Field
+
+from rayembed.common.errors import ResourceError
+from rayembed.common.settings import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import openai
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class EndpointConfig(Frozen):
+    """Where an endpoint is and how it is called."""
+
+    url: str = Field(description="base URL, for example http://127.0.0.1:8000/v1", pattern=r"^https?://")
+    model: str = Field(description="name of the model there")
+    key_variable: str = Field(
+        "OPENAI_API_KEY", description="environment variable with the key; unset for endpoints without one"
+    )
+    timeout: float = Field(120.0, gt=0, description="seconds to wait for one answer")
+    retries: int = Field(5, ge=0, description="times a failed request is repeated, after growing pauses")
+    concurrency: int = Field(8, ge=1, description="requests in flight")
+
+
+def connect_endpoint(config: EndpointConfig) -> "openai.OpenAI":
+    """A client that repeats failed requests by itself; nothing is sent yet.
+
+    Raises:
+        ResourceError: the package openai is not installed.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise ResourceError(
+            "endpoints need the package openai; install it with `pip install 'rayembed[endpoint]'`"
+        ) from error
+    return openai.OpenAI(
+        base_url=config.url,
+        api_key=os.environ.get(config.key_variable, "none"),
+        timeout=config.timeout,
+        max_retries=config.retries,
+    )
+
+
+def ask_all(
+    config: EndpointConfig, ask: "Callable[[Item], Answer]", items: Iterable[Item]
+) -> Iterator[Answer]:
+    """Answers as they come, with `config.concurrency` requests in flight.
+
+    After a failure nothing more is sent, and what is in flight still comes before the failure is raised:
+    answers that were paid for are not lost.
+
+    Raises:
+        ResourceError: the endpoint still fails after all repetitions; the message has its reason.
+    """
+    failure: BaseException | None = None
+    waiting = iter(items)
+    with ThreadPoolExecutor(config.concurrency) as threads:
+        running = {threads.submit(call, config, ask, item) for item in islice(waiting, config.concurrency)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for request in done:
+                error = request.exception()
+                if error is None:
+                    yield request.result()
+                failure = failure or error
+            if failure is None:
+                running |= {threads.submit(call, config, ask, item) for item in islice(waiting, len(done))}
+    if failure is not None:
+        raise failure
+
+
+def keep_answer(stream: TextIO, record: dict[str, Any]) -> None:
+    """Write an answer down as a line of JSON, at once, so that it is not asked for twice."""
+    stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+def stored_answers(path: Path) -> Iterator[dict[str, Any]]:
+    """Answers kept in a file; what a run that was cut off left of its last line is removed."""
+    if not path.is_file():
+        return
+    complete, _, rest = path.read_bytes().rpartition(b"\n")
+    if rest:
+        logger.warning("%s ends in the middle of a line, which is removed", path)
+        path.write_bytes(complete + b"\n" if complete else b"")
+    for line in complete.splitlines():
+        yield json.loads(line)
+
+
+def call(config: EndpointConfig, ask: "Callable[[Any], Answer]", item: Any) -> Answer:
+    """`ask(item)`, with a failure of the endpoint as a ResourceError that names the URL and the reason."""
+    import openai
+
+    try:
+        return ask(item)
+    except openai.AuthenticationError as error:
+        raise ResourceError(
+            f"{config.url} refuses the key ({error.status_code}); set the environment variable "
+            f"{config.key_variable}"
+        ) from error
+    except openai.APIStatusError as error:
+        raise ResourceError(
+            f"{config.url}, model {config.model}: status {error.status_code} after {config.retries} "
+            f"repetitions; {_server_message(error)}"
+        ) from error
+    except openai.APIConnectionError as error:
+        raise ResourceError(
+            f"{config.url} gave no answer after {config.retries} repetitions ({error}); check the address "
+            "and that the server is up, then run the same command again"
+        ) from error
+
+
+def _server_message(error: "openai.APIStatusError") -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message", "the server gave no reason"))[:200]

@@ -1,0 +1,83 @@
+"""Connecting to Ray so that workers find this package whether or not it is installed on them."""
+
+import logging
+import os
+from pathlib import Path
+
+import ray
+
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+
+logger = logging.getLogger(__name__)
+
+
+def processor_settings() -> dict[str, str]:
+    """Environment of torch on a CPU: what this process was given, else these defaults.
+
+    Large memory pages, where Linux leaves the choice to programs, save page faults (torch: alloc_cpu.cpp).
+    Threads that wait for each other sleep after some microseconds; GNU OpenMP's usual milliseconds make a
+    step several times slower as soon as another process wants a processor (libgomp's env.c).
+    """
+    defaults = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "1000"}
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def connect(num_cpus: int | None = None) -> None:
+    """Join the cluster of the surrounding job, or start a local one on loopback; does nothing when connected.
+
+    Inside `ray job submit --working-dir .` the workers' current folder is a copy of the repository, so a
+    relative PYTHONPATH names the source root there. Without a working_dir all processes share this machine's
+    files and the absolute one does.
+
+    Args:
+        num_cpus: CPUs of a cluster started here; None for the machine's. An existing cluster keeps its own.
+    """
+    if ray.is_initialized():
+        return
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
+    environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | processor_settings()
+    if home := os.environ.get("RAYEMBED_HOME"):
+        environment["RAYEMBED_HOME"] = home
+    existing = inside_job or "RAY_ADDRESS" in os.environ
+    ray.init(
+        address="auto" if existing else "local",
+        num_cpus=None if existing else num_cpus,
+        include_dashboard=None if existing else False,
+        runtime_env={"env_vars": environment}
+        | ({} if existing else {"worker_process_setup_hook": f"{__name__}.{silence_cleaner.__name__}"}),
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+    )
+    logger.info("connected to Ray with %g CPUs", ray.cluster_resources().get("CPU", 0))
+
+
+def silence_cleaner() -> None:
+    """Hide what Ray Train logs every second without a dashboard; runs first in each process of a local Ray.
+
+    Its placement group cleaner asks the dashboard's state API whether the controller lives, to tidy up behind
+    it. A local Ray has none, and ends with the program that started it.
+    Source: ray/train/v2/_internal/execution/controller/placement_group_cleaner.py.
+    """
+    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(
+        logging.ERROR
+    )
+
+
+def actor_pool(units: int, actors: int | None = None) -> tuple[int, dict[str, int]]:
+    """Number of actors for so many units of work, and the CPUs and GPUs of each.
+
+    All CPUs are used, but no actor outgrows a node.
+
+    Args:
+        units: pieces of work that can be done side by side.
+        actors: wanted number; None takes one per GPU, else one per CPU.
+    """
+    nodes = [
+        node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    ]
+    cpus = [int(node["CPU"]) for node in nodes]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    pool = min(units, actors or gpus or sum(cpus) or 1)
+    share = min([sum(cpus) // pool, *cpus]) if cpus else 1
+    return pool, {"num_cpus": max(1, share), "num_gpus": 1 if gpus else 0}

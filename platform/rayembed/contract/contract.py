@@ -1,0 +1,199 @@
+"""The embedding contract: how a text becomes tokens and which of them are pooled.
+
+Training, mining, evaluation and serving all tokenise through one `Contract`, which is saved beside the
+weights. Two vectors are comparable only when they were made under the same contract.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rayembed.common.errors import CheckpointError, RequestError
+from rayembed.common.paths import atomic_write
+
+CONTRACT_FILE = "contract.json"
+CONTRACT_VERSION: Literal[1] = 1
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of N texts.
+
+    Attributes:
+        input_ids: for each text its token ids: beginning token if the tokenizer has one, instruction, text,
+            end token.
+        pool_starts: for each text the number of leading positions that attend but are not pooled.
+        truncated: for each text whether it lost tokens to the maximum length.
+    """
+
+    input_ids: list[list[int]]
+    pool_starts: list[int]
+    truncated: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each text."""
+        return [len(ids) for ids in self.input_ids]
+
+
+class Contract(BaseModel):
+    """Instruction template, end token, maximum length, truncation and trained instructions of one model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = Field(CONTRACT_VERSION, description="of this format")
+    instruction_template: str = Field(
+        "Instruct: {instruction}\nQuery: ", description="prefix of a text that carries an instruction"
+    )
+    append_eos: bool = Field(
+        True, description="end every text with the tokenizer's end token, which is pooled"
+    )
+    max_length: int = Field(
+        512, ge=4, description="most tokens of one text, instruction and end token included"
+    )
+    truncation: Literal["keep_eos", "published"] = Field(
+        "keep_eos",
+        description="keep_eos cuts the text and keeps the end token; published cuts after appending, "
+        "as NV-Embed does",
+    )
+    similarity: Literal["cosine"] = Field("cosine", description="how two vectors are compared")
+    instructions: dict[str, str] = Field(
+        default_factory=dict, description="task name -> instruction that the model was trained with"
+    )
+    symmetric: tuple[str, ...] = Field(
+        (), description="task names whose documents carry the instruction too, as in training"
+    )
+
+    def prefix(self, instruction: str | None) -> str:
+        """Text that goes before an instructed input; empty without an instruction."""
+        return self.instruction_template.format(instruction=instruction) if instruction else ""
+
+    def instruction_for(self, task: str, side: Literal["query", "document"] = "query") -> str | None:
+        """Instruction that the model was trained with for one side of a task; None: the bare text.
+
+        Raises:
+            RequestError: the model was not trained for this task.
+        """
+        if task not in self.instructions:
+            known = ", ".join(sorted(self.instructions)) or "none"
+            raise RequestError(
+                f"this model has no instruction named {task!r}, it was trained with: {known}; choose one of "
+                "them or give the instruction in words"
+            )
+        if side == "document" and task not in self.symmetric:
+            return None
+        return self.instructions[task] or None
+
+    def tokenize(
+        self,
+        tokenizer: Any,
+        texts: Sequence[str],
+        instruction: str | None = None,
+        max_length: int | None = None,
+    ) -> TokenizedTexts:
+        """Tokenise `texts`, each with the same `instruction` in front (None: documents, no prefix).
+
+        Raises:
+            RequestError: the maximum length leaves no room for the text behind the instruction.
+        """
+        return self.tokenize_prefixed(tokenizer, texts, self.prefix(instruction), max_length)
+
+    def tokenize_prefixed(
+        self, tokenizer: Any, texts: Sequence[str], prefix: str, max_length: int | None = None
+    ) -> TokenizedTexts:
+        """Like `tokenize`, for callers that hold the finished prefix in place of the instruction."""
+        if not texts:
+            return TokenizedTexts([], [], [])
+        prefixed = [prefix + text for text in texts]
+        encoded = tokenizer(prefixed, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._assemble(tokenizer, encoded, self._pool_start(tokenizer, prefix), max_length)
+
+    def tokenize_ids(
+        self,
+        tokenizer: Any,
+        token_ids: Sequence[Sequence[int]],
+        instruction: str | None = None,
+        max_length: int | None = None,
+    ) -> TokenizedTexts:
+        """Like `tokenize` for inputs that a client has tokenised itself (bare text, no special tokens)."""
+        prefix = self.prefix(instruction)
+        prefix_ids = tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"] if prefix else []
+        encoded = [[*prefix_ids, *ids] for ids in token_ids]
+        return self._assemble(tokenizer, encoded, self._pool_start(tokenizer, prefix), max_length)
+
+    def _assemble(
+        self, tokenizer: Any, encoded: list[list[int]], pool_start: int, max_length: int | None
+    ) -> TokenizedTexts:
+        limit = min(max_length or self.max_length, self.max_length)
+        beginning = _beginning_ids(tokenizer)
+        end = [tokenizer.eos_token_id] if self.append_eos else []
+        if pool_start + len(end) >= limit:
+            raise RequestError(
+                f"the instruction takes {pool_start} tokens of a maximum length of {limit}, which leaves no "
+                "room for text; shorten the instruction or raise max_length"
+            )
+        room = limit - len(beginning) - (len(end) if self.truncation == "keep_eos" else 0)
+        input_ids = [[*beginning, *ids[:room], *end][:limit] for ids in encoded]
+        if any(len(ids) <= pool_start for ids in input_ids):
+            raise RequestError(
+                "an empty text has no tokens to pool under this contract; send at least one character"
+            )
+        truncated = [len(beginning) + len(ids) + len(end) > limit for ids in encoded]
+        return TokenizedTexts(input_ids, [pool_start] * len(encoded), truncated)
+
+    def _pool_start(self, tokenizer: Any, prefix: str) -> int:
+        """Number of leading positions that are not pooled.
+
+        NV-Embed counts the tokens of the instruction string tokenised alone, without special tokens, and
+        masks that many positions of a sequence that starts with the beginning token. The count includes the
+        lone piece of the trailing space, which in the sequence usually merges into the first word, so it
+        covers the beginning token and the instruction exactly. A tokenizer without a beginning token needs
+        the count without that space.
+        Source: forward helpers of the published NV-Embed-v2 model file.
+        """
+        if not prefix:
+            return 0
+        counted = prefix if _beginning_ids(tokenizer) else prefix.rstrip()
+        return len(tokenizer(counted, add_special_tokens=False)["input_ids"])
+
+    def save(self, folder: Path) -> None:
+        """Write contract.json into `folder`."""
+        atomic_write(folder / CONTRACT_FILE, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Contract":
+        """Read contract.json of a checkpoint folder.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another version.
+        """
+        path = folder / CONTRACT_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no {CONTRACT_FILE}; point to a rayembed checkpoint folder")
+        try:
+            content = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{path} is not valid JSON ({error}); copy the checkpoint again") from error
+        version = content.get("version", CONTRACT_VERSION) if isinstance(content, dict) else CONTRACT_VERSION
+        if version != CONTRACT_VERSION:
+            raise CheckpointError(
+                f"{path} has contract version {version}, this release reads {CONTRACT_VERSION}; "
+                "use the release that wrote it"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise CheckpointError(f"{path} is not a readable contract: {error}") from error
+
+
+def _beginning_ids(tokenizer: Any) -> list[int]:
+    """Ids that the tokenizer puts in front of every text: its beginning token, or nothing."""
+    beginning = tokenizer.bos_token_id
+    return [beginning] if beginning is not None and tokenizer("")["input_ids"][:1] == [beginning] else []

@@ -1,0 +1,178 @@
+"""Bulk embedding over Ray Data: the one function behind the job and the command.
+
+The input is cut into shards of consecutive rows. An actor reads a shard, embeds it with its own engine and
+writes it as one file. So the files are in the order of the rows whatever the order they are made in, and a
+job that is started again makes only those that are not there.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from rayembed.common.errors import DataError
+from rayembed.common.paths import resolve
+from rayembed.common.ray_cluster import actor_pool, connect
+from rayembed.engine.bulk.manifest import check_same, read_manifest, write_manifest
+from rayembed.engine.bulk.output import VECTORS_FOLDER, Statistics, read_statistics, shard_path
+from rayembed.engine.bulk.progress import Progress
+from rayembed.engine.bulk.request import EmbedRequest, plan_work
+from rayembed.engine.bulk.worker import ATTEMPTS, ShardWorker, Work
+
+logger = logging.getLogger(__name__)
+
+# Ray Data calls an actor in a second thread; with one arena it reuses what `keep_freed_memory` keeps.
+_ACTOR_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+_READERS = 8  # finished shards that are looked at at the same time
+
+
+def embed_files(
+    request: EmbedRequest,
+    *,
+    actors: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    worker: type[ShardWorker] = ShardWorker,
+) -> dict[str, Any]:
+    """Embed the texts of files into `output`/vectors/part-*.parquet; continues what a stopped job has left.
+
+    Args:
+        request: which texts, and how.
+        actors: engines that work side by side; None takes one per GPU, else one per CPU; 0 runs in this
+            process, without Ray.
+        overwrite: remove an earlier output first.
+        dry_run: only look at the request, the input and an earlier output; writes nothing.
+        worker: what embeds a shard.
+
+    Returns:
+        The manifest, which is also written to `output`/manifest.json.
+
+    Raises:
+        UserError: the request, the input or the earlier output is not as it must be.
+        RuntimeError: shards failed three times; the others are written and kept.
+    """
+    output = resolve(request.output)
+    earlier = read_manifest(output)
+    work, manifest = plan_work(request, earlier["input"] if earlier else ())
+    if earlier and not overwrite:
+        check_same(output, earlier, manifest)
+    done = {} if overwrite else _finished(work)
+    missing = [shard for shard in range(work.shards) if shard not in done]
+    logger.info(
+        "%d rows of %d files in %d shards, %d of them finished",
+        len(work.rows),
+        len(work.rows.files),
+        work.shards,
+        len(done),
+    )
+    if dry_run:
+        return manifest | {"status": "planned", "finished_shards": len(done)}
+    if overwrite and earlier:
+        shutil.rmtree(output)
+    write_manifest(output, manifest)
+    for leftover in (output / VECTORS_FOLDER).glob(".part-*"):
+        leftover.unlink()
+
+    failed = _embed(work, missing, done, actors, worker) if missing else {}
+    statistics = Statistics()
+    for shard in done.values():
+        statistics.add(shard)
+    manifest |= {
+        "status": "incomplete" if failed else "complete",
+        "statistics": asdict(statistics),
+        "failed": {shard_path(output, shard).name: reason for shard, reason in failed.items()},
+    }
+    write_manifest(output, manifest)
+    if failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in manifest["failed"].items())
+        raise RuntimeError(
+            f"{len(failed)} of {work.shards} shards failed {ATTEMPTS} times, the others are kept; start the "
+            f"job again to retry. {reasons}"
+        )
+    logger.info("%d vectors from %d rows in %s", statistics.vectors, statistics.rows, output)
+    return manifest
+
+
+def _finished(work: Work) -> dict[int, Statistics]:
+    """Shards whose files are there, and what they are made of."""
+
+    def read(shard: int) -> Statistics | None:
+        path = shard_path(work.output, shard)
+        if not path.is_file():
+            return None
+        try:
+            return read_statistics(path)
+        except DataError as error:
+            logger.warning("%s; the shard is made again", error)
+            return None
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = readers.map(read, range(work.shards))
+        return {shard: statistics for shard, statistics in enumerate(found) if statistics is not None}
+
+
+def _embed(
+    work: Work,
+    missing: Sequence[int],
+    done: dict[int, Statistics],
+    actors: int | None,
+    worker: type[ShardWorker],
+) -> dict[int, str]:
+    """Make the missing shards, add them to `done`, and return what went wrong with those that failed."""
+    if actors != 0:
+        connect()
+    progress = Progress(len(work.rows), sum(statistics.rows for statistics in done.values()))
+    failed = dict.fromkeys(missing, "")  # until they are done
+    for attempt in range(1, ATTEMPTS + 1):
+        for outcome in _outcomes(work, list(failed), actors, worker):
+            shard = outcome["shard"]
+            if outcome["refused"]:
+                raise DataError(outcome["problem"])
+            if outcome["problem"]:
+                failed[shard] = outcome["problem"]
+                continue
+            del failed[shard]
+            done[shard] = Statistics(**json.loads(outcome["statistics"]))
+            progress.add(done[shard].rows, done[shard].tokens)
+        if not failed:
+            break
+        logger.warning(
+            "attempt %d of %d: %d shards failed: %s", attempt, ATTEMPTS, len(failed), _first(failed)
+        )
+    return failed
+
+
+def _first(failed: dict[int, str]) -> str:
+    shard, reason = next(iter(failed.items()))
+    return f"shard {shard}: {reason}"
+
+
+def _outcomes(
+    work: Work, shards: Sequence[int], actors: int | None, worker: type[ShardWorker]
+) -> Iterator[dict[str, Any]]:
+    """Outcomes of the shards from a pool of actors, in the order they are done."""
+    if actors == 0:
+        local = worker(work)
+        yield from (local({"item": shard}) for shard in shards)
+        return
+    pool, resources = actor_pool(len(shards), actors)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        outcomes = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map(
+            worker,  # type: ignore[arg-type]  # Ray Data calls an instance of it
+            fn_constructor_args=(work, resources["num_cpus"]),
+            compute=ray.data.ActorPoolStrategy(size=pool),
+            num_cpus=resources["num_cpus"],
+            num_gpus=resources["num_gpus"] or None,
+            runtime_env={"env_vars": _ACTOR_ENVIRONMENT | {"RAYON_NUM_THREADS": str(resources["num_cpus"])}},
+        )
+        for batch in outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(batch, pa.Table)
+            yield from batch.to_pylist()

@@ -1,0 +1,136 @@
+"""From a request to the work of a job."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from rayembed.common.errors import RequestError
+from rayembed.common.paths import resolve
+from rayembed.contract import Contract
+from rayembed.contract.instructions import Side, chosen_instruction
+from rayembed.engine.bulk.inputs import find_files, index_files
+from rayembed.engine.bulk.output import VECTOR_COLUMN
+from rayembed.engine.bulk.reading import ROW_FIELD, BadRows, kept_schema
+from rayembed.engine.bulk.worker import Work
+from rayembed.engine.vector_formats import Quantisation, quantise
+from rayembed.model import checkpoint as checkpoints
+from rayembed.model.configuration import Precision
+
+MOST_SHARD_ROWS = 8192  # thousands, so that the engine can sort by length
+LEAST_SHARD_ROWS = 1024
+_WANTED_SHARDS = 64
+
+
+@dataclass(frozen=True)
+class EmbedRequest:
+    """Which texts to embed, and how.
+
+    On several nodes files, checkpoint and output lie on storage that all of them mount.
+
+    Attributes:
+        files: a Parquet or JSON-lines file, a folder or a glob of them.
+        checkpoint: checkpoint folder.
+        output: folder of the vectors and their manifest.
+        text_column: column of the texts.
+        keep: further columns to copy beside the vectors.
+        instruction: what the texts are for, in words; None for documents.
+        task: name of an instruction that the model was trained with, in place of words.
+        side: of the task, whether the texts are its queries or its documents.
+        dimensions: cut the vectors to this width and renormalise; None keeps the full width.
+        vectors: number format of the vectors (see `quantise`).
+        bad_rows: what to do about a row without a usable text: stop, leave it out, or give it a null vector.
+        shard_rows: rows of a shard; None takes 1,024 to 8,192, by the size of the input.
+        precision: number format of the computation; auto takes bf16 where the processor has it.
+    """
+
+    files: str | Path
+    checkpoint: str | Path
+    output: str | Path
+    text_column: str = "text"
+    keep: Sequence[str] = ()
+    instruction: str | None = None
+    task: str | None = None
+    side: Side = "query"
+    dimensions: int | None = None
+    vectors: Quantisation = "float32"
+    bad_rows: BadRows = "error"
+    shard_rows: int | None = None
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        for name, known in (("vectors", Quantisation), ("bad_rows", BadRows), ("precision", Precision)):
+            if (value := getattr(self, name)) not in get_args(known):
+                raise RequestError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
+        if self.shard_rows is not None and self.shard_rows < 1:
+            raise RequestError(f"shard_rows must be at least 1, not {self.shard_rows}")
+        for name in {ROW_FIELD.name, VECTOR_COLUMN} & set(self.keep):
+            raise RequestError(
+                f"the output has a column {name!r} of its own; rename that of the input to keep it"
+            )
+
+
+def plan_work(
+    request: EmbedRequest, known_files: Sequence[dict[str, Any]] = ()
+) -> tuple[Work, dict[str, Any]]:
+    """Look at checkpoint and input; returns the work and the manifest of its output.
+
+    Args:
+        request: the request.
+        known_files: descriptions of the input from an earlier run.
+
+    Raises:
+        UserError: checkpoint or input cannot be read, or do not have what the request names.
+    """
+    folder = resolve(request.checkpoint)
+    description = checkpoints.read_manifest(folder)
+    if request.dimensions is not None and not 1 <= request.dimensions <= description["dimensions"]:
+        raise RequestError(
+            f"dimensions must be between 1 and {description['dimensions']}, not {request.dimensions}"
+        )
+    dimensions = request.dimensions or description["dimensions"]
+    example = quantise(np.ones((1, dimensions), np.float32), request.vectors)  # refuses bits of another width
+    contract = Contract.load(folder)
+    keep = tuple(dict.fromkeys(request.keep))
+    rows = index_files(find_files(request.files), known_files)
+    work = Work(
+        checkpoint=folder,
+        output=resolve(request.output),
+        rows=rows,
+        text_column=request.text_column,
+        kept=kept_schema(rows, request.text_column, keep),
+        shard_rows=request.shard_rows or _default_shard_rows(len(rows)),
+        instruction=chosen_instruction(contract, request.instruction, request.task, request.side),
+        dimensions=dimensions,
+        vectors=request.vectors,
+        bad_rows=request.bad_rows,
+        precision=request.precision,
+    )
+    settings = {
+        "checkpoint": description["digest"],
+        "instruction": work.instruction,
+        "dimensions": work.dimensions,
+        "vectors": work.vectors,
+        "precision": work.precision,
+        "text_column": work.text_column,
+        "keep": {field.name: str(field.type) for field in work.kept},
+        "bad_rows": work.bad_rows,
+        "shard_rows": work.shard_rows,
+    }
+    manifest = {
+        "status": "running",
+        "settings": settings,
+        "checkpoint": str(folder),
+        "contract": contract.model_dump(mode="json"),
+        "shards": work.shards,
+        "bytes_per_vector": example.nbytes,
+        "input": [file.description() for file in rows.files],
+        "versions": checkpoints.installed_versions(),
+    }
+    return work, manifest
+
+
+def _default_shard_rows(rows: int) -> int:
+    return min(max(-(-rows // _WANTED_SHARDS), LEAST_SHARD_ROWS), MOST_SHARD_ROWS)

@@ -1,0 +1,241 @@
+"""Texts -> unit vectors, packed and never padded.
+
+Shapes: N texts, D width of the vectors.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rayembed.common.errors import ConfigError, RequestError
+from rayembed.common.paths import resolve
+from rayembed.contract import Contract, TokenizedTexts
+from rayembed.contract.packing import PackedBatch, pack_ids
+from rayembed.engine.int8_weights import use_int8_weights
+from rayembed.engine.memory import keep_freed_memory
+from rayembed.model.adapters import Adapters
+from rayembed.model.checkpoint import LoadedModel, load_model
+from rayembed.model.compilation import compile_token_wise_parts
+from rayembed.model.configuration import Precision
+from rayembed.model.mixed_precision import use_mixed_precision
+from rayembed.model.precision import resolve_device, resolve_precision
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TOKEN_BUDGETS = {"cpu": 4096, "cuda": 16384}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of N texts and what it took to make them.
+
+    Attributes:
+        vectors: fp32 unit vectors, shape (N, D).
+        token_counts: tokens of each text, instruction and end token included.
+        truncated: for each text whether it was cut to the maximum length.
+    """
+
+    vectors: np.ndarray
+    token_counts: list[int]
+    truncated: list[bool]
+
+
+class Engine:
+    """A loaded model and the batching around it."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        name: str,
+        device: torch.device | None = None,
+        token_budget: int | None = None,
+    ):
+        self.contract: Contract = model.contract
+        self.tokenizer: PreTrainedTokenizerBase = model.tokenizer
+        self.digest: str = model.digest
+        self.name = name
+        keep_freed_memory()
+        self.device = device or torch.device("cpu")
+        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGETS[self.device.type]
+        self._embedder = model.embedder.to(self.device).eval()
+        self._adapters = Adapters(self._embedder.backbone)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        fp32_layers: int = 0,
+        int8_weights: bool = False,
+        compiled: bool = False,
+        token_budget: int | None = None,
+    ) -> "Engine":
+        """Load a checkpoint folder.
+
+        Args:
+            checkpoint: folder written by training or `rayembed base-model --checkpoint`.
+            device: auto, cpu, cuda or cuda:N.
+            precision: auto takes bf16 where the processor has it. In bf16 the residual stream, the norms and
+                the pooled states are fp32.
+            fp32_layers: with bf16, first layers that compute in fp32 altogether.
+            int8_weights: hold the decoder's weights as 8-bit integers; needs the package torchao.
+            compiled: build kernels for norms and feed-forward networks with torch's compiler, which takes up
+                to a minute in the first forward pass and needs a C++ compiler on a CPU.
+            token_budget: most tokens in one forward pass; bounds memory. None: 4096 on a CPU, whose caches
+                hold no more, 16384 on a GPU.
+
+        Raises:
+            CheckpointError: the folder is incomplete, damaged or of another shape.
+            ConfigError: there is no such device, or the model has fewer layers than `fp32_layers`.
+            ResourceError: `int8_weights` without torchao.
+        """
+        folder = resolve(checkpoint)
+        target = resolve_device(device)
+        dtype = resolve_precision(precision, target)
+        model = load_model(folder, dtype="auto" if fp32_layers else dtype)
+        engine = cls(model, name=folder.name, device=target, token_budget=token_budget)
+        if dtype is torch.bfloat16:
+            use_mixed_precision(engine._embedder, fp32_layers=fp32_layers)
+        elif fp32_layers:
+            raise ConfigError("fp32_layers belongs to precision bf16; in fp32 all layers compute in fp32")
+        if int8_weights:
+            use_int8_weights(engine._embedder.backbone)
+        if compiled:
+            compile_token_wise_parts(engine._embedder.backbone)
+        return engine
+
+    def add_adapter(self, name: str, folder: Path) -> str:
+        """Load a LoRA adapter beside the model's weights, for `encode_tokens`; returns its files' digest.
+
+        Raises:
+            CheckpointError: the folder has no LoRA adapter, or one of another model.
+        """
+        return self._adapters.add(name, folder)
+
+    @property
+    def dimensions(self) -> int:
+        """Full width of the vectors."""
+        return self._embedder.dimensions
+
+    def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenizedTexts:
+        """Tokenise under the checkpoint's contract."""
+        return self.contract.tokenize(self.tokenizer, texts, instruction)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        show_progress: bool = False,
+    ) -> Encoded:
+        """Embed texts; each distinct text is computed once.
+
+        Args:
+            texts: N texts.
+            instruction: what the texts are for; None for documents.
+            dimensions: cut the vectors to this width and renormalise; None keeps the full width.
+            show_progress: draw a progress bar over tokens.
+
+        Raises:
+            RequestError: `dimensions` is out of range or the instruction fills the whole length.
+        """
+        position_of: dict[str, int] = {}
+        restore = [position_of.setdefault(text, len(position_of)) for text in texts]
+        tokenized = self.tokenize(list(position_of), instruction)
+        vectors = self.encode_tokens(tokenized, dimensions=dimensions, show_progress=show_progress)
+        lengths = tokenized.lengths
+        return Encoded(
+            vectors[restore],
+            [lengths[position] for position in restore],
+            [tokenized.truncated[position] for position in restore],
+        )
+
+    @torch.inference_mode()
+    def encode_tokens(
+        self,
+        tokenized: TokenizedTexts,
+        *,
+        dimensions: int | None = None,
+        show_progress: bool = False,
+        adapter: str = "",
+    ) -> np.ndarray:
+        """Embed tokenised texts; returns fp32 unit vectors (N, D) in the order given.
+
+        `adapter` names one that was added; the empty name is the model without any.
+
+        Raises:
+            RequestError: `dimensions` is out of range.
+        """
+        width = self._checked_width(dimensions)
+        self._adapters.choose(adapter)
+        vectors = np.empty((len(tokenized), width), dtype=np.float32)
+        progress = tqdm(total=sum(tokenized.lengths), unit="tok", disable=not show_progress, desc="embedding")
+        with progress:
+            for members, batch in self.packed_batches(tokenized):
+                vectors_ND = self.forward(batch)
+                if width < self.dimensions:
+                    vectors_ND = F.normalize(vectors_ND[:, :width], dim=-1)
+                vectors[members] = vectors_ND.cpu().numpy()
+                progress.update(batch.num_tokens)
+        return vectors
+
+    def packed_batches(self, tokenized: TokenizedTexts) -> Iterator[tuple[list[int], PackedBatch]]:
+        """Positions and packed tokens of the texts of each forward pass."""
+        lengths = tokenized.lengths
+        for members in self._batches(lengths):
+            yield (
+                members,
+                pack_ids(
+                    [tokenized.input_ids[member] for member in members],
+                    [tokenized.pool_starts[member] for member in members],
+                    multiple=row_multiple(sum(lengths[member] for member in members)),
+                ),
+            )
+
+    @torch.inference_mode()
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Vectors of one packed batch on the engine's device, fp32 of unit length (N, D)."""
+        return self._embedder(batch.to(self.device))
+
+    def _checked_width(self, dimensions: int | None) -> int:
+        if dimensions is None:
+            return self.dimensions
+        if not 1 <= dimensions <= self.dimensions:
+            raise RequestError(f"dimensions must be between 1 and {self.dimensions}, not {dimensions}")
+        return dimensions
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Positions of the texts of each forward pass: longest first, as many as the token budget holds.
+
+        Neighbours in length share a pass because attention handles equal lengths together.
+        """
+        members: list[int] = []
+        tokens = 0
+        for position in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+            if members and tokens + lengths[position] > self.token_budget:
+                yield members
+                members, tokens = [], 0
+            members.append(position)
+            tokens += lengths[position]
+        if members:
+            yield members
+
+
+def row_multiple(tokens: int) -> int:
+    """What the length of a packed row is rounded up to, so that kernels are built for few lengths.
+
+    A sixteenth to an eighth of the row, as a power of two between 16 and 256 tokens.
+    """
+    part = 1 << max(tokens.bit_length() - 4, 0)
+    return min(max(part, 16), 256)

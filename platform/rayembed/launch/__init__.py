@@ -1,1 +1,0 @@
-"""Training together with the evaluation of its checkpoints, which do not know each other."""

@@ -1,0 +1,48 @@
+"""Backbone plus pooling head: packed tokens -> unit vectors.
+
+Shapes: T packed tokens, P pooled tokens, N texts, D hidden width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from rayembed.contract.packing import PackedBatch
+from rayembed.model.configuration import ModelConfig
+from rayembed.model.pooling import build_pooling
+
+
+class EmbeddingModel(nn.Module):
+    """A decoder whose token states are pooled into one unit vector a text."""
+
+    def __init__(self, backbone: PreTrainedModel, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.pooling = build_pooling(
+            config.pooling, backbone.config.hidden_size, backbone.config.num_hidden_layers
+        )
+
+    @property
+    def dimensions(self) -> int:
+        """Width of the vectors."""
+        return self.backbone.config.hidden_size
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Embed a packed batch; returns fp32 unit vectors (N, D) in the order the texts were given."""
+        output = self.backbone(
+            input_ids=batch.input_ids_T.unsqueeze(0),
+            position_ids=batch.position_ids_T.unsqueeze(0),
+            use_cache=False,
+            packed_lengths=batch.lengths,
+            output_hidden_states=self.pooling.all_layers,
+        )
+        pooled_T = batch.pooled_T
+        if self.pooling.all_layers:
+            # The first entry is the token embeddings; the last is the output of the final norm.
+            states = [states_1TD[0, pooled_T] for states_1TD in output.hidden_states[1:]]
+        else:
+            states = output.last_hidden_state[0, pooled_T]
+        vectors_ND = self.pooling(states, batch.text_index_T[pooled_T], batch.pooled_lengths)
+        return F.normalize(vectors_ND, dim=-1)[batch.order_N]

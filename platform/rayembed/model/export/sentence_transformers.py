@@ -1,0 +1,148 @@
+"""A checkpoint as a sentence-transformers model.
+
+The exported folder is the checkpoint itself plus what sentence-transformers looks for. Its `modules.json` has
+one module by import path, `RayembedModule` of the installed package, and no code travels in the folder. Since
+release 6 sentence-transformers imports modules of other packages only with `trust_remote_code=True`;
+`load_sentence_transformer` needs no such flag because the caller names the package.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import InputModule
+from transformers import PreTrainedTokenizerBase
+
+from rayembed.common.errors import CheckpointError
+from rayembed.common.paths import atomic_directory, atomic_write
+from rayembed.contract import Contract
+from rayembed.contract.packing import pack
+from rayembed.model.checkpoint import LoadedModel, load_model, read_configuration, write_model
+from rayembed.model.export.card import model_card
+
+MODULES_FILE = "modules.json"
+SETTINGS_FILE = "config_sentence_transformers.json"
+
+
+class RayembedModule(InputModule):
+    """The whole model as one module: contract, packed backbone, pooling head and normalisation."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, model: LoadedModel):
+        super().__init__()
+        self.embedder = model.embedder
+        self.tokenizer = model.tokenizer
+        self.contract = model.contract
+        self.max_seq_length = model.contract.max_length
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        init_defaults: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Read an exported folder; `model_kwargs` may hold `dtype`, which is fp32 otherwise.
+
+        Raises:
+            CheckpointError: there is no such folder or it is not a complete checkpoint.
+        """
+        folder = cls.load_dir_path(
+            model_name_or_path,
+            subfolder,
+            token=token,
+            cache_folder=cache_folder,
+            revision=revision,
+            local_files_only=local_files_only,
+        )
+        if folder is None:
+            raise CheckpointError(f"{model_name_or_path} cannot be found; give an exported folder")
+        dtype = (kwargs.get("model_kwargs") or {}).get("dtype", torch.float32)
+        return cls(load_model(Path(folder), dtype=dtype))
+
+    def get_embedding_dimension(self) -> int:
+        """Width of the vectors."""
+        return self.embedder.dimensions
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
+        """Tokenise under the contract and pack; `prompt` is the finished prefix, which is not pooled."""
+        texts = [str(text) for text in inputs]
+        tokenized = self.contract.tokenize_prefixed(self.tokenizer, texts, prompt or "", self.max_seq_length)
+        return {"packed": pack(tokenized)}
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Add `sentence_embedding`, unit vectors of shape (N, D)."""
+        device = next(self.embedder.parameters()).device
+        features["sentence_embedding"] = self.embedder(features["packed"].to(device))
+        return features
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write the checkpoint's files into a folder that sentence-transformers has made."""
+        write_model(Path(output_path), self.embedder, self.tokenizer, self.contract)
+
+
+def load_sentence_transformer(folder: Path | str, **options: Any) -> SentenceTransformer:
+    """A checkpoint, exported or not, as a `SentenceTransformer` with its prompts.
+
+    Args:
+        folder: checkpoint folder.
+        options: arguments of `SentenceTransformer`, such as `device`.
+
+    Raises:
+        CheckpointError: the folder is not a complete checkpoint.
+    """
+    module = RayembedModule(load_model(Path(folder)))
+    settings = _settings(module.contract)
+    return SentenceTransformer(
+        modules=[module],
+        prompts=settings["prompts"],
+        similarity_fn_name=settings["similarity_fn_name"],
+        **options,
+    )
+
+
+def export_sentence_transformers(checkpoint: Path, out: Path, *, summary: Path | None = None) -> None:
+    """Copy a checkpoint and add what sentence-transformers needs, with a model card.
+
+    Args:
+        checkpoint: checkpoint folder.
+        out: folder to write; one of that name is replaced.
+        summary: summary.json of the run, whose scores go onto the card.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete.
+    """
+    manifest, config = read_configuration(checkpoint)
+    contract = Contract.load(checkpoint)
+    scores = json.loads(summary.read_text())["tasks"] if summary else {}
+    with atomic_directory(out) as temporary:
+        shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
+        module = {"idx": 0, "name": "0", "path": "", "type": f"{__name__}.{RayembedModule.__name__}"}
+        atomic_write(temporary / MODULES_FILE, json.dumps([module], indent=2) + "\n")
+        atomic_write(temporary / SETTINGS_FILE, json.dumps(_settings(contract), indent=2) + "\n")
+        atomic_write(temporary / "README.md", model_card(out.name, manifest, config, contract, scores))
+
+
+def _settings(contract: Contract) -> dict[str, Any]:
+    """Prompts by task name; mteb prefers `NAME-document` for the documents of a task called NAME."""
+    prompts = {"query": "", "document": ""}
+    for name in contract.instructions:
+        prompts[name] = contract.prefix(contract.instruction_for(name))
+        if name not in prompts.keys() & {"query", "document"}:
+            prompts[f"{name}-document"] = contract.prefix(contract.instruction_for(name, side="document"))
+    return {
+        "model_type": "SentenceTransformer",
+        "prompts": prompts,
+        "default_prompt_name": None,
+        "similarity_fn_name": contract.similarity,
+    }

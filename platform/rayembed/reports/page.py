@@ -1,0 +1,46 @@
+"""Pages of one file each: a template with the shared style sheet, layout and charts."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rayembed.reports.svg import PALETTE_SIZE
+from rayembed.reports.text import duration
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its caption; names of the legend have the colours of the palette in order."""
+
+    title: str
+    note: str
+    figure: Markup
+    legend: Sequence[str] = ()
+
+
+def render(template: str, **content: Any) -> str:
+    """The page of a template; texts in `content` are escaped.
+
+    Args:
+        template: file in this package that extends layout.html.
+        content: what the template shows.
+    """
+    environment = Environment(
+        loader=PackageLoader("rayembed.reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = duration
+    environment.globals["palette_size"] = PALETTE_SIZE
+    return environment.get_template(template).render(
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        style=Markup(resources.files("rayembed.reports").joinpath("report.css").read_text()),
+        **content,
+    )

@@ -1,0 +1,178 @@
+"""Masked next-token prediction: the module, its batches, and one step.
+
+Shapes: T packed tokens, M masked tokens, V vocabulary, D hidden width, S sources of the blend.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from rayembed.common.errors import CheckpointError, ConfigError
+from rayembed.config import MNTPConfig
+from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
+from rayembed.data.collate import TrainingBatch
+from rayembed.losses.mntp import mask_tokens, masked_next_token
+from rayembed.training.distributed import largest_over_ranks, sum_over_ranks, world_size
+from rayembed.training.step import StepOutput
+from rayembed.training.timing import StepTimer
+
+
+class MaskedLanguageModel(nn.Module):
+    """A backbone and its frozen language-model head; the backbone is named as in an EmbeddingModel."""
+
+    def __init__(self, backbone: PreTrainedModel, head_VD: torch.Tensor):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(head_VD.shape[1], head_VD.shape[0], bias=False, dtype=backbone.dtype)
+        self.head.weight = nn.Parameter(head_VD.to(backbone.dtype), requires_grad=False)
+
+    def forward(self, batch: PackedBatch, before_M: torch.Tensor) -> torch.Tensor:
+        """Logits (M, V) at the given positions of the packed row."""
+        output = self.backbone(
+            input_ids=batch.input_ids_T.unsqueeze(0),
+            position_ids=batch.position_ids_T.unsqueeze(0),
+            use_cache=False,
+            packed_lengths=batch.lengths,
+        )
+        return self.head(output.last_hidden_state[0, before_M])
+
+
+def language_model_head(base: Path | str) -> torch.Tensor:
+    """Weights (V, D) that turn a base model's states into next-token logits.
+
+    Raises:
+        CheckpointError: the base model was saved without them.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        base, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    model, report = loaded
+    if any("lm_head" in name for name in report["missing_keys"]):
+        raise CheckpointError(
+            f"base model {base} has no language-model head, which a stage of kind mntp needs; use a folder "
+            "with lm_head.weight, or a model whose embeddings serve as its head"
+        )
+    return model.get_output_embeddings().weight.detach().clone()
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """One worker's masked texts.
+
+    Attributes:
+        packed: the texts with masks.
+        before_M: position before each masked token in the packed row, ascending.
+        token_M: the tokens that were masked.
+        source_M: position of each one's source in the blend.
+    """
+
+    packed: PackedBatch
+    before_M: torch.Tensor
+    token_M: torch.Tensor
+    source_M: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "MaskedBatch":
+        """Copy with all tensors on `device`."""
+        return replace(
+            self,
+            packed=self.packed.to(device),
+            before_M=self.before_M.to(device),
+            token_M=self.token_M.to(device),
+            source_M=self.source_M.to(device),
+        )
+
+
+def mask_id(tokenizer: PreTrainedTokenizerBase, loss: MNTPConfig) -> int:
+    """Id of the mask token.
+
+    Raises:
+        ConfigError: the text is not one token.
+    """
+    ids = tokenizer(loss.mask_token, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ConfigError(
+            f"mask_token {loss.mask_token!r} is {len(ids)} tokens for this tokenizer; choose a text of one"
+        )
+    return ids[0]
+
+
+def mask_batch(
+    batch: TrainingBatch, loss: MNTPConfig, *, mask: int, end: int | None, seed: int
+) -> MaskedBatch:
+    """Mask the queries of a batch on the CPU; seed, step and row alone decide, not the number of workers."""
+    lengths = batch.packed.lengths.texts
+    texts = batch.packed.input_ids_T[: batch.packed.num_tokens].split(list(lengths))
+    order = batch.packed.order_N.tolist()
+    ids, starts, chosen = [], [], []
+    for query in range(batch.num_queries):
+        packed_text = order[query]
+        source, row = int(batch.source_Q[query]), batch.rows[query]
+        start = lengths[packed_text] - batch.packed.pooled_lengths[packed_text]
+        masked, places = mask_tokens(
+            texts[packed_text].tolist(),
+            first=start,
+            share=loss.masked_share,
+            mask_id=mask,
+            end_id=end,
+            generator=np.random.default_rng([seed, batch.step, source, row]),
+        )
+        ids.append(masked)
+        starts.append(start)
+        chosen.append(places)
+    packed = pack_ids(ids, starts)
+    offsets = np.cumsum([0, *packed.lengths.texts])
+    entries: list[tuple[int, int, int]] = []
+    for query, places in enumerate(chosen):
+        original, offset = texts[order[query]], int(offsets[int(packed.order_N[query])])
+        entries.extend(
+            (offset + place - 1, int(original[place]), int(batch.source_Q[query])) for place in places
+        )
+    columns = torch.tensor(sorted(entries), dtype=torch.long).reshape(-1, 3)
+    return MaskedBatch(packed, columns[:, 0], columns[:, 1], columns[:, 2])
+
+
+def masked_backward(
+    engine: Any,
+    batch: MaskedBatch,
+    num_sources: int,
+    timer: StepTimer,
+    tokens_per_chunk: int | None = None,
+) -> StepOutput:
+    """Leave the gradient of the mean over all ranks' masked tokens in the parameters; called by all ranks.
+
+    The loss is a sum over texts, so chunks need no second forward pass.
+    """
+    chunks = [batch.packed] if tokens_per_chunk is None else split_packed(batch.packed, tokens_per_chunk)
+    rounds = 1 if tokens_per_chunk is None else largest_over_ranks(len(chunks))
+    count = float(sum_over_ranks(torch.tensor(float(len(batch.token_M)), device=batch.token_M.device)))
+    starts = np.cumsum([0, *(chunk.num_tokens for chunk in chunks)]).tolist()
+    losses, correct = [], []
+    for turn in range(rounds):
+        # A rank with fewer chunks than others takes part in their collectives with its last one, for nothing.
+        idle = turn >= len(chunks)
+        index = min(turn, len(chunks) - 1)
+        inside_M = (batch.before_M >= starts[index]) & (batch.before_M < starts[index + 1])
+        with timer.phase("forward"):
+            logits_MV = engine(chunks[index], batch.before_M[inside_M] - starts[index])
+            token_M = batch.token_M[inside_M]
+            losses_M = masked_next_token(logits_MV, token_M)
+        with timer.phase("backward"):
+            engine.set_gradient_accumulation_boundary(turn == rounds - 1)
+            engine.backward(losses_M.sum() * (0.0 if idle else world_size() / max(count, 1.0)))
+        if not idle:
+            losses.append(losses_M.detach())
+            correct.append((logits_MV.detach().argmax(dim=1) == token_M).float())
+    losses_M, correct_M = torch.cat(losses), torch.cat(correct)
+    zeros_S = torch.zeros(num_sources, device=losses_M.device)
+    counts_S = zeros_S.index_add(0, batch.source_M, torch.ones_like(losses_M))
+    values = {"loss": losses_M, "accuracy": correct_M}
+    return StepOutput(
+        loss=losses_M.sum() * world_size() / max(count, 1.0),
+        sums_S={name: zeros_S.index_add(0, batch.source_M, value) for name, value in values.items()},
+        counts_S=dict.fromkeys(values, counts_S),
+    )

@@ -1,0 +1,109 @@
+"""Names of the files of a run folder, and the note of when the run began and how it ended.
+
+Reading them needs no heavy library.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rayembed.common.paths import atomic_write
+
+RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.jsonl"
+NOTE_FILE = "run.json"
+VALIDATION_FILE = "validation.jsonl"
+
+_BEAT_SECONDS = 10.0
+_SILENT_SECONDS = 60.0  # without a beat, after which a run counts as stopped
+_MAY_CHANGE = ("training", "validation", "evaluation", "output", "models_directory")
+
+
+@contextlib.contextmanager
+def noted(folder: Path) -> Iterator[None]:
+    """Keep the note of a run up to date while it is trained.
+
+    The note has `started` (of the first attempt), `ended` and `error`. `ended` is null while the run is
+    trained, and stays so when its process is killed or interrupted by hand; the file is touched as long as
+    the process lives.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        Exception: what the body raises, after its first line is in the note.
+    """
+    path = folder / NOTE_FILE
+    started = read_note(folder).get("started") or _now()
+    _write(path, started)
+    try:
+        with _touched(path):
+            yield
+    except Exception as error:
+        _write(path, started, ended=_now(), error=f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    _write(path, started, ended=_now())
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """The note of a run; empty where there is none."""
+    path = folder / NOTE_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def is_trained_now(folder: Path) -> bool:
+    """Whether a process on any machine trains the run, or did less than a minute ago."""
+    path = folder / NOTE_FILE
+    if not path.is_file() or read_note(folder)["ended"]:
+        return False
+    return time.time() - path.stat().st_mtime < _SILENT_SECONDS
+
+
+@contextlib.contextmanager
+def _touched(path: Path) -> Iterator[None]:
+    """Set the time of a file again and again."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            path.touch()
+
+    thread = threading.Thread(target=beat, name="run-note", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def first_difference(before: object, now: object, where: str = "") -> str | None:
+    """First setting that differs, leaving out those that do not change what is learned."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if not where and key in _MAY_CHANGE:
+                continue
+            found = first_difference(before.get(key), now.get(key), f"{where}{key}.")
+            if found:
+                return found
+        return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            found = first_difference(old, new, f"{where}{index}.")
+            if found:
+                return found
+        return None
+    return None if before == now else f"{where.rstrip('.')} was {before!r} and is {now!r}"
+
+
+def _write(path: Path, started: str, *, ended: str | None = None, error: str | None = None) -> None:
+    atomic_write(path, json.dumps({"started": started, "ended": ended, "error": error}, indent=2) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

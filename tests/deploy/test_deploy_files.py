@@ -1,0 +1,86 @@
+"""Manifests, dashboard and alerts agree with the schemas of their tools and with the code."""
+
+import json
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.metrics import IngressMetrics, ReplicaMetrics
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+CLUSTERS = {
+    "RayCluster": ("spec",),
+    "RayJob": ("spec", "rayClusterSpec"),
+    "RayService": ("spec", "rayClusterConfig"),
+}
+# Fields of KubeRay's v1 interface, https://ray-project.github.io/kuberay/reference/api/
+CLUSTER_FIELDS = {"rayVersion", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"}
+GROUP_FIELDS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+KUBERNETES_VERSION = "1.35"
+
+
+def load(name):
+    return yaml.safe_load((DEPLOY / "kubernetes" / name).read_text())
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifest_fits_its_schema(path):
+    manifest = yaml.safe_load(path.read_text())
+    kind = manifest["kind"]
+    if kind in CLUSTERS:
+        cluster = manifest
+        for key in CLUSTERS[kind]:
+            cluster = cluster[key]
+        assert cluster.keys() <= CLUSTER_FIELDS
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        for group in groups:
+            assert group.keys() <= GROUP_FIELDS
+            assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **group["template"]}
+            kubernetes_validate.validate(pod, KUBERNETES_VERSION, strict=True)
+        for group in cluster["workerGroupSpecs"]:
+            assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    elif kind not in ("Kustomization", "ServiceMonitor"):
+        kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
+
+
+def test_kustomization_names_existing_files():
+    for name in load("kustomization.yaml")["resources"]:
+        assert (DEPLOY / "kubernetes" / name).is_file()
+
+
+def test_served_application_is_valid_and_asks_for_keys():
+    config = yaml.safe_load(load("service.yaml")["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(config)
+    [application] = config["applications"]
+    settings = ServeConfig.parse(application["args"])
+    assert settings.authentication == "required"
+    worker = load("service.yaml")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    [container] = worker["template"]["spec"]["containers"]
+    assert settings.num_cpus <= float(container["resources"]["requests"]["cpu"])
+
+
+def test_dashboard_and_alerts_use_metrics_that_exist():
+    collectors = (ReplicaMetrics("model"), IngressMetrics())
+    known = {metric.name for metrics in collectors for metric in metrics.collect()}
+    dashboard = json.loads((DEPLOY / "grafana" / "endpoint.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    for group in yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]:
+        expressions += [rule["expr"] for rule in group["rules"]]
+    used = {name for text in expressions for name in re.findall(r"rayembed_\w+", text)}
+    assert used
+    assert {re.sub("_(total|bucket|sum|count)$", "", name) for name in used} <= known
+
+
+def test_images_copy_what_exists():
+    for path in (DEPLOY / "docker").iterdir():
+        copied = re.findall(r"^COPY (.+) \S+$", path.read_text(), flags=re.MULTILINE)
+        names = [name for line in copied for name in line.split()]
+        assert names
+        assert [name for name in names if not (DEPLOY.parent / name).exists()] == []

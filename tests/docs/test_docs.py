@@ -1,0 +1,69 @@
+"""Pages agree with the code and with each other."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from rayembed.cli.main import app
+from scripts.make_configuration_docs import PAGE, page
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+by_name = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors of the headings of a page, as code hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def shell_commands(text: str) -> list[str]:
+    """Lines after a `$` in console blocks, continued ones joined, without comments."""
+    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
+
+
+def test_the_page_on_configuration_is_up_to_date():
+    assert PAGE.read_text() == page(), "run `python scripts/make_configuration_docs.py`"
+
+
+def test_every_setting_is_described():
+    rows = [line for line in page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 50
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def test_the_index_lists_every_page():
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert [path.name for path in (ROOT / "docs").glob("*.md") if f"({path.name})" not in index] == [
+        "index.md"
+    ]
+
+
+@by_name
+def test_links_lead_somewhere(path):
+    targets = re.findall(r"\]\((?!https?:)([^)\s]*)\)", path.read_text())
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@by_name
+def test_commands_have_the_options_that_the_page_gives_them(path):
+    for line in shell_commands(path.read_text()):
+        name, *arguments = shlex.split(line, comments=True)
+        if name != "rayembed":
+            continue
+        command = typer.main.get_command(app)
+        while isinstance(command, typer.core.TyperGroup):
+            assert arguments[0] in command.commands, line
+            command = command.commands[arguments.pop(0)]
+        with command.make_context(line, arguments):
+            pass

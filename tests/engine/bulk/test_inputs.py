@@ -1,0 +1,138 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayembed.common.errors import DataError
+from rayembed.engine.bulk import inputs
+from rayembed.engine.bulk.inputs import find_files, index_files
+from rayembed.engine.bulk.reading import kept_schema, read_rows
+
+
+def write_parquet(path, start, stop, *, row_group_size=None, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(
+        {"text": [f"text {n}" for n in range(start, stop)], "id": list(range(start, stop))} | columns
+    )
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def write_lines(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_a_folder_gives_its_files_by_name_without_hidden_ones(tmp_path):
+    for name in ("b.parquet", "a.parquet", "deep/c.parquet", ".part-1.parquet", "_log/d.parquet"):
+        write_parquet(tmp_path / name, 0, 1)
+    (tmp_path / "readme.txt").write_text("no rows")
+    names = [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path)]
+    assert names == ["a.parquet", "b.parquet", "deep/c.parquet"]
+    assert find_files(tmp_path / "[ab].parquet") == [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+
+
+@pytest.mark.parametrize("interval", [2, 1024])
+def test_any_range_of_rows_is_read_across_files_of_both_kinds(tmp_path, monkeypatch, interval):
+    monkeypatch.setattr(inputs, "ROWS_PER_OFFSET", interval)
+    monkeypatch.setattr("rayembed.engine.bulk.reading.ROWS_PER_OFFSET", interval)
+    monkeypatch.setattr("rayembed.engine.bulk.reading._ROWS_PER_READ", 3)
+    write_parquet(tmp_path / "1.parquet", 0, 10, row_group_size=4)
+    write_lines(tmp_path / "2.jsonl", [{"id": n, "text": f"text {n}"} for n in range(10, 15)] + ["", "  "])
+    write_parquet(tmp_path / "3.parquet", 15, 15)
+    write_parquet(tmp_path / "4.parquet", 15, 20)
+    rows = index_files(find_files(tmp_path))
+    assert len(rows) == 20
+    kept = kept_schema(rows, "text", ["id"])
+    for start in range(20):
+        for stop in range(start + 1, 21):
+            found = read_rows(rows, start, stop, "text", kept)
+            assert found.texts == [f"text {n}" for n in range(start, stop)]
+            assert found.columns["row"].to_pylist() == list(range(start, stop))
+            assert found.columns["id"].to_pylist() == list(range(start, stop))
+            assert found.problems == {}
+    assert rows.place(12) == f"row 3 of {tmp_path / '2.jsonl'}"
+
+
+def test_each_kind_of_bad_row_is_told_apart(tmp_path):
+    lines = [
+        {"text": "good", "id": 1},
+        {"text": None, "id": 2},
+        {"id": 3},
+        {"text": " \n", "id": 4},
+        {"text": 5, "id": 5},
+        "[6]",
+        '{"text": "cut',
+        '{"text": "\\ud800"}',
+    ]
+    rows = index_files([write_lines(tmp_path / "rows.jsonl", lines)])
+    found = read_rows(rows, 0, 8, "text", kept_schema(rows, "text", ["id"]))
+    assert found.problems == {
+        1: "no text",
+        2: "no text",
+        3: "empty text",
+        4: "text is not a string",
+        5: "not a JSON object",
+        6: "not a JSON object",
+        7: "half a Unicode character",
+    }
+    assert found.columns["id"].to_pylist() == [1, 2, 3, 4, 5, None, None, None]
+
+
+def test_a_digest_is_taken_again_only_when_size_or_time_differ(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", 0, 3)
+    first = index_files([path])
+    digest = first.files[0].sha256
+    assert len(digest) == 64
+    known = [file.description() for file in first.files]
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "file_digest", lambda path: pytest.fail("read again"))
+        assert index_files([path], known).files[0].sha256 == digest
+    write_parquet(path, 1, 4)
+    assert index_files([path], known).files[0].sha256 != digest
+
+
+def test_unusable_inputs_are_refused_with_the_remedy(tmp_path):
+    good = write_parquet(tmp_path / "good.parquet", 0, 3)
+    (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "torn.parquet").write_bytes(good.read_bytes()[:-10])
+    (tmp_path / "empty.jsonl").write_text("\n")
+    for pattern, message in [
+        ("s3://bucket/texts", "is a URL"),
+        (tmp_path / "nothing.parquet", "has no files"),
+        (tmp_path / "notes.txt", "does not end in"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            find_files(pattern)
+    with pytest.raises(DataError, match="not a complete Parquet file"):
+        index_files([tmp_path / "torn.parquet"])
+    with pytest.raises(DataError, match="has no rows"):
+        index_files([tmp_path / "empty.jsonl"])
+
+
+def test_columns_must_be_there_and_have_one_type(tmp_path):
+    write_parquet(tmp_path / "1.parquet", 0, 3)
+    write_parquet(tmp_path / "2.parquet", 3, 6, id=pa.array(["a", "b", "c"]))
+    rows = index_files(find_files(tmp_path))
+    assert kept_schema(rows, "text", []) == pa.schema([])
+    for text_column, keep, message in [
+        ("body", [], r"no column 'body'; it has id, text"),
+        ("id", [], "holds int64, not texts"),
+        ("text", ["url"], "no column 'url'"),
+        ("text", ["id"], r"'id' is string in .*2\.parquet and int64 in .*1\.parquet"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            kept_schema(rows, text_column, keep)
+
+
+def test_a_value_of_another_type_in_json_lines_is_named(tmp_path):
+    rows = index_files(
+        [write_lines(tmp_path / "rows.jsonl", [{"text": "a", "id": n} for n in (1, 2, "three")])]
+    )
+    with pytest.raises(DataError, match="mixes types"):
+        kept_schema(rows, "text", ["id"])
+    with pytest.raises(
+        DataError, match=r"'id' is int64 in the first rows, and another type between rows 1 and 3"
+    ):
+        read_rows(rows, 0, 3, "text", pa.schema([("id", pa.int64())]))

@@ -1,0 +1,71 @@
+"""Adapters that peft saved, over the weights of one engine."""
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from rayembed.common.errors import CheckpointError
+from rayembed.engine.engine import Engine
+from rayembed.model.backbone import load_backbone
+
+TEXTS = ["a", "some longer text", "3 things"]
+
+
+def save_adapter(checkpoint, folder, seed, **settings):
+    """A random adapter of the checkpoint's backbone, and the backbone that has it merged."""
+    torch.manual_seed(seed)
+    backbone = load_backbone(checkpoint / "backbone", dtype=torch.float32, attention="bidirectional")
+    config = LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, **settings)
+    model = get_peft_model(backbone, config)
+    model.save_pretrained(folder)
+    return model.merge_and_unload()
+
+
+@pytest.fixture
+def engine(checkpoint):
+    return Engine.load(checkpoint, device="cpu", precision="fp32")
+
+
+def test_each_adapter_gives_the_vectors_of_its_merged_model(engine, checkpoint, tmp_path):
+    tokenized = engine.tokenize(TEXTS)
+    plain = engine.encode_tokens(tokenized)
+    merged = {
+        "first": save_adapter(checkpoint, tmp_path / "first", 1, target_modules=["q_proj", "v_proj"]),
+        "a.b/c": save_adapter(checkpoint, tmp_path / "second", 2, target_modules=["q_proj", "up_proj"]),
+    }
+    digests = {
+        engine.add_adapter("first", tmp_path / "first"),
+        engine.add_adapter("a.b/c", tmp_path / "second"),
+    }
+    assert len(digests) == 2
+    for name, backbone in merged.items():
+        reference = Engine.load(checkpoint, device="cpu", precision="fp32")
+        reference._embedder.backbone = backbone
+        vectors = engine.encode_tokens(tokenized, adapter=name)
+        np.testing.assert_allclose(vectors, reference.encode_tokens(tokenized), atol=1e-6)
+        assert np.abs(vectors - plain).max() > 1e-3
+        np.testing.assert_array_equal(engine.encode_tokens(tokenized), plain)
+
+
+def test_adapters_in_bf16(checkpoint, tmp_path):
+    save_adapter(checkpoint, tmp_path, 1, target_modules=["q_proj", "v_proj"])
+    vectors = {}
+    for precision in ("fp32", "bf16"):
+        engine = Engine.load(checkpoint, device="cpu", precision=precision)
+        engine.add_adapter("own", tmp_path)
+        vectors[precision] = engine.encode_tokens(engine.tokenize(TEXTS), adapter="own")
+    assert (vectors["fp32"] * vectors["bf16"]).sum(axis=1).min() > 0.999
+
+
+def test_folders_that_are_no_adapter_of_the_model(engine, checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match=r"not an adapter: it has no adapter_config\.json"):
+        engine.add_adapter("x", tmp_path)
+    save_adapter(checkpoint, tmp_path / "dora", 1, target_modules=["q_proj"], use_dora=True)
+    with pytest.raises(CheckpointError, match="not a plain LoRA adapter"):
+        engine.add_adapter("x", tmp_path / "dora")
+    save_adapter(checkpoint, tmp_path / "other", 1, target_modules=["q_proj"])
+    config = (tmp_path / "other" / "adapter_config.json").read_text()
+    (tmp_path / "other" / "adapter_config.json").write_text(config.replace("q_proj", "wqkv"))
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        engine.add_adapter("x", tmp_path / "other")

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from rayembed.common.errors import ConfigError, ResourceError
+from rayembed.engine.engine import Engine
+from rayembed.engine.memory import keep_freed_memory
+
+TEXTS = ["a", "some longer text here", "b c", "1 2 3", "x" * 50]
+
+
+def test_bf16_agrees_with_fp32(checkpoint):
+    exact = Engine.load(checkpoint, precision="fp32").encode(TEXTS).vectors
+    for fp32_layers in (0, 2):
+        mixed = Engine.load(checkpoint, precision="bf16", fp32_layers=fp32_layers).encode(TEXTS).vectors
+        assert mixed.dtype == np.float32
+        assert (mixed * exact).sum(axis=1).min() > 0.999
+
+
+def test_bf16_gives_a_text_the_same_vector_in_any_batch(checkpoint):
+    engine = Engine.load(checkpoint, precision="bf16", token_budget=40)
+    together = engine.encode(TEXTS).vectors
+    alone = np.concatenate([engine.encode([text]).vectors for text in TEXTS])
+    assert (together * alone).sum(axis=1).min() > 0.999
+
+
+def test_fp32_layers_belong_to_bf16(checkpoint):
+    with pytest.raises(ConfigError, match="fp32_layers belongs to precision bf16"):
+        Engine.load(checkpoint, precision="fp32", fp32_layers=1)
+    with pytest.raises(ConfigError, match="between 0 and the model's 2 layers, not 9"):
+        Engine.load(checkpoint, precision="bf16", fp32_layers=9)
+
+
+def test_int8_weights(checkpoint):
+    pytest.importorskip("torchao")
+    exact = Engine.load(checkpoint, precision="fp32").encode(TEXTS).vectors
+    small = Engine.load(checkpoint, precision="fp32", int8_weights=True)
+    weight = small._embedder.backbone.layers[0].mlp.up_proj.weight
+    assert "int8" in str(weight).lower()
+    vectors = small.encode(TEXTS).vectors
+    assert 0.99 < (vectors * exact).sum(axis=1).min() < 0.999999
+
+
+def test_int8_weights_without_torchao_say_what_to_install(checkpoint, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+    with pytest.raises(ResourceError, match=r"rayembed\[int8\]"):
+        Engine.load(checkpoint, int8_weights=True)
+
+
+def test_glibc_takes_the_setting():
+    import platform
+
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")

@@ -1,0 +1,41 @@
+"""Compiled kernels give the gradients of plain ones."""
+
+import shutil
+
+import pytest
+import torch
+
+from rayembed.config import TrainingConfig
+from rayembed.contract.packing import pack_ids
+from rayembed.training.model import prepare_for_stage
+from tests.training.models import make_embedder
+from tests.training.sources import stage
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    not torch.cuda.is_available() and shutil.which("g++") is None, reason="needs a C++ compiler"
+)
+
+
+def gradients(*, compiled: bool, checkpointing: bool, lengths: list[int]) -> dict[str, torch.Tensor]:
+    model = make_embedder(lora=True).train()
+    training = TrainingConfig(compiled=compiled, activation_checkpointing=checkpointing)
+    prepare_for_stage(model, stage(), training)
+    batch = pack_ids([list(range(1, length + 1)) for length in lengths], [0] * len(lengths))
+    vectors_ND = model(batch)
+    (vectors_ND * torch.arange(vectors_ND.numel()).view_as(vectors_ND).sin()).sum().backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_kernels_give_the_gradients_of_plain_ones(checkpointing):
+    for lengths in ([5, 3], [40, 17, 9]):
+        plain = gradients(compiled=False, checkpointing=checkpointing, lengths=lengths)
+        ours = gradients(compiled=True, checkpointing=checkpointing, lengths=lengths)
+        assert any("lora_A" in name for name in plain)
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_kernels_are_refused_with_weights_taken_apart():
+    with pytest.raises(ValueError, match="exclude each other"):
+        TrainingConfig(compiled=True, zero_stage=3)

@@ -1,0 +1,114 @@
+"""Continuing from plain tensors equals not having stopped, at every ZeRO stage and rank count.
+
+All cases run in one set of processes, because starting them is what takes time.
+"""
+
+import pytest
+import torch
+
+from rayembed.config import TrainingConfig
+from tests.training.sources import stage
+from tests.training.spawn import run_ranks
+
+STEPS = 3
+CASES = [
+    (0, torch.float32),
+    (1, torch.float32),
+    (1, torch.bfloat16),
+    (2, torch.bfloat16),
+    (3, torch.bfloat16),
+]
+
+
+def make_model():
+    """Sizes that do not divide by the number of ranks, and a pooling group of its own."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential()
+    model.add_module("body", torch.nn.Linear(7, 5))
+    model.add_module("pooling", torch.nn.Linear(5, 3))
+    return model
+
+
+def make_engine(zero_stage, dtype, world_size, weights=None):
+    from rayembed.training.engine import create_engine, write_weights
+
+    model = make_model()
+    if weights:
+        model.load_state_dict(weights)
+    settings = stage(batch_size=12, weight_decay=0.1, pooling_learning_rate=2e-2)
+    training = TrainingConfig(zero_stage=zero_stage)
+    engine = create_engine(model, settings, training, rows_per_rank=12 // world_size, dtype=dtype)
+    if weights:
+        write_weights(engine, weights)
+    return engine
+
+
+def take_steps(engine, first, count, rank, world_size, dtype):
+    """Each rank sees its share of the same twelve rows of a step."""
+    from rayembed.training.engine import set_learning_rate
+
+    for step in range(first, first + count):
+        rows = torch.randn(12, 7, generator=torch.Generator().manual_seed(step)).to(dtype)[rank::world_size]
+        set_learning_rate(engine, 1.0 - step / 10)
+        engine.backward(engine(rows).float().pow(2).mean())
+        engine.step()
+
+
+def unbroken_and_resumed(rank, world_size, zero_stage, dtype):
+    from rayembed.training.engine import prime_optimizer, read_state, write_moments, write_weights
+
+    engine = make_engine(zero_stage, dtype, world_size)
+    take_steps(engine, 0, STEPS, rank, world_size, dtype)
+    weights, moments = read_state(engine)
+    take_steps(engine, STEPS, STEPS, rank, world_size, dtype)
+    unbroken, _ = read_state(engine)
+    engine.destroy()
+
+    engine = make_engine(zero_stage, dtype, world_size, weights)
+    prime_optimizer(engine, engine(torch.zeros(1, 7, dtype=dtype)))
+    write_weights(engine, weights)
+    write_moments(engine, moments, STEPS)
+    take_steps(engine, STEPS, STEPS, rank, world_size, dtype)
+    resumed, _ = read_state(engine)
+    engine.destroy()
+    return {"unbroken": unbroken, "resumed": resumed, "weights": weights, "moments": moments}
+
+
+def all_cases(rank, world_size):
+    return [unbroken_and_resumed(rank, world_size, *case) for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two ranks found, case by case."""
+    return run_ranks(all_cases, 2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: f"zero{CASES[case][0]}-{CASES[case][1]}")
+def test_resumed_equals_unbroken(results, case):
+    for result in results:
+        found = result[case]
+        for name, weight in found["unbroken"].items():
+            assert weight.dtype is torch.float32
+            assert torch.equal(weight, found["resumed"][name]), name
+            assert not torch.equal(weight, found["weights"][name])
+
+
+def continue_alone(rank, world_size, state):
+    from rayembed.training.engine import prime_optimizer, read_state, write_moments, write_weights
+
+    engine = make_engine(1, torch.float32, world_size, state["weights"])
+    prime_optimizer(engine, engine(torch.zeros(1, 7)))
+    write_weights(engine, state["weights"])
+    write_moments(engine, state["moments"], STEPS)
+    take_steps(engine, STEPS, STEPS, rank, world_size, torch.float32)
+    return read_state(engine)[0]
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_continues(results, tmp_path):
+    state = results[0][CASES.index((1, torch.float32))]
+    [alone] = run_ranks(continue_alone, 1, tmp_path, state)
+    for name, weight in state["unbroken"].items():
+        torch.testing.assert_close(alone[name], weight, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,117 @@
+"""Chunks and replayed random numbers change nothing but the memory, in one process."""
+
+import itertools
+
+import pytest
+import torch
+
+from rayembed.config import TrainingConfig
+from rayembed.contract.packing import split_packed
+from rayembed.data.stream import local_batches
+from rayembed.training.bad_batch import BadBatch
+from rayembed.training.gradcache import encode_and_backward
+from rayembed.training.model import prepare_for_stage
+from rayembed.training.step import contrastive_loss
+from rayembed.training.timing import StepTimer
+from tests.training.models import PlainEngine, gradients, make_embedder
+from tests.training.sources import stage, stream_spec
+
+BUDGET = 90
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory, tiny_base):
+    spec = stream_spec(tmp_path_factory.mktemp("gradcache"), tiny_base, stage(batch_size=7))
+    [batch] = local_batches(spec, start=1, stop=2)
+    return batch
+
+
+def test_chunks_keep_the_budget_and_every_text(batch):
+    chunks = split_packed(batch.packed, BUDGET)
+    assert len(chunks) > 3
+    assert (
+        tuple(itertools.chain.from_iterable(chunk.lengths.texts for chunk in chunks))
+        == batch.packed.lengths.texts
+    )
+    assert torch.equal(torch.cat([chunk.input_ids_T for chunk in chunks]), batch.packed.input_ids_T)
+    assert all(chunk.num_tokens <= BUDGET for chunk in chunks)
+    for chunk, following in itertools.pairwise(chunks):
+        assert chunk.num_tokens + following.lengths.texts[0] > BUDGET
+    alone = split_packed(batch.packed, 1)
+    assert [len(chunk.lengths.texts) for chunk in alone] == [1] * len(batch.packed.lengths.texts)
+    assert split_packed(batch.packed, 10**6)[0].num_tokens == batch.packed.num_tokens
+
+
+def test_vectors_of_chunks_are_those_of_the_batch(batch):
+    embedder = make_embedder().eval()
+    parts = [embedder(chunk) for chunk in split_packed(batch.packed, BUDGET)]
+    torch.testing.assert_close(torch.cat(parts)[batch.packed.order_N], embedder(batch.packed))
+
+
+def run(batch, tokens_per_chunk, *, checkpointing=False, lora=True, dropout=0.3):
+    config = stage(batch_size=7, document_to_query_weight=0.5, attention_dropout=0.2 * bool(dropout))
+    engine = PlainEngine(make_embedder(lora=lora, dropout=dropout).train())
+    prepare_for_stage(engine.module, config, TrainingConfig(activation_checkpointing=checkpointing))
+    torch.manual_seed(5)
+    output = encode_and_backward(
+        engine,
+        batch.packed,
+        lambda vectors: contrastive_loss(vectors, batch, config, StepTimer()),
+        StepTimer(),
+        tokens_per_chunk,
+    )
+    return output.loss.detach(), gradients(engine.module), engine
+
+
+def chunks_with_graphs(batch, *, lora=True, dropout=0.3):
+    """All chunks' graphs at once and one backward: what GradCache must equal, dropout included."""
+    config = stage(batch_size=7, document_to_query_weight=0.5, attention_dropout=0.2 * bool(dropout))
+    embedder = make_embedder(lora=lora, dropout=dropout).train()
+    prepare_for_stage(embedder, config, TrainingConfig())
+    torch.manual_seed(5)
+    parts = [embedder(chunk) for chunk in split_packed(batch.packed, BUDGET)]
+    loss = contrastive_loss(torch.cat(parts)[batch.packed.order_N], batch, config, StepTimer()).loss
+    loss.backward()
+    return loss.detach(), gradients(embedder)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("lora", "dropout"), [(True, 0.3), (True, 0.0), (False, 0.3), (False, 0.0)])
+def test_loss_and_gradients_equal_one_backward(batch, lora, dropout, checkpointing):
+    loss, expected = chunks_with_graphs(batch, lora=lora, dropout=dropout)
+    found_loss, found, engine = run(batch, BUDGET, lora=lora, dropout=dropout, checkpointing=checkpointing)
+    assert engine.boundaries == [False] * (len(engine.boundaries) - 1) + [True]
+    assert len(engine.boundaries) == len(split_packed(batch.packed, BUDGET))
+    torch.testing.assert_close(found_loss, loss)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_dropout_is_drawn_at_all(batch):
+    loss, _, _ = run(batch, BUDGET)
+    without, _, _ = run(batch, BUDGET, dropout=0.0)
+    assert not torch.isclose(loss, without)
+
+
+def test_a_budget_for_everything_is_the_plain_step_to_the_bit(batch):
+    plain_loss, plain, _ = run(batch, None)
+    loss, found, engine = run(batch, 10**6)
+    assert engine.boundaries == []
+    assert torch.equal(loss, plain_loss)
+    assert all(torch.equal(found[name], gradient) for name, gradient in plain.items())
+
+
+def test_a_loss_that_is_not_finite_computes_no_gradient(batch):
+    engine = PlainEngine(make_embedder().train())
+    config = stage(batch_size=7)
+    with pytest.raises(BadBatch, match="the loss is not finite"):
+        encode_and_backward(
+            engine,
+            batch.packed,
+            lambda vectors: contrastive_loss(vectors * torch.nan, batch, config, StepTimer()),
+            StepTimer(),
+            BUDGET,
+        )
+    assert all(parameter.grad is None for parameter in engine.module.parameters())

@@ -1,0 +1,162 @@
+"""From a recipe to plan and rows: what is reused, what is refused, and the choice when data changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rayembed.common.errors import ConfigError, DataError
+from rayembed.config import RunConfig, validate_config
+from rayembed.data.plan_store import PlanReader
+from rayembed.data.prepared import PreparedRows
+from rayembed.training.prepare import check_sources, prepare_stage
+from tests.training.recipes import LABELS, PAIRS, recipe, write_labels, write_pairs
+
+
+@pytest.fixture
+def home(home) -> Path:
+    """Workspace with the files of both sources."""
+    write_pairs(home, 24)
+    write_labels(home)
+    return home
+
+
+def prepare(home: Path, config: RunConfig):
+    return prepare_stage(config, 0, home / "runs" / config.name, "no tokenizer")
+
+
+def plan_of(spec) -> list[list[tuple[int, int]]]:
+    reader = PlanReader(spec.plan)
+    return [reader.read(step).pairs() for step in range(reader.steps)]
+
+
+def test_a_stage_is_prepared_once(home):
+    first = prepare(home, recipe(PAIRS, LABELS))
+    written = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+    assert prepare(home, recipe(PAIRS, LABELS)) == first
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()} == written
+    assert [len(PreparedRows.open(path)) for path in first.sources] == [24, 18]
+
+
+def test_rows_are_shared_by_entries_that_need_the_same(home):
+    first = prepare(home, recipe(PAIRS, LABELS))
+    other = PAIRS | {"weight": 1, "instruction": "Find", "cap": 20, "epochs": 9, "negatives_per_query": 1}
+    changed = recipe(other, LABELS | {"negatives_per_query": 1}).model_copy(update={"name": "second"})
+    second = prepare(home, changed)
+    assert second.sources[0] == first.sources[0]
+    assert second.sources[1] != first.sources[1]
+
+
+def test_rows_that_share_a_document_are_planned_apart(home):
+    spec = prepare(home, recipe(PAIRS, batch_size=12, steps=30))
+    for batch in plan_of(spec):
+        assert len({row % 20 for _, row in batch}) == 12
+
+
+def test_changed_data_refuses_to_continue_and_says_what_can_be_done(home):
+    spec = prepare(home, recipe(PAIRS, LABELS))
+    before = plan_of(spec)
+    write_pairs(home, 30)
+    with pytest.raises(DataError) as raised:
+        prepare(home, recipe(PAIRS, LABELS))
+    message = str(raised.value)
+    assert "stage one was planned" in message
+    assert "since then: pairs file train-00000.parquet changed." in message
+    for choice in ("Put back what it was", "training.changed_data=keep", "set name to start another run"):
+        assert choice in message
+
+    kept = prepare(home, recipe(PAIRS, LABELS, training={"changed_data": "keep"}))
+    assert (kept, plan_of(kept)) == (spec, before)
+    assert len(PreparedRows.open(kept.sources[0])) == 24
+
+    write_pairs(home, 24)
+    assert prepare(home, recipe(PAIRS, LABELS)) == spec
+
+
+def test_rows_that_are_gone_cannot_be_kept(home):
+    spec = prepare(home, recipe(PAIRS))
+    write_pairs(home, 30)
+    spec.sources[0].unlink()
+    with pytest.raises(DataError, match=r"no longer in .* its files changed; put the files back"):
+        prepare(home, recipe(PAIRS, training={"changed_data": "keep"}))
+
+
+def test_removed_rows_are_prepared_again(home):
+    spec = prepare(home, recipe(PAIRS, LABELS))
+    content = spec.sources[1].read_bytes()
+    spec.sources[1].unlink()
+    assert prepare(home, recipe(PAIRS, LABELS)) == spec
+    assert spec.sources[1].read_bytes() == content
+
+
+def test_damaged_rows_are_an_error_with_the_cure(home):
+    spec = prepare(home, recipe(PAIRS))
+    content = spec.sources[0].read_bytes()
+    spec.sources[0].write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"rows\.arrow is not a complete Arrow file .* prepared again"):
+        prepare(home, recipe(PAIRS))
+
+
+def test_rows_without_any_negatives_are_an_error(home):
+    with pytest.raises(DataError, match=r"source pairs: 24 of 24 rows have no negatives .*mining"):
+        prepare(home, recipe(PAIRS | {"in_batch_negatives": False, "negatives_per_query": 1}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            LABELS | {"in_batch_negatives": True},
+            "labels has labels, and with in-batch negatives .* in_batch_negatives: false",
+        ),
+        (PAIRS | {"labels": "label"}, "pairs has pairs and no labels; remove labels: label"),
+    ],
+)
+def test_a_layout_must_fit_its_use(entry, message):
+    with pytest.raises(ConfigError, match=message):
+        check_sources(recipe(entry))
+    check_sources(recipe(LABELS | {"in_batch_negatives": True, "labels": "label"}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "stage", "message"),
+    [
+        ({"paraphrases": ["Look"]}, {}, "paraphrases need the instruction that they reword; set instruction"),
+        ({"instruction": "Find", "paraphrases": ["Look", "Find"]}, {}, "a wording appears twice"),
+        ({"symmetric": True}, {}, "there is none; set instruction or remove symmetric"),
+        ({"mining": {}}, {}, "negatives_per_query is 0; raise it or remove mining"),
+        ({}, {"batching": "interleaved"}, "sub_batch_size None; interleaved batches need it"),
+        ({}, {"sub_batch_size": 3}, "batching is blended and sub_batch_size 3"),
+        ({}, {"batching": "interleaved", "sub_batch_size": 4}, "4 must divide batch_size 6"),
+        ({}, {"batching": "interleaved", "sub_batch_size": 6}, "or batching homogeneous"),
+        ({"weight": None}, {}, "sources labels have a weight and pairs have none; give all of them one"),
+        ({}, {"size_temperature": 2}, "size_temperature 2 has no effect on weights; remove it"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(entry, stage, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe(PAIRS | entry, LABELS, **stage)
+
+
+def test_rows_that_resemble_an_evaluation_are_left_out_and_counted(home):
+    (home / "held-out.jsonl").write_text(json.dumps({"text": "What is 7, please?", "label": "x"}) + "\n")
+    lines = [{"query": f"what is {row} please", "positive": f"about {row}"} for row in range(24)]
+    (home / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    raw = recipe(PAIRS).model_dump(mode="json")
+    raw["data"]["sources"]["held-out"] = {"path": "held-out.jsonl", "kind": "labels"}
+    raw["data"]["contamination"] = {"against": ["held-out"]}
+    spec = prepare(home, validate_config(raw, origin="here"))
+    assert len(PreparedRows.open(spec.sources[0])) == 23
+    counted = json.loads((spec.sources[0].parent / "contamination.json").read_text())
+    assert (counted["rows"], counted["dropped"]) == (24, {"held-out": 1})
+    assert counted["examples"] == [["held-out", "What is 7, please?", "what is 7 please"]]
+
+
+def test_sentences_of_equal_meaning_become_rows_in_both_directions(home):
+    rows = [{"sentence1": f"a{row}", "sentence2": f"b{row}", "score": row} for row in range(6)]
+    (home / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = recipe(PAIRS | {"source": "scores"}, batch_size=2).model_dump(mode="json")
+    raw["data"]["sources"]["scores"] = {"path": "scores.jsonl", "kind": "scores", "task_type": "sts"}
+    config = validate_config(raw, origin="here")
+    check_sources(config)
+    assert len(PreparedRows.open(prepare(home, config).sources[0])) == 4
