@@ -33,7 +33,7 @@ venv: $(VENV)/.runtime ## create .venv with the pinned packages
 dev: $(VENV)/.dev ## the same with the tools of development
 
 quickstart: $(VENV)/.runtime ## train, evaluate, deploy and query a small model on this machine
-	$(BIN)/python jobs/quickstart.py --port $(PORT)
+	$(BIN)/rayembed quickstart --port $(PORT)
 
 serve: $(VENV)/.runtime ## serve a model: make serve CHECKPOINT=runs/quickstart/model
 	@test -n "$(CHECKPOINT)" || { echo "error: name a model, make serve CHECKPOINT=runs/quickstart/model" >&2; exit 2; }

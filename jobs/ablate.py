@@ -1,4 +1,4 @@
-"""Cluster job: train and score the cells of a grid.
+"""Cluster job: train and score the cells of a grid, as `rayembed ablate` does.
 
 ray job submit --working-dir . -- python jobs/ablate.py jobs/configs/ablation-paper.yaml
 """
@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from rayembed.cli.ablate import ablate
-from rayembed.cli.entry import run_command
+from rayembed.cli.main import main
 
 if __name__ == "__main__":
-    run_command(ablate)
+    main("ablate")

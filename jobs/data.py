@@ -1,4 +1,4 @@
-"""Cluster job: list, check, build and describe data sources, by the same commands as `rayembed data`.
+"""Cluster job: list, check, build and describe data sources, as `rayembed data` does.
 
 ray job submit --working-dir . -- python jobs/data.py build my-questions --config recipe.yaml
 """
@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from rayembed.cli.data import app
-from rayembed.cli.entry import run_command
+from rayembed.cli.main import main
 
 if __name__ == "__main__":
-    run_command(app)
+    main("data")

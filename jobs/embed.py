@@ -1,4 +1,4 @@
-"""Cluster job: embed the texts of files.
+"""Cluster job: embed the texts of files, as `rayembed embed` does.
 
 ray job submit --working-dir . -- python jobs/embed.py FILES --checkpoint FOLDER --output FOLDER
 """
@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from rayembed.cli.embed import embed
-from rayembed.cli.entry import run_command
+from rayembed.cli.main import main
 
 if __name__ == "__main__":
-    run_command(embed)
+    main("embed")

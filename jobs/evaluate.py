@@ -1,4 +1,4 @@
-"""Cluster job: score a checkpoint beside its baselines.
+"""Cluster job: score a checkpoint and its baselines, as `rayembed evaluate` does.
 
 ray job submit --working-dir . -- python jobs/evaluate.py --checkpoint FOLDER --output FOLDER --bm25
 """
@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from rayembed.cli.entry import run_command
-from rayembed.cli.evaluate import evaluate
+from rayembed.cli.main import main
 
 if __name__ == "__main__":
-    run_command(evaluate)
+    main("evaluate")

@@ -1,6 +1,6 @@
-"""Cluster job: make synthetic training rows.
+"""Cluster job: make synthetic training rows, as `rayembed synthesize` does.
 
-ray job submit --working-dir . -- python jobs/synthesize.py --config jobs/configs/synthesize.yaml
+ray job submit --working-dir . -- python jobs/synthesize.py jobs/configs/synthesize.yaml
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from rayembed.cli.synthesize import main
+from rayembed.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main("synthesize")

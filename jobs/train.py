@@ -1,6 +1,6 @@
-"""Cluster job: train a recipe.
+"""Cluster job: train a recipe, as `rayembed train` does.
 
-ray job submit --working-dir . -- python jobs/train.py --config jobs/configs/quickstart.yaml
+ray job submit --working-dir . -- python jobs/train.py jobs/configs/quickstart.yaml
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from rayembed.cli.train import main
+from rayembed.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main("train")

@@ -77,7 +77,7 @@ def start_training(home: Path, recipe: Path, *overrides: str, **variables: str) 
         "DS_ACCELERATOR": "cpu",
         **variables,
     }
-    command = [sys.executable, "jobs/train.py", "--config", str(recipe)]
+    command = [sys.executable, "jobs/train.py", str(recipe)]
     command += [f"--set={override}" for override in overrides]
     with (home / f"{recipe.stem}.log").open("a") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)

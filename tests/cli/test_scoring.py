@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from rayembed.cli.scoring import scorer_of
-from rayembed.cli.train_and_score import train
+from rayembed.cli.train import train_and_score
 from rayembed.common.errors import UserError
 from rayembed.common.ray_cluster import connect
 from rayembed.config import validate_config
@@ -45,7 +45,7 @@ def recipe(home, tiny_base):
 def test_an_unknown_task_is_refused_before_training(recipe, home):
     recipe["validation"]["tasks"] = ["Word"]
     with pytest.raises(UserError, match="did you mean Words"):
-        train(validate_config(recipe, "test"))
+        train_and_score(validate_config(recipe, "test"))
     assert not (home / "runs").exists()
     assert scorer_of(validate_config(recipe | {"validation": None}, "test")) is None
 
@@ -66,7 +66,7 @@ def test_a_run_keeps_the_checkpoint_with_the_best_score(recipe, home, monkeypatc
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     connect(num_cpus=2)
-    model = train(validate_config(recipe, "test"))
+    model = train_and_score(validate_config(recipe, "test"))
     run = open_run("scored", home / "runs")
     assert [(record["stage"], record["step"]) for record in run.validations] == [("pairs", 3), ("pairs", 6)]
     assert all(-1 <= record["score"] <= 1 for record in run.validations)

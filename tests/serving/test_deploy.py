@@ -5,7 +5,7 @@ import socket
 import pytest
 from typer.testing import CliRunner
 
-from rayembed.cli.serve import app
+from rayembed.cli.main import app
 from rayembed.common.errors import CheckpointError, ConfigError, ResourceError
 from rayembed.serving.deploy import check_port
 
@@ -13,7 +13,7 @@ from rayembed.serving.deploy import check_port
 @pytest.fixture
 def failure(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return lambda *arguments: CliRunner().invoke(app, list(arguments)).exception
+    return lambda *arguments: CliRunner().invoke(app, ["serve", *arguments]).exception
 
 
 def test_port_in_use_is_named():

@@ -196,7 +196,7 @@ def test_a_stopped_and_resubmitted_job_continues(unbroken, home, tiny_base, monk
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     recipe, run_folder = write_recipe(home, tiny_base, "stopped", stages=1), home / "runs" / "stopped"
     metrics = run_folder / "metrics.jsonl"
-    entrypoint = ["python", "jobs/train.py", "--config", str(recipe), *(f"--set={value}" for value in EXACT)]
+    entrypoint = ["python", "jobs/train.py", str(recipe), *(f"--set={value}" for value in EXACT)]
     with local_head(home) as head:
 
         def ray_job(verb: str, *arguments: str) -> None:

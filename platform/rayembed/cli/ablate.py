@@ -1,4 +1,4 @@
-"""The command `rayembed ablate`, which is also the ablation job."""
+"""`rayembed ablate`."""
 
 import shutil
 from pathlib import Path
@@ -6,19 +6,22 @@ from typing import Annotated
 
 import typer
 
+from rayembed.cli.options import FilePath
+from rayembed.cli.train import train_and_score
 from rayembed.common.paths import resolve
 from rayembed.config import RunConfig
 from rayembed.evaluation.ablation.grid import Grid, cell_config, cells, load_grid
 
 
 def ablate(
-    grid: Annotated[Path, typer.Argument(help="Grid, a YAML file such as jobs/configs/ablation-paper.yaml.")],
+    grid: Annotated[FilePath, typer.Argument(help="Grid, a YAML file, for example ablation-paper.yaml.")],
     most_cells: Annotated[
         int | None, typer.Option(min=0, help="Stop after so many new cells; 0 only writes the tables.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells, run none.")] = False,
-) -> None:
+) -> Path | None:
     """Train and score the cells of a grid; run again, it continues. Writes tables with paired tests."""
+    grid = Path(grid)
     declared = load_grid(grid)
     if dry_run:
         planned = cells(declared)
@@ -27,20 +30,20 @@ def ablate(
             steps = ", ".join(f"{stage.name} {stage.steps}" for stage in config.stages)
             typer.echo(f"{cell.name:44} {cell.choice:44} {steps}")
         typer.echo(f"{len(planned)} cells")
-        return
+        return None
     from rayembed.evaluation.ablation.run import ablate as run_grid  # mteb takes seconds to import
 
-    tables = run_grid(declared, grid.parent, train_and_score, most_cells=most_cells) / "ablation.md"
+    tables = run_grid(declared, grid.parent, _train_and_evaluate, most_cells=most_cells) / "ablation.md"
     typer.echo(f"tables: {tables}")
+    return tables
 
 
-def train_and_score(grid: Grid, config: RunConfig, folder: Path) -> None:
+def _train_and_evaluate(grid: Grid, config: RunConfig, folder: Path) -> None:
     """Train one configuration and score it; its stages are deleted, model and results are kept."""
-    from rayembed.cli.train_and_score import train
     from rayembed.evaluation.ablation.run import LABEL
     from rayembed.evaluation.runner import run
 
-    model = train(config)
+    model = train_and_score(config)
     run(
         model,
         output=folder / "results",

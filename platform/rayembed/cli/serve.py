@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from rayembed.cli.options import FilePath, Set
 from rayembed.common.errors import ConfigError, ResourceError
 from rayembed.serving.authentication import load_keyring
 from rayembed.serving.config import ServeConfig
@@ -23,22 +24,37 @@ DEFAULT_PORT = 8000
 
 
 def serve(
-    checkpoint: Annotated[str, typer.Argument(help="checkpoint folder")],
-    host: Annotated[str | None, typer.Option(help="address to listen on (default: 127.0.0.1)")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port (default: 8000)")] = None,
-    model_name: Annotated[str | None, typer.Option(help="name of the model (default: the folder's)")] = None,
-    config: Annotated[Path | None, typer.Option(help="Serve config file that gives the defaults")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any other serving setting")
-    ] = None,
+    checkpoint: Annotated[FilePath, typer.Argument(help="Checkpoint folder.")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port (default: 8000).")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Name of the model (default: the folder's).")] = None,
+    config: Annotated[FilePath | None, typer.Option(help="Serve config file with the defaults.")] = None,
+    set: Set = None,
     drain_seconds: Annotated[
-        float, typer.Option(help="on SIGTERM, seconds from the failing readiness probe to the stop")
+        float, typer.Option(help="On SIGTERM, seconds from the failing readiness probe to the stop.")
     ] = 10,
     blocking: Annotated[
-        bool, typer.Option(help="stay until Ctrl-C; --no-blocking leaves it on the cluster of RAY_ADDRESS")
+        bool, typer.Option(help="Stay until Ctrl-C; --no-blocking leaves it on the cluster of RAY_ADDRESS.")
     ] = True,
 ) -> None:
-    """Serve a checkpoint over HTTP with an OpenAI-compatible interface."""
+    """Serve a checkpoint over HTTP with an OpenAI-compatible interface.
+
+    Args:
+        checkpoint: checkpoint folder.
+        host: address to listen on; None takes the config file's, else 127.0.0.1.
+        port: TCP port; None takes the config file's, else 8000.
+        model_name: name of the model; None takes the folder's.
+        config: Serve config file that gives the defaults.
+        set: any other serving setting, each `key=value`.
+        drain_seconds: on SIGTERM, seconds from the failing readiness probe to the stop.
+        blocking: stay until Ctrl-C; False leaves the endpoint on the cluster of RAY_ADDRESS.
+
+    Raises:
+        UserError: the checkpoint or a setting cannot be used, or the port is taken.
+
+    Example:
+        rayembed.serve("runs/quickstart/model", port=8000)
+    """
     # Ray Serve and torch take seconds to import.
     from rayembed.serving.deploy import deploy, drain, example_request, shut_down
     from rayembed.serving.local import can_serve_locally, serve_locally
@@ -48,9 +64,9 @@ def serve(
             "--no-blocking needs a Ray cluster that outlives this command; "
             "run `ray start --head` and set RAY_ADDRESS=127.0.0.1:6379"
         )
-    arguments, http_options = read_config_file(config) if config else ({}, {})
-    arguments |= dict(_split_setting(setting) for setting in settings or [])
-    arguments["checkpoint"] = checkpoint
+    arguments, http_options = read_config_file(Path(config)) if config else ({}, {})
+    arguments |= dict(_split_setting(setting) for setting in set or [])
+    arguments["checkpoint"] = str(checkpoint)
     if model_name is not None:
         arguments["model_name"] = model_name
     host = host or http_options.get("host", DEFAULT_HOST)
@@ -66,10 +82,6 @@ def serve(
     typer.echo(f"ready: {url}\ntry it:\n  {example}")
     if blocking:
         _stay_until_stopped(drain, stop, drain_seconds)
-
-
-app = typer.Typer()
-app.command()(serve)
 
 
 def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

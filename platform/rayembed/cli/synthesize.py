@@ -1,47 +1,44 @@
-"""The command `rayembed synthesize`, which is also the synthesis job."""
+"""`rayembed synthesize`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rayembed.cli.entry import run_command
+from rayembed.cli.options import Recipe, Set
 from rayembed.config import load_recipe
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. kinds.0.tasks=5"),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")]
 
 
 def synthesize(
-    config: Annotated[Path, typer.Argument(help="synthesis recipe, a YAML file")],
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Let a language model invent tasks and write training rows for them; continues what was interrupted."""
+    recipe: Annotated[Recipe, typer.Argument(help="Synthesis recipe, a YAML file.")],
+    set: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+) -> dict[str, Path]:
+    """Let a language model invent tasks and write training rows for them; continues what was interrupted.
+
+    Args:
+        recipe: synthesis recipe file, or its content as a mapping.
+        set: settings to override, each `key=value`.
+        dry_run: print the resolved recipe and stop.
+
+    Returns:
+        Kind of task -> Parquet file; nothing after a dry run.
+
+    Raises:
+        UserError: a setting is wrong, or the language model's endpoint does not answer.
+
+    Example:
+        files = rayembed.synthesize("jobs/configs/synthesize.yaml", set=["kinds.0.tasks=5"])
+    """
     from rayembed.synthesis.config import SynthesisRecipe  # heavy imports; --help does without
 
-    recipe = load_recipe(config, SynthesisRecipe, overrides or ())
+    config = load_recipe(recipe, SynthesisRecipe, set or ())
     if dry_run:
-        typer.echo(recipe.to_yaml())
-        return
+        typer.echo(config.to_yaml())
+        return {}
     from rayembed.synthesis.run import synthesize as run_synthesis
 
-    for result in run_synthesis(recipe):
+    results = run_synthesis(config)
+    for result in results:
         typer.echo(f"{result.report.kind}: {result.report.rows} rows in {result.path}")
-
-
-def job(
-    config: Annotated[Path, typer.Option(help="synthesis recipe, a YAML file")],
-    overrides: Overrides = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Make synthetic rows as a cluster job."""
-    synthesize(config, overrides, dry_run)
-
-
-def main() -> None:
-    """Entry point of jobs/synthesize.py."""
-    run_command(job)
+    return {result.report.kind: result.path for result in results}

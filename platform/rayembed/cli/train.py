@@ -1,53 +1,64 @@
-"""The command `rayembed train`, which is also the training job."""
+"""`rayembed train`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rayembed.cli.entry import run_command
-from rayembed.cli.options import Overrides
+from rayembed.cli.options import Recipe, Set
 from rayembed.config import RunConfig, load_config
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="recipe, a YAML file")],
-    overrides: Overrides = None,
+    recipe: Annotated[Recipe, typer.Argument(help="Recipe, a YAML file.")],
+    set: Set = None,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="print the resolved recipe, the estimate and first batches, take one step at the longest "
-            "batch of every stage, then stop",
+            help="Print the resolved recipe, the memory and the first batches, take one step at the "
+            "longest batch of every stage, then stop.",
         ),
     ] = False,
     step: Annotated[
-        bool, typer.Option(help="with --dry-run: take the step; --no-step does without its memory and time")
+        bool, typer.Option(help="With --dry-run: take the step; --no-step saves its memory and time.")
     ] = True,
-) -> None:
-    """Train a recipe: prepare data, run its stages, export the model. Continues what was interrupted."""
-    resolved = load_config(config, overrides or ())
+) -> Path | None:
+    """Train a recipe: prepare data, run its stages, export the model. Continues what was interrupted.
+
+    Args:
+        recipe: recipe file, or its content as a mapping.
+        set: settings to override, each `key=value`.
+        dry_run: print what would be done, then stop.
+        step: with `dry_run`, take one step at the longest batch of every stage.
+
+    Returns:
+        Folder of the model, None after a dry run.
+
+    Raises:
+        UserError: anything in the recipe, the data or the machine that stands in the way.
+
+    Example:
+        model = rayembed.train("recipe.yaml", set=["stages.0.steps=20"])
+    """
+    config = load_config(recipe, set or ())
     if dry_run:
-        show_plan(resolved, with_step=step)
-        return
-    from rayembed.cli.train_and_score import (
-        train as run_training,  # importing DeepSpeed takes seconds; --help does without
-    )
-
-    typer.echo(f"model: {run_training(resolved)}")
+        _show_plan(config, with_step=step)
+        return None
+    model = train_and_score(config)
+    typer.echo(f"model: {model}")
+    return model
 
 
-def job(
-    config: Annotated[Path, typer.Option(help="recipe, a YAML file")],
-    overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="resolve and print, train nothing")] = False,
-    step: Annotated[bool, typer.Option(help="with --dry-run: take one step at the longest batch")] = True,
-) -> None:
-    """Train a recipe as a cluster job."""
-    train(config, overrides, dry_run, step)
+def train_and_score(config: RunConfig) -> Path:
+    """Train a run whose checkpoints are scored by `rayembed.evaluation`, where its recipe asks for it."""
+    from rayembed.cli.scoring import scorer_of  # mteb and DeepSpeed take seconds to import
+    from rayembed.training.run import train as run_training
+
+    return run_training(config, scorer_of(config))
 
 
-def show_plan(config: RunConfig, *, with_step: bool) -> None:
+def _show_plan(config: RunConfig, *, with_step: bool) -> None:
     """Print the resolved recipe, the estimate, and the first batch and longest step of every stage."""
     if config.validation is not None:
         from rayembed.cli.scoring import scorer_of
@@ -57,8 +68,3 @@ def show_plan(config: RunConfig, *, with_step: bool) -> None:
 
     for line in describe(config, with_step=with_step):
         typer.echo(line)
-
-
-def main() -> None:
-    """Entry point of jobs/train.py."""
-    run_command(job)

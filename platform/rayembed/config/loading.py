@@ -1,7 +1,8 @@
 """One YAML recipe plus dotted overrides -> one validated configuration."""
 
+import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,28 +16,49 @@ from rayembed.config.run import RunConfig
 Recipe = TypeVar("Recipe", bound=Frozen)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+RecipeSource = str | Path | Mapping[str, Any]
+
+SHIPPED = Path(__file__).resolve().parents[1] / "recipes"
+
+
+def load_config(recipe: RecipeSource, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the recipe of a training run; see `load_recipe`."""
-    return load_recipe(path, RunConfig, overrides)
+    return load_recipe(recipe, RunConfig, overrides)
 
 
-def load_recipe(path: Path, model: type[Recipe], overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(recipe: RecipeSource, model: type[Recipe], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe of any kind and apply `a.b.0.c=value` overrides; values are YAML.
+
+    Args:
+        recipe: YAML file, name of a shipped recipe such as `quickstart`, or the content as a mapping.
+        model: kind of recipe.
+        overrides: each `key=value`.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown or missing key, or a value of the wrong kind.
     """
+    if isinstance(recipe, Mapping):
+        raw, origin = copy.deepcopy(dict(recipe)), "the recipe"
+    else:
+        raw, origin = _read(Path(recipe)), str(recipe)
+    for override in overrides:
+        _apply_override(raw, override)
+    return validate_recipe(raw, model, origin=origin)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file() and (SHIPPED / f"{path}.yaml").is_file():
+        path = SHIPPED / f"{path}.yaml"
     if not path.is_file():
-        raise ConfigError(f"no recipe at {path}; the shipped ones are in jobs/configs/")
+        names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+        raise ConfigError(f"no recipe at {path}; give a file or the name of a shipped one: {names}")
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, not {type(raw).__name__}")
-    for override in overrides:
-        _apply_override(raw, override)
-    return validate_recipe(raw, model, origin=str(path))
+    return raw
 
 
 def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:

@@ -68,7 +68,7 @@ def run_quickstart(recipe: str = RECIPE, *, port: int = 8000) -> Path:
     phases = Phases(run_folder / "phases.json")
     with local_head(workspace()) as head:
         with phases.timed("train"):
-            head.submit(["python", "jobs/train.py", "--config", recipe], repository=REPOSITORY)
+            head.submit(["python", "jobs/train.py", recipe], repository=REPOSITORY)
         with phases.timed("evaluate"):
             evaluation = [
                 "python", "jobs/evaluate.py", "--checkpoint", str(run_folder / "model"),

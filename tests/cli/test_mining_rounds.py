@@ -1,25 +1,15 @@
-import importlib.util
 from pathlib import Path
 
-import pytest
-
+from rayembed.cli.mining_rounds import mining_of_round, training_of_round
 from rayembed.config import load_config, load_recipe
 from rayembed.mining.config import MiningRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def rounds():
-    spec = importlib.util.spec_from_file_location("mining_rounds", ROOT / "jobs" / "mining_rounds.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_later_round_trains_on_the_mined_rows_only_where_there_are_some(rounds):
+def test_a_later_round_trains_on_the_mined_rows_only_where_there_are_some():
     config = load_config(ROOT / "jobs/configs/quickstart.yaml")
-    later = rounds.training_of_round(config, {"python-docstrings": Path("/mined/train.parquet")}, 2)
+    later = training_of_round(config, {"python-docstrings": Path("/mined/train.parquet")}, 2)
     assert later.name == "quickstart-round-2"
     assert later.data.sources["python-docstrings-mined"].path == "/mined/train.parquet"
     for before, after in zip(config.stages, later.stages, strict=True):
@@ -30,10 +20,10 @@ def test_a_later_round_trains_on_the_mined_rows_only_where_there_are_some(rounds
                 assert new == old
 
 
-def test_the_last_model_is_a_teacher_of_its_round(rounds):
+def test_the_last_model_is_a_teacher_of_its_round():
     recipe = load_recipe(ROOT / "jobs/configs/mine.yaml", MiningRecipe)
     named = recipe.sources[0].model_copy(update={"teachers": ("words",)})
-    later = rounds.mining_of_round(recipe.model_copy(update={"sources": (named,)}), Path("/runs/a/model"), 1)
+    later = mining_of_round(recipe.model_copy(update={"sources": (named,)}), Path("/runs/a/model"), 1)
     assert later.teachers["last-round"].path == "/runs/a/model"
     assert later.sources[0].teachers == ("words", "last-round")
     assert later.output == "mined/round-1"
