@@ -9,7 +9,7 @@ import pytest
 from rayembed.common.errors import DataError
 from rayembed.data import clashes, plan_store
 from rayembed.data.plan import PlannedBatch, PlannedSource, plan_batches
-from rayembed.data.plan_store import PlanReader, differences, stored_description, write_plan
+from rayembed.data.plan_store import PlanReader, stored_description, write_plan
 
 
 def source(
@@ -227,15 +227,6 @@ def test_a_plan_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
         write_plan(tmp_path / "plan", ends, {})
     assert list(tmp_path.iterdir()) == []
     assert stored_description(tmp_path / "plan") is None
-
-
-def test_differences_are_said_in_words():
-    before = {"sources": {"a": {"file x": "0" * 64, "file y": "1" * 64}}, "seed": 1, "gone": 2}
-    now = {"sources": {"a": {"file x": "2" * 64, "file y": "1" * 64}, "b": {}}, "seed": 3}
-    assert list(differences(before, now)) == [
-        "sources a file x changed", "sources b is new", "seed was 1 and is 3", "gone is gone",
-    ]  # fmt: skip
-    assert not list(differences(before, before))
 
 
 def test_sources_are_told_apart_by_their_place_in_the_blend():

@@ -61,7 +61,7 @@ def test_changed_data_refuses_to_continue_and_says_what_can_be_done(home):
         prepare(home, recipe(PAIRS, LABELS))
     message = str(raised.value)
     assert "stage one was planned" in message
-    assert "since then: pairs file train-00000.parquet changed." in message
+    assert "since then: pairs.file train-00000.parquet has changed." in message
     for choice in ("Put back what it was", "training.changed_data=keep", "set name to start another run"):
         assert choice in message
 

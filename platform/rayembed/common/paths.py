@@ -14,7 +14,7 @@ from rayembed.common.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
-_RAY_PACKAGE_MARKER = "runtime_resources"
+_RAY_PACKAGE_MARKER = "runtime_resources"  # in the path of a working directory copied by Ray
 
 
 def workspace() -> Path:
@@ -43,7 +43,7 @@ def resolve(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target` that replaces it on success and is removed on error."""
+    """Yield a temporary folder next to `target` that replaces it on success and is removed on error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     temporary.chmod(0o755)
@@ -56,20 +56,29 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def atomic_write(target: Path, data: str | bytes) -> None:
-    """Write `data` to `target` so that a reader sees the old or the new content, never a part."""
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary file next to `target` that replaces it on success and is removed on error.
+
+    A reader sees the old or the new content, never a part.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    content = data.encode() if isinstance(data, str) else data
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield Path(name)
+        with open(name, "rb") as written:
+            os.fsync(written.fileno())
         os.chmod(name, 0o644)
         os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def atomic_write(target: Path, data: str | bytes) -> None:
+    """Replace the content of `target` in one step (see `atomic_file`)."""
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import ray
 
+from rayembed.common.ray_compat import runs_inside_job
+
+_SETUP_HOOK = "rayembed.common.ray_compat.silence_cleaner"
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 logger = logging.getLogger(__name__)
@@ -34,7 +37,7 @@ def connect(num_cpus: int | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    inside_job = runs_inside_job()
     source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
     environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | processor_settings()
     if home := os.environ.get("RAYEMBED_HOME"):
@@ -45,23 +48,11 @@ def connect(num_cpus: int | None = None) -> None:
         num_cpus=None if existing else num_cpus,
         include_dashboard=None if existing else False,
         runtime_env={"env_vars": environment}
-        | ({} if existing else {"worker_process_setup_hook": f"{__name__}.{silence_cleaner.__name__}"}),
+        | ({} if existing else {"worker_process_setup_hook": _SETUP_HOOK}),
         log_to_driver=True,
         logging_level=logging.WARNING,
     )
     logger.info("connected to Ray with %g CPUs", ray.cluster_resources().get("CPU", 0))
-
-
-def silence_cleaner() -> None:
-    """Hide what Ray Train logs every second without a dashboard; runs first in each process of a local Ray.
-
-    Its placement group cleaner asks the dashboard's state API whether the controller lives, to tidy up behind
-    it. A local Ray has none, and ends with the program that started it.
-    Source: ray/train/v2/_internal/execution/controller/placement_group_cleaner.py.
-    """
-    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(
-        logging.ERROR
-    )
 
 
 def actor_pool(units: int, actors: int | None = None) -> tuple[int, dict[str, int]]:

@@ -1,9 +1,37 @@
-"""The base of all settings."""
+"""The base of all settings, and what differs between two of them."""
+
+from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+_ABSENT = object()
 
 
 class Frozen(BaseModel):
     """Immutable settings that refuse unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def differences(before: Any, now: Any, address: str = "") -> Iterator[str]:
+    """What differs between two settings, as plain data: one sentence for each address.
+
+    `{"seed": 1, "stages": [{"steps": 5}]}` and `{"seed": 2, "stages": [{"steps": 5, "loss": "x"}]}` give
+    "seed was 1 and is 2" and "stages.0.loss is new". Lists of different lengths differ as a whole, and of two
+    digests only the address is told.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before | now:
+            old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
+            yield from differences(old, new, f"{address}.{key}" if address else str(key))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from differences(old, new, f"{address}.{index}" if address else str(index))
+    elif before is _ABSENT:
+        yield f"{address} is new"
+    elif now is _ABSENT:
+        yield f"{address} is gone"
+    elif before != now:
+        digests = all(isinstance(value, str) and len(value) == 64 for value in (before, now))
+        yield f"{address} has changed" if digests else f"{address} was {before!r} and is {now!r}"

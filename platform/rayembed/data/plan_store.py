@@ -2,8 +2,7 @@
 
 import json
 import logging
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.paths import atomic_directory, atomic_write
+from rayembed.common.progress import Progress
 from rayembed.data.plan import PlannedBatch, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ PLAN_SCHEMA = pa.schema(
 )
 ROWS_PER_FILE = 1 << 20
 _NOTE_FILE = "plan.json"
-_PROGRESS_SECONDS = 10.0
 
 
 def write_plan(folder: Path, batches: Iterable[PlannedBatch], description: dict[str, Any]) -> int:
@@ -34,24 +33,21 @@ def write_plan(folder: Path, batches: Iterable[PlannedBatch], description: dict[
     first = next(remaining)
     batch_size = len(first.rows)
     steps_per_file = max(ROWS_PER_FILE // batch_size, 1)
-    steps, last_shown = 0, time.monotonic()
+    progress = Progress(logger, "plan", unit="steps")
     with atomic_directory(folder) as temporary:
         stream = chain([first], remaining)
         while chunk := list(islice(stream, steps_per_file)):
-            _write_file(_file(temporary, steps // steps_per_file), chunk)
-            steps += len(chunk)
-            if time.monotonic() - last_shown > _PROGRESS_SECONDS:
-                last_shown = time.monotonic()
-                logger.info("plan: %d steps laid down", steps)
+            _write_file(_file(temporary, progress.done // steps_per_file), chunk)
+            progress.add(len(chunk))
         note = {
             "fingerprint": fingerprint(description),
-            "steps": steps,
+            "steps": progress.done,
             "batch_size": batch_size,
             "steps_per_file": steps_per_file,
             "description": description,
         }
         atomic_write(temporary / _NOTE_FILE, json.dumps(note, indent=2) + "\n")
-    return steps
+    return progress.done
 
 
 def _file(folder: Path, number: int) -> Path:
@@ -73,25 +69,6 @@ def stored_description(folder: Path) -> dict[str, Any] | None:
     """What the plan in `folder` was made from, None where there is no plan."""
     path = folder / _NOTE_FILE
     return json.loads(path.read_text())["description"] if path.is_file() else None
-
-
-def differences(before: Any, now: Any, *where: str) -> Iterator[str]:
-    """What differs between two descriptions, one sentence each."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*before, *(key for key in now if key not in before)]:
-            yield from differences(before.get(key), now.get(key), *where, key)
-    elif before != now:
-        yield _sentence(before, now, where)
-
-
-def _sentence(before: Any, now: Any, where: tuple[str, ...]) -> str:
-    name = " ".join(where)
-    if now is None:
-        return f"{name} is gone"
-    if before is None:
-        return f"{name} is new"
-    is_digest = all(isinstance(value, str) and len(value) == 64 for value in (before, now))
-    return f"{name} changed" if is_digest else f"{name} was {before!r} and is {now!r}"
 
 
 class PlanReader:

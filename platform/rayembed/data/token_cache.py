@@ -6,7 +6,6 @@ was made under another one is never read. It is mapped into memory, like the row
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayembed.common.paths import atomic_directory
+from rayembed.common.progress import Progress
 from rayembed.config import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.plan import fingerprint
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 _SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "pool_start": pa.int32()})
 _USED_OF_THE_CONTRACT = {"instruction_template", "append_eos", "max_length", "truncation"}
-_PROGRESS_SECONDS = 10.0
 
 
 class TokenCache:
@@ -86,7 +85,7 @@ def cache_tokens(rows: Path, entry: SourceConfig, contract: Contract, tokenizer:
 
 def _write(folder: Path, rows: PreparedRows, entry: SourceConfig, contract: Contract, tokenizer: Any) -> None:
     keys: list[np.ndarray] = []
-    shown = time.monotonic()
+    progress = Progress(logger, f"source {entry.source}, tokenising", unit="texts")
     path = folder / "tokens.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         for batch in rows.batches():
@@ -96,9 +95,7 @@ def _write(folder: Path, rows: PreparedRows, entry: SourceConfig, contract: Cont
                     pa.record_batch([tokenized.input_ids, tokenized.pool_starts], schema=_SCHEMA)
                 )
                 keys.append(token_keys([(text, instruction) for text in texts]))
-            if time.monotonic() - shown > _PROGRESS_SECONDS:
-                shown = time.monotonic()
-                logger.info("source %s: %d texts tokenised", entry.source, sum(map(len, keys)))
+                progress.add(len(texts))
     all_keys = np.concatenate(keys) if keys else np.empty(0, np.uint64)
     order = np.argsort(all_keys, kind="stable")
     np.save(folder / "keys.npy", all_keys[order])

@@ -8,7 +8,6 @@ temporary name and renamed; one that is torn all the same is computed again.
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rayembed.common.paths import atomic_file
 from rayembed.contract import Contract
 from rayembed.evaluation.units import Shard
 
@@ -65,10 +65,8 @@ class EmbeddingStore:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays so that a reader sees all or none of them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rayembed.common.errors import UserError
+from rayembed.common.progress import duration
 from rayembed.evaluation.store import Candidate
 from rayembed.evaluation.units import Unit, WorkQueue
 from rayembed.evaluation.worker import Outcome
@@ -182,7 +183,7 @@ class Progress:
             score,
             outcome.seconds,
             rate,
-            _readable(self._expected(max(0.0, self._left)) / self._actors),
+            duration(self._expected(max(0.0, self._left)) / self._actors),
         )
 
     def heartbeat(self, running: Sequence[Unit]) -> None:
@@ -194,14 +195,8 @@ class Progress:
         if not self._done_cost:
             return ""
         elapsed = time.monotonic() - self._started[unit.key]
-        return f" (about {_readable(max(0.0, self._expected(unit.cost) - elapsed))} left)"
+        return f" (about {duration(max(0.0, self._expected(unit.cost) - elapsed))} left)"
 
     def _expected(self, cost: float) -> float:
         """Seconds of one actor for `cost`, at the rate measured so far."""
         return cost * self._busy_seconds / max(1.0, self._done_cost)
-
-
-def _readable(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

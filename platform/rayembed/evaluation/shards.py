@@ -11,11 +11,11 @@ from typing import Any
 import mteb
 import numpy as np
 import torch
-from mteb._create_dataloaders import create_dataloader
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.types import PromptType
 
+from rayembed.common.ray_compat import task_texts
 from rayembed.evaluation.embeddings import EmbeddingStore, read_arrays, text_digests, write_arrays
 from rayembed.evaluation.encoder import ENCODE_OPTIONS, EngineEncoder
 from rayembed.evaluation.instructions import InstructionPolicy
@@ -214,6 +214,4 @@ def _bounds(length: int, shard: Shard) -> tuple[int, int]:
 
 
 def _batches(dataset: Any, task: TaskMetadata, side: PromptType) -> Any:
-    return create_dataloader(
-        dataset, task_metadata=task, prompt_type=side, batch_size=ENCODE_OPTIONS["batch_size"]
-    )
+    return task_texts(dataset, task, side, ENCODE_OPTIONS["batch_size"])

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from mteb.results import TaskResult
 
 from rayembed.common.errors import ResourceError
-from rayembed.common.paths import atomic_write
+from rayembed.common.paths import atomic_file, atomic_write
 from rayembed.evaluation.instructions import Instructions
 
 logger = logging.getLogger(__name__)
@@ -126,11 +126,8 @@ class ResultStore:
 
     def save(self, candidate: Candidate, result: TaskResult) -> None:
         """Write `result` so that a reader never sees a part of it."""
-        path = self.path(candidate, result.task_name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        result.to_disk(temporary)
-        os.replace(temporary, path)
+        with atomic_file(self.path(candidate, result.task_name)) as temporary:
+            result.to_disk(temporary)
 
 
 def _recorded(result: TaskResult) -> list[tuple[dict[str, Any], str]]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import atomic_write, resolve
+from rayembed.common.paths import atomic_file, atomic_write, resolve
 from rayembed.data.store import read_parquet
 from rayembed.mining.audit import Audit
 from rayembed.mining.candidates import (
@@ -185,8 +185,9 @@ def _known(collection: Collection, entry: SourceMining) -> dict[int, Set[int]] |
 
 
 def _write_rows(tables: Iterator[pa.Table], path: Path) -> None:
-    temporary = path.with_suffix(".writing")
-    with pq.ParquetWriter(temporary, PAIR_SCHEMA, compression="zstd") as writer:
+    with (
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, PAIR_SCHEMA, compression="zstd") as writer,
+    ):
         for table in tables:
             writer.write_table(table)
-    temporary.rename(path)

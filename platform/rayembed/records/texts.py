@@ -5,12 +5,12 @@ A collection may have more texts than memory holds, so they go into an SQLite fi
 
 import contextlib
 import errno
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rayembed.common.errors import DataError
+from rayembed.common.paths import atomic_file
 from rayembed.records.base import Part, Unreadable
 from rayembed.records.json_lines import SUFFIXES as JSON_SUFFIXES
 from rayembed.records.json_lines import lines, parse
@@ -27,22 +27,21 @@ def build_texts(path: Path, files: Sequence[StoredFile]) -> str:
     """
     if path.is_file():
         return str(path)
-    temporary = path.with_suffix(".writing")
-    temporary.unlink(missing_ok=True)
     try:
-        with contextlib.closing(sqlite3.connect(temporary)) as connection, connection:
+        with (
+            atomic_file(path) as temporary,
+            contextlib.closing(sqlite3.connect(temporary)) as connection,
+            connection,
+        ):
             connection.execute("pragma journal_mode = off")
             connection.execute("create table texts (id text primary key, text text) without rowid")
             for file in files:
                 for batch in _batches(identified_texts(file)):
                     connection.executemany("insert or replace into texts values (?, ?)", batch)
-        os.replace(temporary, path)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
             raise OSError(errno.ENOSPC, str(error), str(path)) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
     return str(path)
 
 

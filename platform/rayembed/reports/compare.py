@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.paths import atomic_write
+from rayembed.common.progress import duration
 from rayembed.reports import metrics, plots, svg
 from rayembed.reports.page import Chart, render
 from rayembed.reports.runs import Run
-from rayembed.reports.text import aligned, duration
+from rayembed.reports.text import aligned
 
 _MISSING = "-"
 _NOT_COMPARED = ("name", "output", "models_directory")

@@ -9,12 +9,12 @@ import numpy as np
 from markupsafe import Markup
 
 from rayembed.common.paths import atomic_write
+from rayembed.common.progress import duration
 from rayembed.data.splits import SPLITS
 from rayembed.evaluation.scores import COLUMNS, Scores, mean_rows
 from rayembed.reports import metrics, svg
 from rayembed.reports.page import Chart, render
 from rayembed.reports.projection import principal_components
-from rayembed.reports.text import duration
 
 REPORT_FILE = "report.html"
 

@@ -1,4 +1,4 @@
-"""Numbers and tables as text."""
+"""Tables as text."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,3 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def duration(seconds: float) -> str:
-    """A time span as a person reads it."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from rayembed.common import logs
+from rayembed.common.ray_compat import serve_http_host
 from rayembed.serving import tracing
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import load_keyring
@@ -34,7 +35,7 @@ class Ingress:
         siblings = serve.get_deployment_handle(INGRESS_NAME, application)
         self._front = Front(process_name(), self._metrics, siblings)
         self._keyring = load_keyring(
-            config.authentication, config.api_keys_file, _listening_host(), 1 / config.ingress_replicas
+            config.authentication, config.api_keys_file, serve_http_host(), 1 / config.ingress_replicas
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -58,12 +59,3 @@ class Ingress:
     async def drain(self) -> None:
         """Make the readiness probe fail; requests are answered as before."""
         self._front.draining = True
-
-
-def _listening_host() -> str:
-    """Address of Ray Serve's HTTP proxies, which the settings of an application do not contain."""
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client()
-    assert client is not None, "an ingress replica runs under Ray Serve"
-    return client.http_config.host

@@ -18,6 +18,7 @@ import uvicorn
 from ray.exceptions import RayActorError
 
 from rayembed.common.errors import CheckpointError, ResourceError
+from rayembed.common.ray_compat import runs_inside_job
 from rayembed.engine.engine import Engine
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import Keyring, load_keyring
@@ -44,7 +45,7 @@ _POLL_S = 0.01
 
 def can_serve_locally(config: ServeConfig) -> bool:
     """Whether this machine is meant, and the settings ask for a fixed number of processes."""
-    on_cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    on_cluster = "RAY_ADDRESS" in os.environ or runs_inside_job()
     fixed = all(model.min_replicas == model.max_replicas for model in config.all_models)
     return not on_cluster and fixed and config.ingress_replicas == 1
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import atomic_write, resolve
+from rayembed.common.paths import atomic_file, atomic_write, resolve
 from rayembed.data.near_duplicates import NearDuplicates
 from rayembed.data.plan import fingerprint
 from rayembed.records.schema import PAIR_SCHEMA, document_id, pair_row
@@ -83,9 +83,8 @@ def _synthesize_kind(recipe: SynthesisRecipe, entry: KindSynthesis, seed: int) -
         )
     rows = [_row(recipe.name, entry.kind, tasks[names[name]], triplet) for name, triplet in kept.items()]
     path = folder / "train.parquet"
-    temporary = path.with_suffix(".writing")
-    pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), temporary, compression="zstd")
-    temporary.rename(path)
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), temporary, compression="zstd")
     report = KindReport.of(
         entry,
         tasks=len(set(tasks)),

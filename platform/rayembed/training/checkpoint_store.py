@@ -18,9 +18,9 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from rayembed.common.errors import CheckpointError, ConfigError, DataError, ResourceError
+from rayembed.common.ray_compat import checkpoint_list_file
 from rayembed.config import RunConfig
 from rayembed.records.locations import open_location
 from rayembed.training.checkpointing import (
@@ -110,8 +110,8 @@ class CheckpointStore:
 
         Ray Train refuses to start with such a list. Called on the driver, before it does.
         """
-        path = f"{self.path}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
-        if not self.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME):
+        path = f"{self.path}/{checkpoint_list_file()}"
+        if not self.exists(checkpoint_list_file()):
             return
         with self.filesystem.open_input_stream(path) as stream:
             content = stream.read()

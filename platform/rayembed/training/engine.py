@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from deepspeed.utils import (
 )
 from torch import nn
 
+from rayembed.common.ray_compat import disable_shared_memory_transport
 from rayembed.config import StageConfig, TrainingConfig
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -66,9 +66,7 @@ def create_engine(
 ) -> Any:
     """Wrap a model in a DeepSpeed engine with AdamW over its trainable parameters; called by all ranks."""
     if not torch.cuda.is_available():
-        # Without this, DeepSpeed compiles a shared-memory transport with g++ on first use, for tens of
-        # seconds; gloo carries the same calls.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        disable_shared_memory_transport()
     optimizer = torch.optim.AdamW(
         parameter_groups(model, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True
     )

@@ -8,11 +8,10 @@ tell each other in a collective on the CPU that runs beside the step, so that no
 import signal
 import threading
 
-import ray
 import torch
 import torch.distributed as dist
-from ray.train.v2._internal.execution.context import get_train_context
 
+from rayembed.common.ray_compat import run_in_main_thread, was_told_of_preemption
 from rayembed.training.distributed import world_size
 
 _terminated = threading.Event()
@@ -22,15 +21,14 @@ class PreemptionNotice:
     """Whether all ranks leave after the running step; made by all ranks inside Ray Train, once a process."""
 
     def __init__(self) -> None:
-        # Only the actor's main thread may handle signals, and training runs in another one.
-        ray.get(ray.get_runtime_context().current_actor.execute.remote(_catch_termination))
+        run_in_main_thread(_catch_termination)
         self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._told = torch.zeros((), dtype=torch.int32)
         self._work: dist.Work | None = None
 
     def ask(self) -> None:
         """Send what this rank was told so far; called by all ranks before the step."""
-        self._told = torch.tensor(int(_was_told()), dtype=torch.int32)
+        self._told = torch.tensor(int(_terminated.is_set() or was_told_of_preemption()), dtype=torch.int32)
         if self._group is not None:
             self._work = dist.all_reduce(self._told, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
@@ -39,12 +37,6 @@ class PreemptionNotice:
         if self._work is not None:
             self._work.wait()
         return bool(self._told)
-
-
-def _was_told() -> bool:
-    # Ray's public `get_preemption_info` is a barrier of all workers through another process. This is the
-    # value that it would send.
-    return _terminated.is_set() or get_train_context().preemption_context.preemption_info is not None
 
 
 def _catch_termination() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.errors import ConfigError, DataError
+from rayembed.common.settings import differences
 from rayembed.config import RunConfig, SourceConfig, StageConfig
 from rayembed.data.plan import PlannedBatch, PlannedSource, plan_batches
-from rayembed.data.plan_store import differences, stored_description, write_plan
+from rayembed.data.plan_store import stored_description, write_plan
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.sources import SOURCES
 from rayembed.data.stream import StreamSpec

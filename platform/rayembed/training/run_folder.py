@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.paths import atomic_write
+from rayembed.common.settings import differences
 
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -82,23 +83,10 @@ def _touched(path: Path) -> Iterator[None]:
         thread.join()
 
 
-def first_difference(before: object, now: object, where: str = "") -> str | None:
+def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """First setting that differs, leaving out those that do not change what is learned."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            if not where and key in _MAY_CHANGE:
-                continue
-            found = first_difference(before.get(key), now.get(key), f"{where}{key}.")
-            if found:
-                return found
-        return None
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for index, (old, new) in enumerate(zip(before, now, strict=True)):
-            found = first_difference(old, new, f"{where}{index}.")
-            if found:
-                return found
-        return None
-    return None if before == now else f"{where.rstrip('.')} was {before!r} and is {now!r}"
+    before, now = ({key: side[key] for key in side if key not in _MAY_CHANGE} for side in (before, now))
+    return next(differences(before, now), None)
 
 
 def _write(path: Path, started: str, *, ended: str | None = None, error: str | None = None) -> None:

@@ -18,10 +18,10 @@ import ray.data
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import resolve
+from rayembed.common.progress import Progress
 from rayembed.common.ray_cluster import actor_pool, connect
 from rayembed.engine.bulk.manifest import check_same, read_manifest, write_manifest
 from rayembed.engine.bulk.output import VECTORS_FOLDER, Statistics, read_statistics, shard_path
-from rayembed.engine.bulk.progress import Progress
 from rayembed.engine.bulk.request import EmbedRequest, plan_work
 from rayembed.engine.bulk.worker import ATTEMPTS, ShardWorker, Work
 
@@ -127,7 +127,9 @@ def _embed(
     """Make the missing shards, add them to `done`, and return what went wrong with those that failed."""
     if actors != 0:
         connect()
-    progress = Progress(len(work.rows), sum(statistics.rows for statistics in done.values()))
+    progress = Progress(
+        logger, "vectors", len(work.rows), unit="rows", done=sum(shard.rows for shard in done.values())
+    )
     failed = dict.fromkeys(missing, "")  # until they are done
     for attempt in range(1, ATTEMPTS + 1):
         for outcome in _outcomes(work, list(failed), actors, worker):
@@ -139,7 +141,7 @@ def _embed(
                 continue
             del failed[shard]
             done[shard] = Statistics(**json.loads(outcome["statistics"]))
-            progress.add(done[shard].rows, done[shard].tokens)
+            progress.add(done[shard].rows, tokens=done[shard].tokens)
         if not failed:
             break
         logger.warning(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import atomic_write
+from rayembed.common.settings import differences
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -51,16 +52,10 @@ def check_same(output: Path, earlier: dict[str, Any], now: dict[str, Any]) -> No
     Raises:
         DataError: they do not; names every setting and file that differs.
     """
-    before, after = earlier["settings"], now["settings"]
-    changes = [
-        f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
-        for name in after | before
-        if before.get(name) != after.get(name)
-    ]
-    before, after = ({file["path"]: file["sha256"] for file in side["input"]} for side in (earlier, now))
-    changes += [f"{path} is new" for path in after.keys() - before.keys()]
-    changes += [f"{path} is gone" for path in before.keys() - after.keys()]
-    changes += [f"{path} has changed" for path in after.keys() & before.keys() if after[path] != before[path]]
+    changes = [*differences(earlier["settings"], now["settings"])]
+    changes += differences(
+        *({file["path"]: file["sha256"] for file in side["input"]} for side in (earlier, now))
+    )
     if changes:
         more = f" and {len(changes) - _MOST_NAMED} more" if len(changes) > _MOST_NAMED else ""
         raise DataError(

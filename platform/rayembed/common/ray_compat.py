@@ -1,0 +1,96 @@
+"""Every private or unstable name of Ray, DeepSpeed and mteb, behind one function each.
+
+An upgrade of one of them is checked here and in tests/common/test_ray_compat.py, and nowhere else. Libraries
+are imported inside the functions, because a process that serves has no trainer and the reverse.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+
+def runs_inside_job() -> bool:
+    """Whether Ray's job server started this process (`ray job submit`).
+
+    Ray sets the variable for the driver of a job and documents no other way to ask (Ray 2.60).
+    """
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def was_told_of_preemption() -> bool:
+    """Whether Ray Train has told this worker that its node drains.
+
+    The public `ray.train.get_preemption_info()` is a barrier of all workers through another
+    process. This is the value that it would send (Ray 2.60).
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def run_in_main_thread(function: Callable[[], Any]) -> Any:
+    """Call `function` in the main thread of this Ray Train worker, where alone signals can be handled.
+
+    Ray Train runs the training function in another thread of its actor; the actor's own `execute` runs in the
+    main one (Ray 2.60, undocumented).
+    """
+    import ray
+
+    return ray.get(ray.get_runtime_context().current_actor.execute.remote(function))
+
+
+def checkpoint_list_file() -> str:
+    """Name of the file in which Ray Train keeps its list of checkpoints (Ray 2.60, no public name)."""
+    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+    return CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+
+def silence_cleaner() -> None:
+    """Hide what Ray Train logs every second without a dashboard; runs first in each process of a local Ray.
+
+    Its placement group cleaner asks the dashboard's state API whether the controller lives, to tidy up behind
+    it. A local Ray has none, and ends with the program that started it (Ray 2.60:
+    ray/train/v2/_internal/execution/controller/placement_group_cleaner.py).
+    """
+    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def serve_http_host() -> str:
+    """Address that Ray Serve's HTTP proxies listen on; called in a replica.
+
+    The settings of an application do not contain it, and `serve.status()` does not tell it (Ray 2.60).
+    """
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None, "a replica runs under Ray Serve"
+    return client.http_config.host
+
+
+def disable_shared_memory_transport() -> None:
+    """Keep DeepSpeed from compiling its transport for CPUs on first use, for tens of seconds.
+
+    gloo carries the same calls. The table of operators is DeepSpeed's own (DeepSpeed 0.19).
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def task_texts(dataset: Any, task: Any, side: Any, batch_size: int) -> Any:
+    """Batches of the texts of an mteb task as mteb itself gives them to a model, titles included.
+
+    mteb has no public way from rows to the texts of a batch (mteb 2.26).
+
+    Args:
+        dataset: rows of one side of the task.
+        task: its metadata.
+        side: mteb's `PromptType`.
+        batch_size: texts of a batch.
+    """
+    from mteb._create_dataloaders import create_dataloader
+
+    return create_dataloader(dataset, task_metadata=task, prompt_type=side, batch_size=batch_size)

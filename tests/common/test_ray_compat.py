@@ -1,0 +1,89 @@
+"""Each private or unstable name of a library is still there and still means what it is used for."""
+
+import inspect
+import logging
+import types
+
+import pytest
+
+from rayembed.common import ray_compat
+
+
+def test_a_job_is_told_by_its_variable(monkeypatch):
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    monkeypatch.delenv(RAY_JOB_CONFIG_JSON_ENV_VAR, raising=False)
+    assert not ray_compat.runs_inside_job()
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")
+    assert ray_compat.runs_inside_job()
+
+
+def test_a_draining_node_is_told(monkeypatch):
+    from ray.train.v2._internal.execution import context
+    from ray.train.v2._internal.execution.preemption import PreemptionContext
+
+    told = PreemptionContext()
+    monkeypatch.setattr(context, "get_train_context", lambda: types.SimpleNamespace(preemption_context=told))
+    assert "preemption_context" in {
+        field.name for field in context.TrainContext.__dataclass_fields__.values()
+    }
+    assert not ray_compat.was_told_of_preemption()
+    told.preemption_info = object()
+    assert ray_compat.was_told_of_preemption()
+
+
+def test_the_actor_of_a_training_worker_executes_functions():
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+    assert list(inspect.signature(RayTrainWorker.execute).parameters)[:2] == ["self", "fn"]
+
+
+def test_the_list_of_checkpoints_is_a_json_file():
+    assert ray_compat.checkpoint_list_file().endswith(".json")
+
+
+def test_the_cleaner_of_placement_groups_only_tells_errors():
+    from ray.train.v2._internal.execution.controller import placement_group_cleaner
+
+    ray_compat.silence_cleaner()
+    assert not logging.getLogger(placement_group_cleaner.__name__).isEnabledFor(logging.WARNING)
+
+
+def test_the_address_of_the_proxies_is_in_the_client(monkeypatch):
+    from ray.serve import context
+    from ray.serve._private.client import ServeControllerClient
+
+    assert isinstance(inspect.getattr_static(ServeControllerClient, "http_config"), property)
+    client = types.SimpleNamespace(http_config=types.SimpleNamespace(host="10.0.0.1"))
+    monkeypatch.setattr(context, "_get_global_client", lambda: client)
+    assert ray_compat.serve_http_host() == "10.0.0.1"
+
+
+def test_deepspeed_does_not_compile_its_transport(monkeypatch):
+    ops = pytest.importorskip("deepspeed.ops")
+    monkeypatch.setitem(ops.__compatible_ops__, "deepspeed_shm_comm", True)
+    ray_compat.disable_shared_memory_transport()
+    assert ops.__compatible_ops__["deepspeed_shm_comm"] is False
+
+
+def test_the_texts_of_a_task_have_their_titles():
+    import mteb
+    from datasets import Dataset
+    from mteb.types import PromptType
+
+    task = mteb.get_task("SciFact").metadata
+    rows = Dataset.from_dict({"id": ["1"], "title": ["A title"], "text": ["and a text"]})
+    (batch,) = ray_compat.task_texts(rows, task, PromptType.document, 8)
+    assert batch["text"] == ["A title and a text"]
+
+
+def test_no_other_module_uses_private_names_of_these_libraries():
+    import re
+    from pathlib import Path
+
+    import rayembed
+
+    private = re.compile(r"(?:import|from) (?:ray|mteb|deepspeed)\S*(?:\._|\.v2)|import _get_global_client")
+    package = Path(rayembed.__file__).parent
+    using = [path.relative_to(package) for path in package.rglob("*.py") if private.search(path.read_text())]
+    assert [str(path) for path in using] == ["common/ray_compat.py"]
