@@ -30,7 +30,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 venv: $(VENV)/.runtime ## create .venv with the pinned packages
-dev: $(VENV)/.dev ## the same with the tools of development
+dev: $(VENV)/.dev ## the same with the development tools
 
 quickstart: $(VENV)/.runtime ## train, evaluate, deploy and query a small model on this machine
 	$(BIN)/rayembed quickstart --port $(PORT)
@@ -59,8 +59,9 @@ drills: $(VENV)/.dev ## kill, drain and fill up what training and serving run on
 bench: $(VENV)/.dev ## run all benchmarks; BENCH_ARGS='--quick' sees that they work, '--only engine' runs one
 	$(BIN)/python benchmarks/all.py $(BENCH_ARGS) --json benchmarks/results/latest.json
 
-docs: $(VENV)/.dev ## write docs/configuration.md anew from the code
+docs: $(VENV)/.dev ## write docs/configuration.md, build the site into build/site, check links and anchors
 	$(BIN)/python scripts/make_configuration_docs.py
+	$(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment and caches; runs, data and models stay
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
