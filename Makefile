@@ -61,7 +61,7 @@ bench: $(VENV)/.dev ## run all benchmarks; BENCH_ARGS='--quick' sees that they w
 
 docs: $(VENV)/.dev ## write docs/configuration.md, build the site into build/site, check links and anchors
 	$(BIN)/python scripts/make_configuration_docs.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment and caches; runs, data and models stay
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -19,13 +19,12 @@ INTRODUCTION = """\
 
 <!-- Written by scripts/make_configuration_docs.py; change the descriptions in the code and run it again. -->
 
-A run is one YAML file, a recipe; [quickstart.yaml](../jobs/configs/quickstart.yaml) is a complete one. Any
-setting can be overridden on the command line by its dotted name, where list entries are counted from 0 and
-the value is YAML: `--set stages.0.steps=20 --set lora=null`. An unknown key, a missing one and a value of the
-wrong kind are refused by name. `--dry-run` prints the recipe with every default filled in.
+A run is one YAML file, a recipe; `jobs/configs/quickstart.yaml` is a complete one. Override any setting on the
+command line by its dotted name, with a YAML value: `--set stages.0.steps=20 --set lora=null`. Unknown keys,
+missing keys and wrong values are refused by name. `--dry-run` prints the recipe with every default.
 
-Relative paths start at the workspace: the folder in `RAYEMBED_HOME`, else the current one. What may change
-between a run and its continuation is in [train.md](train.md#stop-and-continue).
+Relative paths start at the folder in `RAYEMBED_HOME`, or at the current one. [Stop and
+resume](resume.md#what-may-change-between-start-and-resume) says what may change while a run is unfinished.
 """
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
