@@ -22,8 +22,8 @@ BLOCK_SIZE = 8192  # enough texts for passes of neighbours in length, few enough
 class Embedder:
     """A loaded checkpoint.
 
-    Vectors have length 1, so the dot product of two is their cosine. In fp32 a text gets the same vector alone,
-    in any list and in any order; in bf16 it moves a little with the batch it is in.
+    Vectors have length 1, so the dot product of two is their cosine. In fp32 a text gets the same vector
+    alone, in any list and in any order; in bf16 it moves a little with the batch it is in.
 
     Attributes:
         engine: the engine underneath, which also reports tokens and truncations.
