@@ -11,7 +11,7 @@ export RAYEMBED_HOME ?= $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: help venv dev check format test drills docs bench quickstart serve clean
+.PHONY: help venv dev check format test drills docs bench quickstart quickstart-plan serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,8 +32,11 @@ $(VENV)/.dev: $(VENV)/.runtime
 venv: $(VENV)/.runtime ## create .venv with the pinned packages
 dev: $(VENV)/.dev ## the same with the development tools
 
-quickstart: $(VENV)/.runtime ## train, evaluate, deploy and query a small model on this machine
+quickstart: | quickstart-plan $(VENV)/.runtime ## train, evaluate, deploy and query a small model on this machine
 	$(BIN)/rayembed quickstart --port $(PORT)
+
+quickstart-plan:
+	@test -e $(VENV)/.runtime || echo "Installing rayembed into $(VENV) (2 to 4 minutes); the quickstart follows (about 20 minutes)."
 
 serve: $(VENV)/.runtime ## serve a model: make serve CHECKPOINT=runs/quickstart/model
 	@test -n "$(CHECKPOINT)" || { echo "error: name a model, make serve CHECKPOINT=runs/quickstart/model" >&2; exit 2; }

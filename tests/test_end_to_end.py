@@ -136,9 +136,9 @@ def test_a_worker_told_to_end_leaves_a_checkpoint_of_its_last_step(unbroken, hom
 def test_two_workers_of_a_submitted_job_train_the_same_model(unbroken, home, tiny_base):
     recipe = write_recipe(home, tiny_base, "two-workers", workers=2)
     with local_head(home) as head:
-        head.submit(["python", "jobs/train.py", str(recipe)], repository=ROOT)
+        head.submit(["python", "jobs/train.py", str(recipe)], working_dir=ROOT)
         with pytest.raises(ResourceError, match="failed"):
-            head.submit(["python", "jobs/train.py", "no-such-recipe.yaml"], repository=ROOT)
+            head.submit(["python", "jobs/train.py", "no-such-recipe.yaml"], working_dir=ROOT)
     # Dropout differs by rank and bf16 rounds differently, so only the course of the losses is compared.
     ours, theirs = (
         np.array([loss for _, _, loss in trace(folder)]) for folder in (home / "runs" / recipe.stem, unbroken)

@@ -2,11 +2,11 @@ import contextlib
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
+from rayembed.common.errors import ResourceError
 from rayembed.quickstart import head
 
 AGENT_PORT = 52365  # Ray's default
@@ -20,7 +20,6 @@ def sleeper(*arguments: str) -> subprocess.Popen:
 
 def test_a_head_left_behind_is_stopped(tmp_path):
     process = sleeper("start", "--head", "--block")
-    time.sleep(0.2)
     pid_file = tmp_path / "pid"
     pid_file.write_text(f"{process.pid}\n")
     head._stop_left_over(pid_file)
@@ -47,11 +46,15 @@ def test_free_ports_differ_and_stay_below_those_of_workers():
 
 
 @pytest.mark.ray
-def test_a_head_comes_up_beside_another_ray(tmp_path):
+def test_a_head_comes_up_next_to_another_ray_and_runs_jobs(tmp_path, capfd):
     with socket.socket() as other:
         with contextlib.suppress(OSError):  # another Ray does run
             other.bind(("0.0.0.0", AGENT_PORT))
             other.listen()
-        with head.local_head(tmp_path) as running:  # entered when a job was accepted
+        with head.local_head(tmp_path) as running:
             assert running.dashboard.startswith("http://127.0.0.1:")
+            running.submit(["python", "-c", "print('it ran')"])
+            with pytest.raises(ResourceError, match="failed; its log is above"):
+                running.submit(["python", "-c", "raise SystemExit(3)"])
+    assert "it ran" in capfd.readouterr().out
     assert not (tmp_path / "runs" / "ray-head.pid").exists()

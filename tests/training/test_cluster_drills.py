@@ -210,7 +210,7 @@ def test_a_stopped_and_resubmitted_job_continues(unbroken, home, tiny_base, monk
         with paused(training_workers(psutil.Process(int((home / "runs" / "ray-head.pid").read_text())))):
             ray_job("stop", "first")
             assert len(trace(run_folder)) < len(trace(unbroken))
-        head.submit(entrypoint, repository=ROOT)
+        head.submit(entrypoint, working_dir=ROOT)
     assert "stage retrieval continues at step" in capfd.readouterr().out
     assert_same_run(run_folder, unbroken)
 

@@ -1,9 +1,11 @@
-"""A Ray head of one's own on loopback, and jobs submitted to it."""
+"""A Ray head on loopback for one command, and jobs submitted to it."""
 
+import asyncio
 import contextlib
 import logging
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,9 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+from ray.job_submission import JobStatus, JobSubmissionClient
 
+import rayembed
 from rayembed.common.errors import ResourceError
 from rayembed.common.paths import atomic_write
 
@@ -33,29 +38,39 @@ class Head:
         address: where drivers connect, host:port.
         dashboard: where jobs are submitted, a URL.
         environment: variables that every process which talks to this head needs.
+        jobs: submits jobs to this head.
     """
 
     address: str
     dashboard: str
     environment: dict[str, str]
+    jobs: JobSubmissionClient
 
-    def submit(self, entrypoint: Sequence[str], *, repository: Path) -> None:
-        """Run a job with `ray job submit` from the repository, its log on this terminal, and wait for it.
+    def submit(self, entrypoint: Sequence[str], *, working_dir: Path | None = None) -> None:
+        """Run a job with its log on this terminal, and wait for it.
+
+        Args:
+            entrypoint: command and arguments.
+            working_dir: folder that is sent along and that the job starts in.
 
         Raises:
             ResourceError: the job failed; its last log lines say why.
         """
-        command = [
-            str(_BIN / "ray"), "job", "submit", "--address", self.dashboard,
-            "--working-dir", str(repository), "--", *entrypoint,
-        ]  # fmt: skip
-        logger.info("ray job submit --working-dir . -- %s", " ".join(entrypoint))
-        finished = subprocess.run(command, env=self.environment)
-        if finished.returncode != 0:
+        command = shlex.join(entrypoint)
+        logger.info("job: %s", command)
+        environment: dict[str, Any] = {"working_dir": str(working_dir)} if working_dir else {}
+        job = self.jobs.submit_job(entrypoint=command, runtime_env=environment)
+        asyncio.run(self._show_log(job))
+        if self.jobs.get_job_status(job) != JobStatus.SUCCEEDED:
             raise ResourceError(
-                f"the job {' '.join(entrypoint[:2])} failed (exit code {finished.returncode}); its log is "
-                "above. Run the same command again to continue where it stopped"
+                f"the job {' '.join(entrypoint[:4])} failed; its log is above. "
+                "Run the same command again to continue where it stopped"
             )
+
+    async def _show_log(self, job: str) -> None:
+        """Print the log until the job has ended."""
+        async for text in self.jobs.tail_job_logs(job):
+            print(text, end="", flush=True)
 
 
 @contextlib.contextmanager
@@ -71,13 +86,16 @@ def local_head(workspace: Path) -> Iterator[Head]:
         ResourceError: the head does not come up.
     """
     port, dashboard_port, client_port, agent_port = _free_ports(4)
+    token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+    library = str(Path(rayembed.__file__).resolve().parents[1])
     # Jobs name their interpreter `python`; it is looked up on the head's PATH.
     environment = {
         **os.environ,
         "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": f"{library}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "RAYEMBED_HOME": str(workspace),
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     command = [
@@ -96,13 +114,26 @@ def local_head(workspace: Path) -> Iterator[Head]:
             command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
     atomic_write(pid_file, f"{process.pid}\n")
-    head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment)
+    dashboard = f"http://127.0.0.1:{dashboard_port}"
     try:
-        _wait_for_jobs(head, process, log)
-        yield head
+        jobs = _connect(dashboard, token, process, log)
+        yield Head(f"127.0.0.1:{port}", dashboard, environment, jobs)
     finally:
         _stop(process.pid)
         pid_file.unlink(missing_ok=True)
+
+
+def _connect(dashboard: str, token: str, process: subprocess.Popen[bytes], log: Path) -> JobSubmissionClient:
+    """Connect once the head answers; submitting waits for the rest of it by itself."""
+    headers = {"Authorization": f"Bearer {token}"}
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            client = JobSubmissionClient(dashboard, headers=headers)
+            logger.info("Ray head is up, dashboard on %s", dashboard)
+            return client
+        time.sleep(0.2)
+    raise ResourceError(f"the Ray head did not come up within {_START_SECONDS} s; see {log}")
 
 
 def _free_ports(count: int) -> list[int]:
@@ -121,18 +152,6 @@ def _free_ports(count: int) -> list[int]:
     raise ResourceError(
         "no free TCP port between 20000 and 32000 on loopback; end a process that listens there"
     )
-
-
-def _wait_for_jobs(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when a job is accepted, which is a little after the dashboard answers."""
-    command = [str(_BIN / "ray"), "job", "submit", "--address", head.dashboard, "--no-wait", "--", "true"]
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        if subprocess.run(command, env=head.environment, capture_output=True).returncode == 0:
-            logger.info("Ray head is up, dashboard on %s", head.dashboard)
-            return
-        time.sleep(0.5)
-    raise ResourceError(f"the Ray head did not come up within {_START_SECONDS} s; see {log}")
 
 
 def _stop_left_over(pid_file: Path) -> None:

@@ -6,7 +6,6 @@ Every phase continues what an interrupted run left; a second run reuses what is 
 import contextlib
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -30,8 +29,8 @@ from rayembed.serving.deploy import check_port
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-RECIPE = "jobs/configs/quickstart.yaml"
+RECIPE = "quickstart"
+COMMAND = (sys.executable, "-m", "rayembed")
 
 
 class Phases:
@@ -47,7 +46,9 @@ class Phases:
         print(f"\n=== {name} ===", flush=True)
         started = time.monotonic()
         yield
-        self.seconds.setdefault(name, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        print(f"=== {name}: {seconds:.0f} s ===", flush=True)
+        self.seconds.setdefault(name, seconds)
         atomic_write(self._path, json.dumps(self.seconds) + "\n")
 
 
@@ -55,28 +56,30 @@ def run_quickstart(recipe: str = RECIPE, *, port: int = 8000) -> Path:
     """Run the quickstart and return its report.
 
     Args:
-        recipe: recipe file, relative to the repository.
+        recipe: recipe file, or the name of a shipped recipe.
         port: TCP port of the endpoint on loopback.
 
     Raises:
         UserError: the port is taken, a package cannot be fetched, or a job failed.
     """
-    config = load_config(REPOSITORY / recipe)
+    config = load_config(recipe)
     check_port("127.0.0.1", port)
     run_folder = resolve(config.output) / config.name
     data_dir = resolve(config.data.directory)
     phases = Phases(run_folder / "phases.json")
-    with local_head(workspace()) as head:
+    with contextlib.ExitStack() as stack:
+        with phases.timed("start Ray"):
+            head = stack.enter_context(local_head(workspace()))
         with phases.timed("train"):
-            head.submit(["python", "jobs/train.py", recipe], repository=REPOSITORY)
+            head.submit([*COMMAND, "train", recipe])
         with phases.timed("evaluate"):
             evaluation = [
-                "python", "jobs/evaluate.py", "--checkpoint", str(run_folder / "model"),
+                *COMMAND, "evaluate", "--checkpoint", str(run_folder / "model"),
                 "--baseline", f"untrained={run_folder / 'untrained'}", "--bm25",
                 "--benchmark", config.evaluation.benchmark, "--data-dir", str(data_dir),
                 "--output", str(run_folder / "results"), "--actors", str(config.evaluation.actors),
             ]  # fmt: skip
-            head.submit(evaluation, repository=REPOSITORY)
+            head.submit(evaluation)
         build_source("python-docstrings", data_dir)
         with phases.timed("serve"):
             url = _deploy(head, run_folder / "model", config.name, port)
@@ -110,12 +113,8 @@ def run_quickstart(recipe: str = RECIPE, *, port: int = 8000) -> Path:
 def _deploy(head: Head, model: Path, name: str, port: int) -> str:
     """Deploy on the head with the command that a user would give; it returns when the endpoint answers."""
     command = [
-        sys.executable, "-m", "rayembed", "serve", str(model), "--no-blocking",
+        *COMMAND, "serve", str(model), "--no-blocking",
         "--port", str(port), "--model-name", name,
     ]  # fmt: skip
-    environment = head.environment | {
-        "RAY_ADDRESS": head.address,
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "platform"), os.environ.get("PYTHONPATH", "")]),
-    }
-    subprocess.run(command, env=environment, check=True)
+    subprocess.run(command, env=head.environment | {"RAY_ADDRESS": head.address}, check=True)
     return f"http://127.0.0.1:{port}"
