@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rayembed.common.progress import duration
 from rayembed.reports.svg import PALETTE_SIZE
-from rayembed.reports.text import duration
 
 
 @dataclass(frozen=True)

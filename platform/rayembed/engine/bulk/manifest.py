@@ -53,9 +53,8 @@ def check_same(output: Path, earlier: dict[str, Any], now: dict[str, Any]) -> No
         DataError: they do not; names every setting and file that differs.
     """
     changes = [*differences(earlier["settings"], now["settings"])]
-    changes += differences(
-        *({file["path"]: file["sha256"] for file in side["input"]} for side in (earlier, now))
-    )
+    before, after = ({file["path"]: file["sha256"] for file in side["input"]} for side in (earlier, now))
+    changes += differences(before, after)
     if changes:
         more = f" and {len(changes) - _MOST_NAMED} more" if len(changes) > _MOST_NAMED else ""
         raise DataError(
