@@ -7,7 +7,7 @@ import pytest
 
 from rayembed.common.errors import ConfigError, DataError, ResourceError
 from rayembed.config import UserSourceConfig
-from rayembed.data import build, part_writer, tasks
+from rayembed.data import build, part_writer
 from rayembed.data.store import read_split
 from rayembed.records import json_lines, parquet
 from rayembed.records.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA
@@ -19,7 +19,7 @@ EVERYTHING = {"largest_bad_share": 1.0}
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
     """Jobs one after the other, without Ray; test_tasks.py and the end-to-end test cover the cluster."""
-    monkeypatch.setattr(build, "run_tasks", lambda function, jobs: map(function, jobs))
+    monkeypatch.setattr(build, "_on_all_cpus", lambda function, jobs, title: map(function, jobs))
 
 
 def write(path, records):
@@ -288,7 +288,7 @@ def test_a_full_disk_leaves_whole_parts_and_the_next_run_continues(tmp_path, mon
 
 
 @pytest.mark.ray
-def test_a_ray_data_job_builds_the_same_and_a_mistake_stops_it(tmp_path, monkeypatch):
+def test_ray_actors_build_the_same_and_a_mistake_stops_it(tmp_path, monkeypatch):
     folder = tmp_path / "files"
     folder.mkdir()
     for number in range(4):
@@ -297,7 +297,7 @@ def test_a_ray_data_job_builds_the_same_and_a_mistake_stops_it(tmp_path, monkeyp
             [{"query": f"q{number} {row}", "positive": "p"} for row in range(9)] + [GOOD],
         )
     here = load(folder)
-    monkeypatch.setattr(build, "run_tasks", tasks.run_tasks)
+    monkeypatch.undo()
     build.build_user_source("mine", UserSourceConfig(path=str(folder)), tmp_path / "by-ray")
     assert read_split(tmp_path / "by-ray", "mine", "train").equals(here)
     assert here.num_rows == 37, "the row that all files have is kept once"

@@ -14,7 +14,7 @@ from rayembed.records import json_lines, mteb_tasks
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(build, "run_tasks", lambda function, jobs: map(function, jobs))
+    monkeypatch.setattr(build, "_on_all_cpus", lambda function, jobs, title: map(function, jobs))
     datasets.disable_progress_bars()
 
 

@@ -53,22 +53,3 @@ def connect(num_cpus: int | None = None) -> None:
         logging_level=logging.WARNING,
     )
     logger.info("connected to Ray with %g CPUs", ray.cluster_resources().get("CPU", 0))
-
-
-def actor_pool(units: int, actors: int | None = None) -> tuple[int, dict[str, int]]:
-    """Number of actors for so many units of work, and the CPUs and GPUs of each.
-
-    All CPUs are used, but no actor outgrows a node.
-
-    Args:
-        units: pieces of work that can be done side by side.
-        actors: wanted number; None takes one per GPU, else one per CPU.
-    """
-    nodes = [
-        node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-    ]
-    cpus = [int(node["CPU"]) for node in nodes]
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    pool = min(units, actors or gpus or sum(cpus) or 1)
-    share = min([sum(cpus) // pool, *cpus]) if cpus else 1
-    return pool, {"num_cpus": max(1, share), "num_gpus": 1 if gpus else 0}

@@ -1,92 +1,352 @@
-"""Work items on a pool of Ray Data actors, or in this process."""
+"""The one way to do many items of work: on a pool of Ray actors, or in this process.
+
+An actor has one item at a time. When an actor dies, another takes its place, and its item goes to whichever
+is idle first. A user's mistake ends the work at once and is raised as it is. Any other error makes an item be
+tried again; what fails for good is named when all others are done. Workers leave large results on disk: work
+that is cut off continues with the items that are missing.
+"""
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rayembed.common.errors import UserError
-from rayembed.common.ray_cluster import actor_pool, connect
+from rayembed.common.progress import Progress
+from rayembed.common.ray_cluster import connect
 
 logger = logging.getLogger(__name__)
 
-Item = dict[str, Any]
-Worker = Callable[[Item], Item]
-_PROGRESS_SECONDS = 15.0
+ATTEMPTS = 3
+_HEARTBEAT_SECONDS = 30.0
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def run_on_actors(
-    make_worker: type, arguments: tuple[Any, ...], items: Sequence[Item], *, actors: int | None, title: str
-) -> Iterator[Item]:
-    """Yield what a worker makes of each item, in any order, and log the progress.
+class ItemsFailed(RuntimeError):
+    """Items failed for good, although all others were done.
 
-    Ray Data starts and replaces the actors and gives a dead one's items to others. A worker should leave its
-    large results on disk, so that a run that is cut off continues with the items that are missing.
+    Attributes:
+        failures: item -> the last of its errors.
+    """
+
+    def __init__(self, title: str, failures: Mapping[Any, Exception]):
+        self.failures = dict(failures)
+        reasons = "; ".join(f"{item}: {reason_of(error)}" for item, error in failures.items())
+        super().__init__(f"{title}: {len(failures)} failed, all others are done: {reasons}")
+
+
+def run_items(
+    make_worker: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    *,
+    title: str,
+    actors: int | None = None,
+    gpus: bool = True,
+    ordered: bool = False,
+    progress: bool = True,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Result]:
+    """Yield what a worker makes of each item; connects to Ray, or starts a local one, where that is needed.
 
     Args:
-        make_worker: class whose instances turn an item into a result; made once on each actor.
-        arguments: of its constructor.
-        items: numbers and texts only.
+        make_worker: makes a worker; called once on each actor, with its first item.
+        items: what the workers get, small enough to send.
+        title: what is done, for the log and for errors.
         actors: most actors; None for one a GPU, or one a CPU where there is none; 0 for this process alone.
-        title: what is done, for the log.
+        gpus: whether the work uses GPUs.
+        ordered: yield the results in the order of the items, in place of the order in which they are done.
+        progress: log how many items are done and about how long the others take.
+        environment: environment variables of the actors.
 
     Raises:
-        UserError: a worker raised it.
+        UserError: a worker raised it; nothing else is started.
+        ItemsFailed: positions of the items that failed `ATTEMPTS` times; all others were yielded.
     """
     if not items:
         return
-    started = shown = time.monotonic()
+    queue = FirstComeQueue(range(len(items)))
     if actors == 0:
-        results = _in_process(make_worker, arguments, items)
+        done = _run_here(make_worker, items, queue, title)
     else:
-        results = _on_actors(make_worker, arguments, items, actors)
-    for done, result in enumerate(results, start=1):
-        yield result
-        now = time.monotonic()
-        if now - shown > _PROGRESS_SECONDS and done < len(items):
-            shown = now
-            left = (now - started) / done * (len(items) - done)
-            logger.info("%s: %d of %d, about %.0f s left", title, done, len(items), left)
-    logger.info("%s: %d in %.1f s", title, len(items), time.monotonic() - started)
+        connect()
+        done = _run_there(make_worker, items, queue, title, actors, gpus, environment or {})
+    shown = Progress(logger, title, len(items))
+    early: dict[int, Result] = {}
+    following = 0
+    for position, result in done:
+        if progress:
+            shown.add()
+        if not ordered:
+            yield result
+            continue
+        early[position] = result
+        while following in early:
+            yield early.pop(following)
+            following += 1
 
 
-def _in_process(make_worker: type, arguments: tuple[Any, ...], items: Sequence[Item]) -> Iterator[Item]:
-    worker: Worker = make_worker(*arguments)
-    yield from map(worker, items)
+def pool_resources(items: int, actors: int | None = None, *, gpus: bool = True) -> tuple[int, dict[str, int]]:
+    """Number of actors for so many items, and the CPUs and GPUs of each; all CPUs are used.
+
+    No actor outgrows a node: on nodes of 8 and 4 CPUs, two actors get 4 each, and twelve get 1.
+
+    Args:
+        items: pieces of work that can be done at the same time.
+        actors: wanted number; None takes one per GPU, else one per CPU.
+        gpus: whether the work uses GPUs.
+    """
+    nodes = [
+        node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    ]
+    cpus = [int(node["CPU"]) for node in nodes]
+    devices = sum(int(node.get("GPU", 0)) for node in nodes) if gpus else 0
+    size = min(items, actors or devices or sum(cpus) or 1)
+    share = min([sum(cpus) // size, *cpus]) if cpus else 1
+    return size, {"num_cpus": max(1, share), "num_gpus": 1 if devices else 0}
 
 
-class _Answering:
-    """The worker on its actor. A user's mistake is returned: Ray would wrap and repeat an exception."""
+class Queue(Protocol[Item]):
+    """Where a pool takes its items from."""
 
-    def __init__(self, make_worker: type, arguments: tuple[Any, ...]):
-        self._make = lambda: make_worker(*arguments)
-        self._worker: Worker | None = None
+    def __len__(self) -> int:
+        """Items that have not been taken."""
 
-    def __call__(self, item: Item) -> Item:
+    def take(self, before: Sequence[Item]) -> Item | None:
+        """The next item for an actor that has done the items `before`; None while all wait for others."""
+
+    def put_back(self, item: Item) -> None:
+        """Queue a taken item again."""
+
+    def done(self, item: Item) -> None:
+        """Note that an item is done."""
+
+    def give_up(self, item: Item) -> None:
+        """Note that an item has failed for good, and drop those that need it."""
+
+
+class FirstComeQueue(Queue[Item]):
+    """Items that do not depend on each other, first come, first served."""
+
+    def __init__(self, items: Sequence[Item]):
+        self._waiting = deque(items)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self, before: Sequence[Item]) -> Item | None:
+        """The item that has waited longest."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def put_back(self, item: Item) -> None:
+        """Queue a taken item again, behind the others."""
+        self._waiting.append(item)
+
+    def done(self, item: Item) -> None:
+        """Nothing waits for it."""
+
+    def give_up(self, item: Item) -> None:
+        """Nothing waits for it."""
+
+
+@dataclass
+class _Place:
+    """A place in the pool.
+
+    Attributes:
+        actor: fills it.
+        before: items that this actor has had.
+        failed_starts: actors that died here in a row before they were up.
+    """
+
+    actor: Any
+    before: list[Any] = field(default_factory=list)
+    failed_starts: int = 0
+
+
+class ActorPool:
+    """Does the items of a queue on actors. An actor that the cluster cannot place yet is not waited for.
+
+    Args:
+        title: what is done, for the log and for errors.
+        queue: the items, which are hashable.
+        start_actor: starts an actor with the methods `ready()` and `run(message)`.
+        size: most actors.
+        message: item -> what its actor gets.
+        try_again: whether an item that raised an error gets further attempts, as one whose actor died does.
+        heartbeat: told of the running items when nothing was done for half a minute.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        queue: Queue[Any],
+        start_actor: Callable[[], Any],
+        size: int,
+        *,
+        message: Callable[[Any], Any] = lambda item: item,
+        try_again: bool = True,
+        heartbeat: Callable[[Sequence[Any]], None] = lambda running: None,
+    ):
+        self._title, self._queue, self._start_actor = title, queue, start_actor
+        self._message, self._try_again, self._heartbeat = message, try_again, heartbeat
+        self._places = [_Place(start_actor()) for _ in range(min(size, len(queue)))]
+        self._idle: list[_Place] = []
+        self._running: dict[Any, tuple[_Place, Any]] = {}  # an item of None: the actor starts
+        self._attempts = _Attempts(title, queue)
+
+    def run(self) -> Iterator[tuple[Any, Any]]:
+        """Yield every item with its result, in the order in which they are done.
+
+        Raises:
+            UserError: an actor raised it; nothing else is started.
+            ItemsFailed: items failed although all others were done.
+            RuntimeError: actors die as they start.
+        """
         try:
-            if self._worker is None:
-                self._worker = self._make()
-            return {"result": self._worker(item), "mistake": None}
-        except UserError as error:
-            return {"result": None, "mistake": error}
+            for place in self._places:
+                self._running[place.actor.ready.remote()] = place, None
+            while len(self._queue) or any(item is not None for _, item in self._running.values()):
+                yield from self._next_done()
+        finally:
+            for place in self._places:
+                ray.kill(place.actor)
+        self._attempts.raise_failures()
+
+    def _next_done(self) -> Iterator[tuple[Any, Any]]:
+        done, _ = ray.wait(list(self._running), num_returns=1, timeout=_HEARTBEAT_SECONDS)
+        if not done:
+            self._heartbeat([item for _, item in self._running.values() if item is not None])
+            return
+        place, item = self._running.pop(done[0])
+        try:
+            result = ray.get(done[0])
+        except (RayActorError, ObjectLostError) as error:
+            # A lost node takes along results that were not read yet.
+            self._replace(place, item, error)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            assert item is not None, "ready() has nothing that can fail"
+            self._attempts.failed(item, error, final=not self._try_again)
+            self._idle.append(place)
+        else:
+            if item is None:
+                place.failed_starts = 0
+            else:
+                self._queue.done(item)
+                yield item, result
+            self._idle.append(place)
+        self._assign()
+
+    def _assign(self) -> None:
+        """Give every idle actor its next item; it stays idle while all items wait for others."""
+        for place in tuple(self._idle):
+            item = self._queue.take(place.before)
+            if item is None:
+                return
+            self._idle.remove(place)
+            place.before.append(item)
+            self._running[place.actor.run.remote(self._message(item))] = place, item
+
+    def _replace(self, place: _Place, item: Any, error: Exception) -> None:
+        """Put another actor in a dead one's place.
+
+        Its item does not wait for that actor, which may find no free CPU: an idle one takes it.
+        """
+        if item is None:
+            # Counted by place: a node that is lost while many actors start on it is one failure of each.
+            place.failed_starts += 1
+            if place.failed_starts >= ATTEMPTS:
+                raise RuntimeError(f"{self._title}: actors die as they start: {error}") from error
+        else:
+            self._attempts.failed(item, error, died=True)
+        place.actor, place.before = self._start_actor(), []
+        self._running[place.actor.ready.remote()] = place, None
 
 
-def _on_actors(
-    make_worker: type, arguments: tuple[Any, ...], items: Sequence[Item], actors: int | None
-) -> Iterator[Item]:
-    import ray.data
+class _Attempts:
+    """Counts the attempts of items that fail: back into the queue, or given up."""
 
-    connect()
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    size, resources = actor_pool(len(items), actors)
-    dataset = ray.data.from_items(list(items), override_num_blocks=len(items)).map(
-        _Answering,  # type: ignore[arg-type]  # Ray Data calls an instance of it
-        fn_constructor_args=(make_worker, arguments),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size),
-        num_cpus=resources["num_cpus"],
-        num_gpus=resources["num_gpus"],
-    )
-    for answer in dataset.iter_rows():
-        if answer["mistake"] is not None:
-            raise answer["mistake"]
-        yield answer["result"]
+    def __init__(self, title: str, queue: Queue[Any]):
+        self._title, self._queue = title, queue
+        self._counts: Counter[Hashable] = Counter()
+        self._failures: dict[Hashable, Exception] = {}
+
+    def failed(self, item: Any, error: Exception, *, died: bool = False, final: bool = False) -> None:
+        """Note that an attempt went wrong; `final` when there shall be no other."""
+        self._counts[item] += 1
+        what = "its actor died" if died else reason_of(error)
+        if final or self._counts[item] >= ATTEMPTS:
+            logger.warning("%s: %s is given up: %s", self._title, item, what)
+            self._failures[item] = RuntimeError(f"its actor died {ATTEMPTS} times") if died else error
+            self._queue.give_up(item)
+        else:
+            logger.warning("%s: %s is tried again: %s", self._title, item, what)
+            self._queue.put_back(item)
+
+    def raise_failures(self) -> None:
+        """Raise ItemsFailed where items were given up."""
+        if self._failures:
+            raise ItemsFailed(self._title, self._failures) from next(iter(self._failures.values()))
+
+
+def reason_of(error: Exception) -> str:
+    """Type and message of an error; of one from an actor, those of its cause."""
+    cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]
+
+
+class _Actor:
+    """Holds the worker of an actor."""
+
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]):
+        self._make_worker = make_worker
+        self._worker: Callable[[Any], Any] | None = None
+
+    def ready(self) -> None:
+        """Return once the actor is up."""
+
+    def run(self, item: Any) -> Any:
+        if self._worker is None:
+            self._worker = self._make_worker()
+        return self._worker(item)
+
+
+def _run_there(
+    make_worker: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    queue: Queue[int],
+    title: str,
+    actors: int | None,
+    gpus: bool,
+    environment: Mapping[str, str],
+) -> Iterator[tuple[int, Result]]:
+    size, resources = pool_resources(len(items), actors, gpus=gpus)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(resources["num_cpus"]))
+    remote = ray.remote(_Actor).options(runtime_env={"env_vars": threads | dict(environment)}, **resources)
+    shared = ray.put(make_worker)
+    pool = ActorPool(title, queue, lambda: remote.remote(shared), size, message=items.__getitem__)
+    yield from pool.run()
+
+
+def _run_here(
+    make_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item], queue: Queue[int], title: str
+) -> Iterator[tuple[int, Result]]:
+    worker = make_worker()
+    attempts = _Attempts(title, queue)
+    while (position := queue.take(())) is not None:
+        try:
+            result = worker(items[position])
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  # is tried again, and named in the end
+            attempts.failed(position, error)
+        else:
+            yield position, result
+    attempts.raise_failures()

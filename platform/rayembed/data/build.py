@@ -1,7 +1,7 @@
 """A source of the user's own -> a folder of checked Parquet files, a card and a list of what was left out.
 
-The source is cut into parts. Each part is streamed to its own file by a task of a Ray Data job (by this
-process where there is one part only), so memory does not limit the size: this process keeps some 40 bytes of
+The source is cut into parts. Each part is streamed to its own file by a Ray actor (by this process where
+there is one part only), so memory does not limit the size: this process keeps some 40 bytes of
 each row, to find duplicates. Parts that are complete outlive an error, and the next run continues with the
 others.
 """
@@ -10,11 +10,12 @@ import json
 import logging
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -27,7 +28,6 @@ from rayembed.data.part_writer import FinishJob, PartJob, finish_part, write_par
 from rayembed.data.sources import SOURCES
 from rayembed.data.statistics import Statistics
 from rayembed.data.store import build_source
-from rayembed.data.tasks import run_tasks
 from rayembed.records import find_files, find_parts
 from rayembed.records.columns import Columns
 
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 BUILDER_VERSION = 1
 REJECTS_FILE = "rejects.jsonl"
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def build_user_source(
@@ -74,7 +77,7 @@ def _build(name: str, source: UserSourceConfig, data_dir: Path, rejects: Path) -
         parts = find_parts(source, work)
     jobs = [PartJob(name, source, part, index, work) for index, part in enumerate(parts)]
     logger.info("building %s from %s in %d parts", name, source.path, len(jobs))
-    summaries = list(_with_progress(run_tasks(write_part, jobs), len(jobs), name))
+    summaries = list(_on_all_cpus(write_part, jobs, f"source {name}, reading"))
     duplicates = _duplicates(jobs)
     _refuse_bad(source, jobs, summaries, duplicates, rejects)
     description = {
@@ -94,7 +97,7 @@ def _build(name: str, source: UserSourceConfig, data_dir: Path, rejects: Path) -
             for index, job in enumerate(_with_rows(jobs, summaries))
         ]
         statistics = Statistics()
-        for part_statistics in run_tasks(finish_part, finishing):
+        for part_statistics in _on_all_cpus(finish_part, finishing, f"source {name}, writing"):
             statistics.add(part_statistics)
         _write_rejects(jobs, summaries, duplicates, folder / REJECTS_FILE)
         write_card(
@@ -129,13 +132,18 @@ def source_state(name: str, source: UserSourceConfig) -> str:
     return sha256(json.dumps([BUILDER_VERSION, name, settings, files], sort_keys=True).encode()).hexdigest()
 
 
-def _with_progress(summaries: Iterator[dict[str, Any]], parts: int, name: str) -> Iterator[dict[str, Any]]:
-    rows = 0
-    for number, summary in enumerate(summaries, start=1):
-        rows += summary["rows"]
-        if parts > 1:
-            logger.info("%s: %d of %d parts, %d rows", name, number, parts, rows)
-        yield summary
+def _on_all_cpus(function: Callable[[Job], Result], jobs: Sequence[Job], title: str) -> Iterator[Result]:
+    """Results in the order of the jobs; one job does without Ray and does not wait for it."""
+    if len(jobs) == 1:
+        return iter([function(jobs[0])])
+    # Commands and small sources do without Ray, which takes seconds to import.
+    from rayembed.common.ray_work import run_items
+
+    return run_items(partial(_itself, function), jobs, title=title, gpus=False, ordered=True)
+
+
+def _itself(function: Callable[[Job], Result]) -> Callable[[Job], Result]:
+    return function
 
 
 def _with_rows(jobs: Sequence[PartJob], summaries: Sequence[dict[str, Any]]) -> list[PartJob]:

@@ -90,7 +90,7 @@ def _ray_batches(
 ) -> Iterator[TrainingBatch]:
     if start >= stop:
         return
-    context = ray.data.DataContext.get_current()
+    context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     steps = range(start, stop)
@@ -98,7 +98,8 @@ def _ray_batches(
     # outlives the worker on a node that is taken away. For the same reason `from_items`: its siblings start
     # tasks of a whole CPU.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    blocks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_BLOCK))
+    with ray.data.DataContext.current(context):  # which the data set keeps
+        blocks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_BLOCK))
     dataset = blocks.map(
         _FetchAndTokenize,  # type: ignore[arg-type]  # Ray Data calls an instance of it
         fn_constructor_args=(spec, rank, world_size),

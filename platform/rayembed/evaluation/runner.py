@@ -13,7 +13,8 @@ from mteb.results import TaskResult
 
 from rayembed.common.errors import UserError
 from rayembed.common.paths import resolve
-from rayembed.common.ray_cluster import actor_pool, connect
+from rayembed.common.ray_cluster import connect
+from rayembed.common.ray_work import pool_resources
 from rayembed.contract import Contract
 from rayembed.evaluation import bm25
 from rayembed.evaluation.benchmarks import QUICKSTART
@@ -248,7 +249,7 @@ def _computed(units: list[Unit], plan: Run) -> Iterator[tuple[Unit, Outcome]]:
     local = plan.setup.catalogue.mirror is not None or all(
         reference.origin != "mteb" for reference in plan.selection.references
     )
-    pool, options = actor_pool(len(units), plan.actors)
+    pool, options = pool_resources(len(units), plan.actors)
     environment = {"runtime_env": {"env_vars": _QUIET | (_OFFLINE if local else {})}}
     remote = ray.remote(Worker).options(**environment, **options)
     progress = Progress(units, pool)

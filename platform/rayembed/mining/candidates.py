@@ -7,7 +7,7 @@ Part 3 holds the queries of shard 3. Columns: `documents` and `scores`, best fir
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.paths import atomic_write, file_digest
-from rayembed.common.ray_work import run_on_actors
+from rayembed.common.ray_work import run_items
 from rayembed.data.plan import fingerprint
 from rayembed.mining.bm25 import BM25Search, best_documents
 from rayembed.mining.collection import Collection
@@ -171,7 +171,7 @@ def find_candidates(job: SearchJob, *, actors: int | None, title: str) -> None:
         UserError: a worker raised it. What was found stays.
     """
     missing = [{"part": part} for part, path in enumerate(job.parts) if not path.is_file()]
-    for _ in run_on_actors(SearchPart, (job,), missing, actors=actors, title=title):
+    for _ in run_items(partial(SearchPart, job), missing, actors=actors, title=title):
         pass
 
 

@@ -10,7 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayembed.common.paths import atomic_write, file_digest
-from rayembed.common.ray_work import run_on_actors
+from rayembed.common.ray_work import run_items
 from rayembed.data.plan import fingerprint
 from rayembed.mining.teachers import DenseTeacher, Encoder, Side, identity, load_teacher, unit_vectors
 
@@ -121,5 +121,5 @@ def encode(teacher: DenseTeacher, jobs: Sequence[VectorJob], *, actors: int | No
     total = sum(len(job.shards) for job in jobs)
     if len(missing) < total:
         logger.info("%s: %d of %d shards are there already", title, total - len(missing), total)
-    results = run_on_actors(EncodeShard, (teacher, tuple(jobs)), missing, actors=actors, title=title)
+    results = run_items(partial(EncodeShard, teacher, tuple(jobs)), missing, actors=actors, title=title)
     return sum(result["texts"] for result in results)

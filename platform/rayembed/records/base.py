@@ -1,7 +1,7 @@
 """What a reader is: it cuts a source into parts, and reads a part as records.
 
 A record is a dictionary with the columns of the file, or an `Unreadable` that says why there is none. Parts
-are read one by one, by this process or by the tasks of a Ray Data job; no part needs another one.
+are read one by one, by this process or by Ray actors; no part needs another one.
 """
 
 from collections.abc import Callable, Iterator, Sequence

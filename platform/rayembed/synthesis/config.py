@@ -23,7 +23,7 @@ class EndpointGenerator(EndpointConfig):
 
 
 class LocalGenerator(Frozen):
-    """A causal language model in a local Hugging Face folder, on Ray Data actors."""
+    """A causal language model in a local Hugging Face folder, on Ray actors."""
 
     kind: Literal["local"]
     path: str = Field(description="model folder, relative to the workspace")

@@ -1,15 +1,15 @@
-"""Language models that answer prompts: an endpoint, or a local model on Ray Data actors."""
+"""Language models that answer prompts: an endpoint, or a local model on Ray actors."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from rayembed.common.endpoint_client import ask_all, connect_endpoint
 from rayembed.common.errors import DataError
 from rayembed.common.paths import resolve
-from rayembed.common.ray_work import run_on_actors
+from rayembed.common.ray_work import run_items
 from rayembed.synthesis.config import EndpointGenerator, LocalGenerator
 
 
@@ -49,7 +49,7 @@ def complete(config: EndpointGenerator | LocalGenerator, prompts: Sequence[Promp
         {"prompts": [vars(prompt) for prompt in prompts[start : start + size]]}
         for start in range(0, len(prompts), size)
     ]
-    for batch in run_on_actors(LocalModel, (config,), batches, actors=config.actors, title="generating"):
+    for batch in run_items(partial(LocalModel, config), batches, actors=config.actors, title="generating"):
         for answer in batch["answers"]:
             yield Completion(**answer)
 

@@ -51,12 +51,12 @@ def test_dead_actors_and_failed_shards_are_retried_and_hopeless_ones_named(
     files, tiny_checkpoint, expected, tmp_path
 ):
     class Clumsy(ShardWorker):
-        """Dies in shard 1 the first time, fails in shard 2 twice and in shard 3 always."""
+        """Dies in shard 1 once and in shard 4 always, fails in shard 2 twice and in shard 3 always."""
 
         def embed(self, shard):
             attempts = len(list(tmp_path.glob(f"attempt-{shard}-*")))
             (tmp_path / f"attempt-{shard}-{attempts}").touch()
-            if shard == 1 and attempts == 0:
+            if (shard == 1 and attempts == 0) or shard == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
             if (shard == 2 and attempts < 2) or shard == 3:
                 raise OSError("the disk is on fire")
@@ -66,13 +66,14 @@ def test_dead_actors_and_failed_shards_are_retried_and_hopeless_ones_named(
     connect(num_cpus=2)
     try:
         with pytest.raises(
-            RuntimeError, match=r"1 of 8 shards failed 3 times.*000003\.parquet: OSError: the disk"
-        ):
+            RuntimeError, match=r"2 of 8 shards failed 3 times.*000003\.parquet: OSError: the disk"
+        ) as raised:
             embed_files(request, actors=2, worker=Clumsy)
+        assert "000004.parquet: RuntimeError: its actor died 3 times" in str(raised.value)
         attempts = {shard: len(list(tmp_path.glob(f"attempt-{shard}-*"))) for shard in range(8)}
-        assert (attempts[1], attempts[2], attempts[3]) == (2, 3, 3)
+        assert [attempts[shard] for shard in (1, 2, 3, 4)] == [2, 3, 3, 3]
         there = [shard for shard in range(8) if shard_path(tmp_path / "out", shard).exists()]
-        assert there == [0, 1, 2, 4, 5, 6, 7]
+        assert there == [0, 1, 2, 5, 6, 7]
         manifest = embed_files(request, actors=2)
     finally:
         ray.shutdown()

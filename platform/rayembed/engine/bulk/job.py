@@ -1,34 +1,29 @@
-"""Bulk embedding over Ray Data: the one function behind the job and the command.
+"""Bulk embedding on Ray: the one function behind the job and the command.
 
 The input is cut into shards of consecutive rows. An actor reads a shard, embeds it with its own engine and
 writes it as one file. So the files are in the order of the rows whatever the order they are made in, and a
 job that is started again makes only those that are not there.
 """
 
-import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any
-
-import pyarrow as pa
-import ray.data
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import resolve
 from rayembed.common.progress import Progress
-from rayembed.common.ray_cluster import actor_pool, connect
+from rayembed.common.ray_work import ATTEMPTS, ItemsFailed, reason_of, run_items
 from rayembed.engine.bulk.manifest import check_same, read_manifest, write_manifest
 from rayembed.engine.bulk.output import VECTORS_FOLDER, Statistics, read_statistics, shard_path
 from rayembed.engine.bulk.request import EmbedRequest, plan_work
-from rayembed.engine.bulk.worker import ATTEMPTS, ShardWorker, Work
+from rayembed.engine.bulk.worker import ShardWorker, Work
 
 logger = logging.getLogger(__name__)
 
-# Ray Data calls an actor in a second thread; with one arena it reuses what `keep_freed_memory` keeps.
-_ACTOR_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 _READERS = 8  # finished shards that are looked at at the same time
 
 
@@ -125,56 +120,14 @@ def _embed(
     worker: type[ShardWorker],
 ) -> dict[int, str]:
     """Make the missing shards, add them to `done`, and return what went wrong with those that failed."""
-    if actors != 0:
-        connect()
     progress = Progress(
         logger, "vectors", len(work.rows), unit="rows", done=sum(shard.rows for shard in done.values())
     )
-    failed = dict.fromkeys(missing, "")  # until they are done
-    for attempt in range(1, ATTEMPTS + 1):
-        for outcome in _outcomes(work, list(failed), actors, worker):
-            shard = outcome["shard"]
-            if outcome["refused"]:
-                raise DataError(outcome["problem"])
-            if outcome["problem"]:
-                failed[shard] = outcome["problem"]
-                continue
-            del failed[shard]
-            done[shard] = Statistics(**json.loads(outcome["statistics"]))
-            progress.add(done[shard].rows, tokens=done[shard].tokens)
-        if not failed:
-            break
-        logger.warning(
-            "attempt %d of %d: %d shards failed: %s", attempt, ATTEMPTS, len(failed), _first(failed)
-        )
-    return failed
-
-
-def _first(failed: dict[int, str]) -> str:
-    shard, reason = next(iter(failed.items()))
-    return f"shard {shard}: {reason}"
-
-
-def _outcomes(
-    work: Work, shards: Sequence[int], actors: int | None, worker: type[ShardWorker]
-) -> Iterator[dict[str, Any]]:
-    """Outcomes of the shards from a pool of actors, in the order they are done."""
-    if actors == 0:
-        local = worker(work)
-        yield from (local({"item": shard}) for shard in shards)
-        return
-    pool, resources = actor_pool(len(shards), actors)
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
-        outcomes = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map(
-            worker,  # type: ignore[arg-type]  # Ray Data calls an instance of it
-            fn_constructor_args=(work, resources["num_cpus"]),
-            compute=ray.data.ActorPoolStrategy(size=pool),
-            num_cpus=resources["num_cpus"],
-            num_gpus=resources["num_gpus"] or None,
-            runtime_env={"env_vars": _ACTOR_ENVIRONMENT | {"RAYON_NUM_THREADS": str(resources["num_cpus"])}},
-        )
-        for batch in outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            assert isinstance(batch, pa.Table)
-            yield from batch.to_pylist()
+    made = run_items(partial(worker, work), missing, title="vectors", actors=actors, progress=False)
+    try:
+        for shard, statistics in made:
+            done[shard] = statistics
+            progress.add(statistics.rows, tokens=statistics.tokens)
+    except ItemsFailed as failed:
+        return {missing[position]: reason_of(error) for position, error in failed.failures.items()}
+    return {}
