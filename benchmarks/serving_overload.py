@@ -68,7 +68,7 @@ async def recovery_seconds(server: Server, usual_ms: float) -> float:
 def replica_memory(url: str) -> float:
     """Resident MiB of the model replica."""
     page = urllib.request.urlopen(f"{url}/debug").read().decode()
-    pid = int(re.search(r"Encoder#\w+</code></td><td>(\d+)<", page)[1])
+    pid = int(re.search(r"EmbeddingReplica#\w+</code></td><td>(\d+)<", page)[1])
     return psutil.Process(pid).memory_info().rss / 2**20
 
 

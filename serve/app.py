@@ -19,8 +19,8 @@ if not INSTALLED:
 
 def build(arguments: Mapping[str, Any]) -> Application:
     """Bind the endpoint; `arguments` are the fields of `rayembed.serving.config.ServeConfig`."""
-    from rayembed.serving.builder import build_application
     from rayembed.serving.config import ServeConfig
+    from rayembed.serving.deploy import build_application
 
     runtime_env = None if INSTALLED else {"env_vars": {"PYTHONPATH": str(SOURCE_ROOT)}}
     return build_application(ServeConfig.parse(arguments), runtime_env=runtime_env)

@@ -2,9 +2,11 @@
 
 import inspect
 import logging
+import os
 import types
 
 import pytest
+import ray
 
 from rayembed.common import ray_compat
 
@@ -57,6 +59,19 @@ def test_the_address_of_the_proxies_is_in_the_client(monkeypatch):
     client = types.SimpleNamespace(http_config=types.SimpleNamespace(host="10.0.0.1"))
     monkeypatch.setattr(context, "_get_global_client", lambda: client)
     assert ray_compat.serve_http_host() == "10.0.0.1"
+
+
+@pytest.mark.ray
+def test_workers_have_the_niceness_that_was_asked_for(monkeypatch):
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    options = ray_compat.worker_niceness_options(0)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, **options)
+    assert ray.get(ray.remote(os.nice).remote(0)) == os.nice(0)
+
+
+def test_the_users_own_niceness_of_workers_wins(monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "7")
+    assert ray_compat.worker_niceness_options(0) == {}
 
 
 def test_deepspeed_does_not_compile_its_transport(monkeypatch):

@@ -37,7 +37,7 @@ def _threads():
 def test_a_replica_computes_in_the_thread_that_loaded_its_model():
     from rayembed.serving.config import ServeConfig
     from rayembed.serving.messages import EncodeRequest, Inputs
-    from rayembed.serving.replica import Encoder
+    from rayembed.serving.replica import EmbeddingReplica
     from tests.serving.fakes import FakeEngine
 
     threads = []
@@ -51,8 +51,8 @@ def test_a_replica_computes_in_the_thread_that_loaded_its_model():
         threads.append(threading.current_thread())
         return Watched()
 
-    encoder = Encoder(ServeConfig(checkpoint="unused", model_name="fake"), load)
-    asyncio.run(encoder.encode(EncodeRequest([Inputs(texts=["x"])])))
+    replica = EmbeddingReplica(ServeConfig(checkpoint="unused", model_name="fake"), load)
+    asyncio.run(replica.encode(EncodeRequest([Inputs(texts=["x"])])))
     assert len(threads) == 3, "loaded, tried and asked"
     assert len(set(threads)) == 1
     assert threads[0] is not threading.main_thread()

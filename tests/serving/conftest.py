@@ -14,7 +14,7 @@ from ray import serve
 
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.replica import Encoder
+from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine, LocalHandle, application, load_fake
 
 
@@ -30,7 +30,7 @@ def make_client() -> Callable[..., TestClient]:
         handles = {}
         for model in config.all_models:
             chosen = (engines or {}).get(model.served_name, engine or FakeEngine())
-            handles[model.served_name] = LocalHandle(Encoder(model, lambda _, chosen=chosen: chosen))
+            handles[model.served_name] = LocalHandle(EmbeddingReplica(model, lambda _, chosen=chosen: chosen))
         return TestClient(create_app(config, handles, keyring=keyring), raise_server_exceptions=False)
 
     return make

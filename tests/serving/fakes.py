@@ -8,8 +8,8 @@ import numpy as np
 
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.engine.engine import Encoded
-from rayembed.serving.builder import build_application
 from rayembed.serving.config import ModelSettings, ServeConfig
+from rayembed.serving.deploy import build_application
 
 POISON = "poison"
 VOCABULARY = 10_000

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import requests
 
-from rayembed.serving.answers import MODEL_DIGEST_HEADER
+from rayembed.serving.api.dialect import MODEL_DIGEST_HEADER
 
 CLIENTS = 6
 
@@ -56,7 +56,8 @@ class Load:
 
 
 def replica_pids(url):
-    rows = re.findall(r"Encoder#\w+</code></td><td>(\d+)</td>", requests.get(f"{url}/debug", timeout=60).text)
+    page = requests.get(f"{url}/debug", timeout=60).text
+    rows = re.findall(r"EmbeddingReplica#\w+</code></td><td>(\d+)</td>", page)
     return [int(pid) for pid in rows]
 
 

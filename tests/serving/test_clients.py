@@ -13,7 +13,7 @@ import requests
 
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.replica import Encoder
+from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine, LocalHandle
 
 TEXTS = ["one", "two words"]
@@ -22,8 +22,8 @@ TEXTS = ["one", "two words"]
 @pytest.fixture(scope="module")
 def url(serve_app):
     config = ServeConfig(checkpoint="unused", model_name="fake", aliases=["text-embedding-3-small"])
-    encoder = Encoder(config, lambda _: FakeEngine(instructions={"query": "find"}, max_length=64))
-    return serve_app(create_app(config, {"fake": LocalHandle(encoder)}))
+    replica = EmbeddingReplica(config, lambda _: FakeEngine(instructions={"query": "find"}, max_length=64))
+    return serve_app(create_app(config, {"fake": LocalHandle(replica)}))
 
 
 @pytest.fixture(scope="module")

@@ -54,3 +54,29 @@ def test_import_path_builds_the_application():
     assert isinstance(build({"checkpoint": "models/small", "max_replicas": "2"}), Application)
     with pytest.raises(ConfigError, match="unknown key 'replicas'"):
         build({"checkpoint": "models/small", "replicas": "2"})
+
+
+def test_an_entry_takes_what_it_leaves_out():
+    config = ServeConfig.parse(
+        {
+            "checkpoint": "a",
+            "model_name": "first",
+            "token_budget": 64,
+            "num_gpus": 0.5,
+            "models": [{"checkpoint": "b", "num_gpus": 1}],
+        }
+    )
+    second = config.all_models[1]
+    assert (second.served_name, second.token_budget, second.num_gpus) == ("b", 64, 1)
+
+
+def test_an_entry_needs_a_checkpoint_of_its_own():
+    with pytest.raises(ConfigError, match=r"models\.0\.checkpoint is missing"):
+        ServeConfig.parse({"checkpoint": "a", "models": [{"model_name": "b"}]})
+
+
+def test_names_must_differ():
+    with pytest.raises(ConfigError, match="two models are called a"):
+        ServeConfig.parse({"checkpoint": "a", "adapters": [{"adapter": "elsewhere/a"}]})
+    with pytest.raises(ConfigError, match="two models are called b"):
+        ServeConfig.parse({"checkpoint": "a", "aliases": "x,b", "models": [{"checkpoint": "b"}]})

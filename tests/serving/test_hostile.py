@@ -8,7 +8,7 @@ import requests
 
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.replica import Encoder
+from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine, LocalHandle
 
 ANSWERED = {
@@ -56,7 +56,9 @@ def test_ten_thousand_inputs_are_refused_at_once(client):
 def test_slow_and_broken_connections_leave_the_endpoint_serving(serve_app):
     """Half a request, a body that never comes, and no HTTP at all, while others are answered."""
     config = ServeConfig(checkpoint="unused", model_name="fake")
-    url = serve_app(create_app(config, {"fake": LocalHandle(Encoder(config, lambda _: FakeEngine()))}))
+    url = serve_app(
+        create_app(config, {"fake": LocalHandle(EmbeddingReplica(config, lambda _: FakeEngine()))})
+    )
     port = int(url.rsplit(":", 1)[1])
     openings = [
         b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n",

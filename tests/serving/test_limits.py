@@ -1,13 +1,17 @@
+"""Which requests a replica takes, and what a refusal means for the requests right after it."""
+
 import asyncio
 
 import pytest
 
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.errors import Problem
-from rayembed.serving.limits import TokenLimit
+from rayembed.serving.errors import Problem, overloaded, unavailable
+from rayembed.serving.limits import RecentRefusals, TokenLimit
 from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs
-from rayembed.serving.replica import Encoder
+from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine
+
+FULL = overloaded(2)
 
 
 def test_limit_counts_and_releases_also_on_failure():
@@ -45,9 +49,9 @@ def test_overload_is_refused_by_tokens_whatever_the_request_size(texts_per_reque
 
     async def scenario():
         config = ServeConfig(checkpoint="unused", model_name="fake", max_queued_tokens=32)
-        encoder = Encoder(config, lambda _: FakeEngine(seconds_per_batch=0.05))
+        replica = EmbeddingReplica(config, lambda _: FakeEngine(seconds_per_batch=0.05))
         request = EncodeRequest([Inputs(["one two three"] * texts_per_request)])
-        return await asyncio.gather(*(encoder.encode(request) for _ in range(16 // texts_per_request)))
+        return await asyncio.gather(*(replica.encode(request) for _ in range(16 // texts_per_request)))
 
     answers = asyncio.run(scenario())
     served = [answer for answer in answers if isinstance(answer, Embeddings)]
@@ -55,3 +59,46 @@ def test_overload_is_refused_by_tokens_whatever_the_request_size(texts_per_reque
     assert sum(len(answer.vectors) for answer in served) == 8
     assert {problem.status for problem in refused} == {429}
     assert all(problem.retry_after_s >= 1 for problem in refused)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def refusals_of(clock, **settings):
+    return RecentRefusals(ServeConfig(checkpoint="unused", model_name="fake", **settings), clock)
+
+
+def request(text, priority="online"):
+    return EncodeRequest([Inputs([text])], priority=priority)
+
+
+def test_a_refusal_holds_for_requests_as_long_and_for_a_moment():
+    clock = Clock()
+    refusals = refusals_of(clock)
+    assert refusals.find(request("four")) is None
+    refusals.note(request("four"), FULL)
+    assert refusals.find(request("four")) == FULL
+    assert refusals.find(request("longer")) == FULL
+    assert refusals.find(EncodeRequest([Inputs(token_ids=[[1, 2], [3, 4]])])) == FULL
+    assert refusals.find(request("two")) is None, "a shorter one may still fit"
+    assert refusals.find(request("four", "bulk")) is None, "each priority has a limit of its own"
+    clock.now += 0.06
+    assert refusals.find(request("four")) is None
+
+
+@pytest.mark.parametrize("answer", [unavailable("no replica"), object()])
+def test_only_a_full_queue_is_remembered(answer):
+    refusals = refusals_of(Clock())
+    refusals.note(request("four"), answer)
+    assert refusals.find(request("four")) is None
+
+
+@pytest.mark.parametrize("settings", [{"max_replicas": 2}, {"cache": "memory"}])
+def test_where_another_answer_is_possible_the_replica_is_asked(settings):
+    refusals = refusals_of(Clock(), **settings)
+    refusals.note(request("four"), FULL)
+    assert refusals.find(request("four")) is None

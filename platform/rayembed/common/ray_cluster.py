@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ray
 
-from rayembed.common.ray_compat import runs_inside_job
+from rayembed.common.ray_compat import runs_inside_job, worker_niceness_options
 
 _SETUP_HOOK = "rayembed.common.ray_compat.silence_cleaner"
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def processor_settings() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
-def connect(num_cpus: int | None = None) -> None:
+def connect(num_cpus: int | None = None, *, worker_niceness: int | None = None) -> None:
     """Join the cluster of the surrounding job, or start a local one on loopback; does nothing when connected.
 
     Inside `ray job submit --working-dir .` the workers' current folder is a copy of the repository, so a
@@ -34,6 +34,7 @@ def connect(num_cpus: int | None = None) -> None:
 
     Args:
         num_cpus: CPUs of a cluster started here; None for the machine's. An existing cluster keeps its own.
+        worker_niceness: priority of the workers of a cluster started here; None for Ray's.
     """
     if ray.is_initialized():
         return
@@ -43,6 +44,7 @@ def connect(num_cpus: int | None = None) -> None:
     if home := os.environ.get("RAYEMBED_HOME"):
         environment["RAYEMBED_HOME"] = home
     existing = inside_job or "RAY_ADDRESS" in os.environ
+    options = {} if existing or worker_niceness is None else worker_niceness_options(worker_niceness)
     ray.init(
         address="auto" if existing else "local",
         num_cpus=None if existing else num_cpus,
@@ -51,5 +53,6 @@ def connect(num_cpus: int | None = None) -> None:
         | ({} if existing else {"worker_process_setup_hook": _SETUP_HOOK}),
         log_to_driver=True,
         logging_level=logging.WARNING,
+        **options,
     )
     logger.info("connected to Ray with %g CPUs", ray.cluster_resources().get("CPU", 0))

@@ -70,6 +70,17 @@ def serve_http_host() -> str:
     return client.http_config.host
 
 
+def worker_niceness_options(niceness: int) -> dict[str, Any]:
+    """Options of a `ray.init` that starts a cluster: its workers get this niceness instead of Ray's 15.
+
+    Empty where the user set RAY_worker_niceness, which Ray reads by itself. `_system_config` is meant for
+    tests only (Ray 2.60).
+    """
+    if "RAY_worker_niceness" in os.environ:
+        return {}
+    return {"_system_config": {"worker_niceness": niceness}}
+
+
 def disable_shared_memory_transport() -> None:
     """Keep DeepSpeed from compiling its transport for CPUs on first use, for tens of seconds.
 

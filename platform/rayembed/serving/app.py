@@ -1,4 +1,4 @@
-"""The FastAPI application: all routes, errors and pages over a gateway."""
+"""The FastAPI application: all routes, errors and pages over a `ModelRouter`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,41 +7,36 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 import rayembed
-from rayembed.serving import middleware
+from rayembed.serving import api, middleware
+from rayembed.serving.api import openapi, operations, pages
+from rayembed.serving.api.operations import IngressPeers
 from rayembed.serving.authentication import Keyring
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import install_handlers
-from rayembed.serving.front import Front
-from rayembed.serving.gateway import Gateway
 from rayembed.serving.metrics import IngressMetrics
-from rayembed.serving.openapi import describe_served_models
-from rayembed.serving.routes.cohere import cohere_routes
-from rayembed.serving.routes.inference import inference_routes
-from rayembed.serving.routes.openai import openai_routes
-from rayembed.serving.routes.operations import operation_routes
-from rayembed.serving.routes.pages import page_routes
+from rayembed.serving.router import ModelRouter
 
 
 def create_app(
     config: ServeConfig,
-    encoders: Mapping[str, Any],
+    replicas: Mapping[str, Any],
     *,
     keyring: Keyring | None = None,
     metrics: IngressMetrics | None = None,
-    front: Front | None = None,
+    peers: IngressPeers | None = None,
 ) -> FastAPI:
     """Build the application.
 
     Args:
         config: settings.
-        encoders: for each model its handle to `Encoder`; `handle.METHOD.remote(...)` must be awaitable and
-            `handle.broadcast(METHOD)` as in Ray Serve.
+        replicas: for each model the handle of its replicas; `handle.METHOD.remote(...)` must be awaitable
+            and `handle.broadcast(METHOD)` as in Ray Serve.
         keyring: keys that requests must show; None for none.
         metrics: where responses are counted.
-        front: this front end among its siblings.
+        peers: this front end among its peers; None where it is the only one.
     """
     metrics = metrics or IngressMetrics()
-    gateway = Gateway(config, encoders, metrics)
+    models = ModelRouter(config, replicas, metrics)
     app = FastAPIOffline(
         title="rayembed",
         description="Text embeddings through the interfaces of OpenAI, Cohere and text-embeddings-inference.",
@@ -50,15 +45,14 @@ def create_app(
         strict_content_type=False,
     )
     # The last one added is the outermost.
-    app.add_middleware(middleware.BodyLimit, max_bytes=config.max_body_bytes)
+    app.add_middleware(middleware.BodyLimitMiddleware, max_bytes=config.max_body_bytes)
     if keyring:
-        app.add_middleware(middleware.Authentication, keyring=keyring)
-    app.add_middleware(middleware.Observation, metrics=metrics, access_log=config.access_log)
+        app.add_middleware(middleware.AuthenticationMiddleware, keyring=keyring)
+    app.add_middleware(middleware.ObservationMiddleware, metrics=metrics, access_log=config.access_log)
     install_handlers(app)
-    app.include_router(openai_routes(gateway))
-    app.include_router(cohere_routes(gateway))
-    app.include_router(inference_routes(gateway, config))
-    app.include_router(operation_routes(gateway, front or Front("local", metrics)))
-    app.include_router(page_routes(gateway))
-    describe_served_models(app, gateway, config)
+    for dialect in api.DIALECTS:
+        app.include_router(dialect(models, config))
+    app.include_router(operations.routes(models, peers or IngressPeers("local", metrics)))
+    app.include_router(pages.routes(models))
+    openapi.describe_served_models(app, models, config.max_inputs)
     return app

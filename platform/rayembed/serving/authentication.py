@@ -52,7 +52,7 @@ class KeySettings(BaseModel):
         return digest
 
 
-class Allowance:
+class TokenBucket:
     """A limit per minute that refills steadily; a minute's worth may be used at once."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic):
@@ -73,15 +73,15 @@ class Allowance:
         self._left -= amount
 
 
-class Client:
+class ApiClient:
     """The holder of one key."""
 
     def __init__(self, settings: KeySettings, share: float, clock: Callable[[], float]):
         self.name = settings.name
         self.digest = settings.digest()
         requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
-        self._requests = Allowance(requests * share, clock) if requests else None
-        self._tokens = Allowance(tokens * share, clock) if tokens else None
+        self._requests = TokenBucket(requests * share, clock) if requests else None
+        self._tokens = TokenBucket(tokens * share, clock) if tokens else None
 
     def admit(self) -> None:
         """Count a request.
@@ -89,8 +89,8 @@ class Client:
         Raises:
             ApiError: 429, a limit of this key is used up.
         """
-        for allowance, what in ((self._requests, "requests"), (self._tokens, "tokens")):
-            if allowance and (wait := allowance.wait_s()):
+        for bucket, what in ((self._requests, "requests"), (self._tokens, "tokens")):
+            if bucket and (wait := bucket.wait_s()):
                 seconds = math.ceil(wait)
                 message = f"this key has used its {what} per minute; send the request again in {seconds} s"
                 raise ApiError(
@@ -112,9 +112,9 @@ class Keyring:
         self, keys: list[KeySettings], share: float = 1, clock: Callable[[], float] = time.monotonic
     ):
         """`share` is this process's part of each limit where several front ends share the load."""
-        self._clients = [Client(settings, share, clock) for settings in keys]
+        self._clients = [ApiClient(settings, share, clock) for settings in keys]
 
-    def admit(self, authorization: str) -> Client:
+    def admit(self, authorization: str) -> ApiClient:
         """The client that the header names.
 
         Every key is compared, in constant time, so that the time taken tells nothing of any.

@@ -1,4 +1,7 @@
-"""How many replicas a model gets."""
+"""How many replicas a model gets.
+
+Serve's controller imports this module for its policy, which is why it needs no model code.
+"""
 
 from typing import Any
 

@@ -13,6 +13,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from rayembed.common.errors import ConfigError
+from rayembed.serving.messages import Inputs, Truncation
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,14 @@ class CachedVector:
         return cls(np.frombuffer(content, "<f4", offset=_HEADER.size), tokens, truncated)
 
 
-def cache_key(digest: str, contract: str, text: str | Sequence[int]) -> str:
-    """Key of one input under a checkpoint digest and a text that names instruction and truncation."""
-    return hashlib.sha256(json.dumps([digest, contract, text]).encode()).hexdigest()
+def input_keys(inputs: Inputs, digest: str, max_length: int, truncate: Truncation) -> list[str]:
+    """For each input a hash of what decides its vector: text, instruction, rule for long inputs, weights."""
+    given = (inputs.instruction, inputs.prompt_name, inputs.input_type)
+    rules = repr((given, max_length, truncate))
+    return [
+        hashlib.sha256(json.dumps([digest, rules, text]).encode()).hexdigest()
+        for text in inputs.texts or inputs.token_ids
+    ]
 
 
 class VectorCache(Protocol):

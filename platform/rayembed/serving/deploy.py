@@ -1,33 +1,101 @@
-"""Put an endpoint on Ray from one call and wait until it answers."""
+"""The endpoint as a Ray Serve application, and one call that deploys it and waits until it answers."""
 
 import errno
 import logging
-import os
+import re
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 from ray import serve
+from ray.serve import Application
 from ray.serve.api import RunTarget, run_many
 from ray.serve.schema import ApplicationStatus
 
 from rayembed.common.errors import CheckpointError, ResourceError
 from rayembed.common.ray_cluster import connect
+from rayembed.engine.engine import Engine
 from rayembed.model.checkpoint import read_manifest
 from rayembed.serving.authentication import load_keyring
-from rayembed.serving.builder import APPLICATION_NAME, build_application
-from rayembed.serving.config import ServeConfig
-from rayembed.serving.ingress import INGRESS_NAME
+from rayembed.serving.autoscaling import autoscaling_settings
+from rayembed.serving.config import ModelSettings, ServeConfig
+from rayembed.serving.ingress import INGRESS_NAME, Ingress
+from rayembed.serving.replica import REPLICA_NAME, EmbeddingReplica, load_engine
 
 logger = logging.getLogger(__name__)
+
+APPLICATION_NAME = "rayembed"
 
 _POLL_S = 0.5
 _PROGRESS_EVERY_S = 10
 _PROXY_TIMEOUT_S = 30
+# Requests wait in the batcher, where their tokens are counted; Serve's own queues are only the outer wall.
+_MODEL_REQUESTS_IN_PROGRESS = 4096
+_INGRESS_REQUESTS_IN_PROGRESS = 16_384
+_REQUESTS_WAITING_FOR_A_REPLICA = 1024
+_DRAIN_S = 60
+_LOGGING = {"enable_access_log": False}  # a line a request, in both deployments, costs more than a short text
+
+
+def build(arguments: Mapping[str, Any]) -> Application:
+    """Application for the `args` of a Serve config file or the key=value arguments of `serve run`.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or out of range.
+    """
+    return build_application(ServeConfig.parse(arguments))
+
+
+def build_application(
+    config: ServeConfig,
+    *,
+    load: Callable[[ModelSettings], Engine] = load_engine,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> Application:
+    """Bind the ingress to the replicas of each model.
+
+    Args:
+        config: settings; a relative checkpoint path is taken from this process's workspace.
+        load: makes the engine inside a replica.
+        runtime_env: Ray runtime environment of all replicas, needed where the package is not installed.
+    """
+    environment = {"runtime_env": dict(runtime_env)} if runtime_env else {}
+    replicas = {
+        model.served_name: _bind_replica(config, model, load, environment) for model in config.all_models
+    }
+    return serve.deployment(
+        name=INGRESS_NAME,
+        num_replicas=config.ingress_replicas,
+        # It mostly waits; a reserved core would be missing for the model on a small machine.
+        ray_actor_options={"num_cpus": 0, **environment},
+        max_ongoing_requests=_INGRESS_REQUESTS_IN_PROGRESS,
+        max_queued_requests=_REQUESTS_WAITING_FOR_A_REPLICA,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        logging_config=_LOGGING,
+    )(Ingress).bind(config, replicas)
+
+
+def _bind_replica(
+    config: ServeConfig, model: ModelSettings, load: Callable[[ModelSettings], Engine], environment: dict
+) -> Application:
+    single = len(config.all_models) == 1
+    return serve.deployment(
+        name=REPLICA_NAME if single else f"{REPLICA_NAME}-{re.sub('[^A-Za-z0-9_-]', '_', model.served_name)}",
+        ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus, **environment},
+        autoscaling_config=autoscaling_settings(model),
+        max_ongoing_requests=_MODEL_REQUESTS_IN_PROGRESS,
+        max_queued_requests=_REQUESTS_WAITING_FOR_A_REPLICA,
+        max_constructor_retry_count=2,
+        max_surge_percent=config.surge_percent,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        logging_config=_LOGGING,
+    )(EmbeddingReplica).bind(model.with_absolute_paths(), load)
 
 
 def deploy(
@@ -81,8 +149,7 @@ def connect_for_serving() -> None:
 
     Ray runs workers behind everything else on a machine; an endpoint's replicas are what it is there for.
     """
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    connect()
+    connect(worker_niceness=0)
 
 
 def drain() -> None:

@@ -1,6 +1,6 @@
 """Every failure of the endpoint in the one shape that OpenAI clients expect, `{"error": {...}}`.
 
-Messages name the rule and the cure. They never repeat what the client sent: inputs may be private or large.
+Messages name the rule and the remedy. They never repeat what the client sent: inputs may be private or large.
 """
 
 import logging
@@ -74,6 +74,10 @@ class ApiError(Exception):
     def __init__(self, problem: Problem):
         super().__init__(problem.message)
         self.problem = problem
+
+
+class NoReplicaError(Exception):
+    """No replica of a model runs and none could be started in time."""
 
 
 def overloaded(retry_after_s: int) -> Problem:

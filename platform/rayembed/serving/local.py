@@ -9,8 +9,11 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -20,6 +23,7 @@ from ray.exceptions import RayActorError
 from rayembed.common.errors import CheckpointError, ResourceError
 from rayembed.common.ray_compat import runs_inside_job
 from rayembed.engine.engine import Engine
+from rayembed.serving.api.operations import IngressPeers
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import Keyring, load_keyring
 from rayembed.serving.config import ModelSettings, ServeConfig
@@ -30,17 +34,18 @@ from rayembed.serving.deploy import (
     connect_for_serving,
     with_fitting_resources,
 )
-from rayembed.serving.front import Front
+from rayembed.serving.errors import NoReplicaError
 from rayembed.serving.metrics import IngressMetrics
-from rayembed.serving.middleware import DropAbandoned
-from rayembed.serving.replica import load_engine
-from rayembed.serving.replica_pool import PooledEncoder, ReplicaPool, reason_of
+from rayembed.serving.middleware import DropAbandonedMiddleware
+from rayembed.serving.replica import EmbeddingReplica, load_engine
 
 logger = logging.getLogger(__name__)
 
 _CALLS_IN_PROGRESS = 4096
 _FINISH_S = 60
 _POLL_S = 0.01
+_LONGEST_WAIT_S = 120
+_RESTART_PAUSE_S = 1
 
 
 def can_serve_locally(config: ServeConfig) -> bool:
@@ -102,10 +107,10 @@ class LocalEndpoint:
         self._load = load
         self._pools = {model.served_name: self._pool(model) for model in config.all_models}
         metrics = IngressMetrics()
-        self._front = Front("front", metrics)
-        app = create_app(config, self._pools, keyring=keyring, metrics=metrics, front=self._front)
+        self._peers = IngressPeers("front", metrics)
+        app = create_app(config, self._pools, keyring=keyring, metrics=metrics, peers=self._peers)
         self._listening = uvicorn.Config(
-            DropAbandoned(app),
+            DropAbandonedMiddleware(app),
             host=host,
             port=port,
             log_level="warning",
@@ -119,12 +124,12 @@ class LocalEndpoint:
         try:
             self._started.result()
         except RayActorError as error:
-            raise CheckpointError(f"the endpoint did not start: {reason_of(error)}") from error
+            raise CheckpointError(f"the endpoint did not start: {_reason(error)}") from error
         self.url = base_url(host, port)
 
     def drain(self) -> None:
         """Make the readiness probe fail; requests are answered as before."""
-        self._front.draining = True
+        self._peers.draining = True
 
     def stop(self) -> None:
         """Answer what has begun and end."""
@@ -150,10 +155,126 @@ class LocalEndpoint:
             for pool in self._pools.values():
                 pool.close()
 
-    def _pool(self, model: ModelSettings) -> ReplicaPool:
-        replica = ray.remote(PooledEncoder).options(
+    def _pool(self, model: ModelSettings) -> "ReplicaPool":
+        replica = ray.remote(PooledReplica).options(
             num_cpus=model.num_cpus, num_gpus=model.num_gpus, max_concurrency=_CALLS_IN_PROGRESS
         )
         return ReplicaPool(
             lambda: replica.remote(model.with_absolute_paths(), self._load), model.max_replicas
         )
+
+
+class PooledReplica(EmbeddingReplica):
+    """A replica that a pool watches."""
+
+    async def until_lost(self) -> None:
+        """Never returns; the call fails when this process dies."""
+        await asyncio.Event().wait()
+
+
+@dataclass(eq=False)
+class _Member:
+    actor: Any
+    calls: int = 0
+
+
+class ReplicaPool:
+    """The replicas of one model as Ray actors, called as a Ray Serve handle is.
+
+    Sends each call to the least busy replica and replaces lost ones; to be used from one event loop.
+    """
+
+    def __init__(self, start: Callable[[], Any], size: int):
+        """`start` creates the actor of a `PooledReplica`; `size` is the number of replicas."""
+        self._start = start
+        self._size = size
+        self._replicas: list[_Member] = []
+        self._some_ready = asyncio.Event()
+        self._keepers: list[asyncio.Task] = []
+
+    async def open(self) -> None:
+        """Start all replicas and wait until each answers; raises RayActorError when one cannot load."""
+        first = await asyncio.gather(*(self._ready_replica() for _ in range(self._size)))
+        self._keepers = [asyncio.create_task(self._keep(replica)) for replica in first]
+
+    def close(self) -> None:
+        """End all replicas, whatever they are doing."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        for replica in self._replicas:
+            ray.kill(replica.actor)
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        """`pool.METHOD.remote(...)` is awaitable, as with a Serve handle."""
+        return SimpleNamespace(remote=partial(self._call, method))
+
+    def broadcast(self, method: str) -> SimpleNamespace:
+        """`results_async()` gives the answers of all running replicas."""
+        return SimpleNamespace(results_async=partial(self._ask_all, method))
+
+    async def _ask_all(self, method: str) -> Sequence[Any]:
+        return await asyncio.gather(*(self._ask(replica, method) for replica in self._replicas))
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            await asyncio.wait_for(self._some_ready.wait(), _LONGEST_WAIT_S)
+        except TimeoutError as error:
+            raise NoReplicaError from error
+        replica = min(self._replicas, key=lambda replica: replica.calls)
+        return await self._ask(replica, method, *arguments)
+
+    async def _ask(self, replica: _Member, method: str, *arguments: Any) -> Any:
+        reference = getattr(replica.actor, method).remote(*arguments)
+        replica.calls += 1
+        try:
+            return await reference
+        except asyncio.CancelledError:
+            ray.cancel(reference)
+            raise
+        except RayActorError:
+            self._remove(replica)
+            raise
+        finally:
+            replica.calls -= 1
+
+    async def _ready_replica(self) -> _Member:
+        replica = _Member(self._start())
+        await replica.actor.describe.remote()
+        self._replicas.append(replica)
+        self._some_ready.set()
+        return replica
+
+    async def _keep(self, replica: _Member) -> None:
+        """Replace a replica whenever it is lost."""
+        while True:
+            await _failure(replica.actor.until_lost.remote())
+            self._remove(replica)
+            logger.warning("a model replica was lost; another one is starting")
+            while (started := await self._try_again()) is None:
+                await asyncio.sleep(_RESTART_PAUSE_S)
+            replica = started
+
+    async def _try_again(self) -> _Member | None:
+        try:
+            return await self._ready_replica()
+        except RayActorError as error:
+            logger.error("a model replica did not start: %s", _reason(error))
+            return None
+
+    def _remove(self, replica: _Member) -> None:
+        if replica in self._replicas:
+            self._replicas.remove(replica)
+        if not self._replicas:
+            self._some_ready.clear()
+
+
+async def _failure(call: Coroutine) -> None:
+    try:
+        await call
+    except RayActorError:
+        return
+
+
+def _reason(error: RayActorError) -> str:
+    """The last line of what made an actor fail."""
+    return str(error).strip().splitlines()[-1]

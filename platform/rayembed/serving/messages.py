@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel
 
 Truncation = Literal["NONE", "START", "END"]
 Priority = Literal["online", "bulk"]
@@ -93,3 +94,41 @@ class Token:
     id: int
     text: str
     special: bool
+
+
+class ModelCard(BaseModel):
+    """One entry of GET /v1/models: what a replica says of a model or an adapter that it serves."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "rayembed"
+    digest: str
+    dimensions: int
+    max_length: int
+    vocabulary: int
+    instructions: dict[str, str]
+    aliases: list[str] = []
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """What /debug shows of one model replica.
+
+    Attributes:
+        process: name of the replica.
+        pid: its process on its node.
+        queued_tokens: accepted and not yet answered.
+        max_queued_tokens: where 429 begins.
+        tokens_per_second: recent speed of the model; 0 before the first batch.
+        uptime_s: seconds since the model was loaded.
+        digest: digest of the weights.
+    """
+
+    process: str
+    pid: int
+    queued_tokens: int
+    max_queued_tokens: int
+    tokens_per_second: float
+    uptime_s: float
+    digest: str

@@ -1,7 +1,7 @@
 """Prometheus metrics of the endpoint.
 
-Every process counts in a registry of its own. `GET /metrics` asks all of them and adds the label `process`,
-so that one scrape of one address sees the whole endpoint.
+Every process counts in its own registry. `GET /metrics` asks all of them and adds the label `process`: one
+scrape of one address sees the whole endpoint.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from rayembed.serving.messages import Embeddings
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
@@ -42,6 +44,13 @@ class ReplicaMetrics:
         self.tokens: Counter = labelled(Counter, "tokens", "Tokens of the inputs answered")
         self.truncated: Counter = labelled(Counter, "truncated_inputs", "Inputs cut to the maximum length")
         self.cache_hits: Counter = labelled(Counter, "cache_hits", "Inputs answered from the cache")
+
+    def count(self, answer: Embeddings) -> None:
+        """Count an answered request."""
+        self.inputs.inc(len(answer.vectors))
+        self.tokens.inc(answer.tokens)
+        self.truncated.inc(answer.truncated)
+        self.cache_hits.inc(answer.cached)
 
     def collect(self) -> list[Metric]:
         """Present values, in a form that travels between processes."""

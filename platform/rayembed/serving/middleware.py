@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -14,7 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rayembed.serving.authentication import Keyring
 from rayembed.serving.errors import ApiError
 from rayembed.serving.metrics import IngressMetrics
-from rayembed.serving.records import RequestRecord
 
 access_logger = logging.getLogger("rayembed.access")
 
@@ -25,7 +25,30 @@ _OPEN_PATHS = ("/", "/docs", "/openapi.json")
 _OPEN_FOLDERS = ("/health/", "/assets/", "/static-offline-docs/")
 
 
-class Observation:
+@dataclass
+class RequestRecord:
+    """What is known of one request, for metrics, logs and limits; never its inputs.
+
+    Attributes:
+        request_id: the client's or a new one; repeated in the response.
+        client: name of the API key, empty without authentication.
+        model: served model, empty where none was reached.
+        inputs: number of inputs.
+        tokens: tokens of the inputs.
+        truncated: inputs that were cut.
+        digest: digest of the weights that answered.
+    """
+
+    request_id: str
+    client: str = ""
+    model: str = ""
+    inputs: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    digest: str = ""
+
+
+class ObservationMiddleware:
     """Gives each request a record, and counts, times and logs it."""
 
     def __init__(self, app: ASGIApp, metrics: IngressMetrics, access_log: bool):
@@ -66,7 +89,7 @@ class Observation:
             access_logger.info(json.dumps(line))
 
 
-class Authentication:
+class AuthenticationMiddleware:
     """Lets a request through when its key is known and within its limits."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring):
@@ -89,7 +112,7 @@ class Authentication:
             client.charge(record.tokens)
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Refuses a body above `max_bytes` while it arrives."""
 
     def __init__(self, app: ASGIApp, max_bytes: int):
@@ -111,7 +134,7 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
-class DropAbandoned:
+class DropAbandonedMiddleware:
     """Cancels the work of a request whose client goes away, as Ray Serve's proxy does."""
 
     def __init__(self, app: ASGIApp):

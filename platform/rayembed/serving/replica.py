@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import ray
@@ -20,44 +20,24 @@ from rayembed.contract import TokenizedTexts
 from rayembed.engine.engine import Engine
 from rayembed.serving import tracing
 from rayembed.serving.autoscaling import QUEUED_TOKENS
-from rayembed.serving.batcher import TokenBatcher
-from rayembed.serving.cache import CachedVector, cache_key, make_cache
+from rayembed.serving.batching import TokenBatcher
+from rayembed.serving.cache import CachedVector, input_keys, make_cache
 from rayembed.serving.config import ModelSettings, Served
-from rayembed.serving.errors import ApiError, Problem, overloaded
+from rayembed.serving.errors import ApiError, Problem
 from rayembed.serving.limits import TokenLimit
 from rayembed.serving.messages import (
     Embeddings,
     EncodeRequest,
     Inputs,
+    ModelCard,
+    ReplicaStatus,
     Token,
     TokenizeRequest,
 )
 from rayembed.serving.metrics import ReplicaMetrics
-from rayembed.serving.schemas.openai import ModelCard
 from rayembed.serving.tokenizing import RequestTokenizer
 
-
-@dataclass(frozen=True)
-class ReplicaStatus:
-    """What /debug shows of one model replica.
-
-    Attributes:
-        process: name of the replica.
-        pid: its process on its node.
-        queued_tokens: accepted and not yet answered.
-        max_queued_tokens: where 429 begins.
-        tokens_per_second: recent speed of the model; 0 before the first batch.
-        uptime_s: seconds since the model was loaded.
-        digest: digest of the weights.
-    """
-
-    process: str
-    pid: int
-    queued_tokens: int
-    max_queued_tokens: int
-    tokens_per_second: float
-    uptime_s: float
-    digest: str
+REPLICA_NAME = "EmbeddingReplica"
 
 
 def load_engine(settings: ModelSettings) -> Engine:
@@ -70,37 +50,14 @@ def load_engine(settings: ModelSettings) -> Engine:
     )
 
 
-def process_name() -> str:
-    """Name of the Serve replica or the Ray actor that this code runs in; "local" in any other process."""
-    try:
-        context = serve.get_replica_context()
-    except RayServeException:
-        actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
-        return f"Encoder#{actor[-8:]}" if actor else "local"
-    return f"{context.deployment}#{context.replica_tag}"
-
-
-def _load_all(
-    settings: ModelSettings, load: Callable[[ModelSettings], Engine]
-) -> tuple[Engine, dict[str, str]]:
-    """The engine with all adapters, and the digest of the weights by name of the adapter; "" is the model."""
-    engine = load(settings)
-    digests = {"": engine.digest}
-    for adapter in settings.adapters:
-        digest = engine.add_adapter(adapter.served_name, adapter.adapter_path)
-        digests[adapter.served_name] = _joined(engine.digest, digest)
-    engine.encode(["A first text makes a broken checkpoint fail here instead of on a request."])
-    return engine, digests
-
-
-class Encoder:
+class EmbeddingReplica:
     """Ray Serve deployment around one engine."""
 
     def __init__(self, settings: ModelSettings, load: Callable[[ModelSettings], Engine] = load_engine):
         logs.configure()
         tracing.configure()
         self._settings = settings
-        # Loaded and used by the same thread: a second one would get an OpenMP pool beside the first, and
+        # Loaded and used by the same thread: a second one would get an OpenMP pool next to the first, and
         # both would sleep at every barrier (see `rayembed.common.threads`).
         model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._engine, self._digests = model_thread.submit(_load_all, settings, load).result()
@@ -126,6 +83,76 @@ class Encoder:
                 return error.problem
             except RequestError as error:
                 return Problem(400, str(error))
+
+    async def _encode(self, request: EncodeRequest) -> Embeddings:
+        # Before the work of tokenising.
+        self._limit.check_room(1, request.priority, self._batcher.tokens_per_second)
+        keys = self._keys(request)
+        known = await self._cache.find(keys)
+        texts = await self._tokenize_missing(request, known)
+        tokens = sum(texts.lengths)
+        self._limit.check_fits(tokens, request.priority, self._batcher.tokens_per_second)
+        vectors: Sequence[np.ndarray] | np.ndarray = ()
+        if len(texts):
+            with self._limit.hold(tokens):
+                vectors = await self._batcher.encode(texts, request.priority, request.adapter)
+        computed = map(CachedVector, vectors, texts.lengths, texts.truncated)
+        answers = [entry or next(computed) for entry in known]
+        await self._cache.store(
+            {key: answer for key, answer, entry in zip(keys, answers, known, strict=True) if entry is None}
+        )
+        cached = len(answers) - len(texts)
+        if cached:
+            vectors = np.stack([answer.vector for answer in answers])
+        answer = Embeddings(
+            cut(np.asarray(vectors), request.dimensions, request.normalize),
+            tokens=sum(answer.tokens for answer in answers),
+            truncated=sum(answer.truncated for answer in answers),
+            digest=self._digests[request.adapter],
+            cached=cached,
+        )
+        self._metrics.count(answer)
+        return answer
+
+    def _keys(self, request: EncodeRequest) -> list[str]:
+        if self._settings.cache == "off":
+            return [""] * len(request)
+        digest, length = self._digests[request.adapter], self._tokenizer.max_length
+        return [
+            key for group in request.groups for key in input_keys(group, digest, length, request.truncate)
+        ]
+
+    async def _tokenize_missing(
+        self, request: EncodeRequest, known: Sequence[CachedVector | None]
+    ) -> TokenizedTexts:
+        """Tokens of the inputs whose vector is not known, in order."""
+        texts = TokenizedTexts([], [], [])
+        first = 0
+        started = time.perf_counter()
+        for group in request.groups:
+            missing = [position for position in range(len(group)) if known[first + position] is None]
+            first += len(group)
+            if missing:
+                part = await self._in_tokenizer_thread(
+                    self._tokenizer, _chosen(group, missing), request.truncate
+                )
+                texts.input_ids.extend(part.input_ids)
+                texts.pool_starts.extend(part.pool_starts)
+                texts.truncated.extend(part.truncated)
+        self._metrics.tokenize_seconds.observe(time.perf_counter() - started)
+        return texts
+
+    def _compute(self, texts: TokenizedTexts, adapter: str) -> np.ndarray:
+        return self._engine.encode_tokens(texts, adapter=adapter)
+
+    async def _in_tokenizer_thread(self, function: Callable, *arguments):
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizer_thread, function, *arguments)
+
+    def _check_dimensions(self, dimensions: int | None) -> None:
+        width = self._engine.dimensions
+        if dimensions is not None and dimensions > width:
+            raise ApiError(Problem(400, f"dimensions must be between 1 and {width}", param="dimensions"))
 
     async def tokenize(self, request: TokenizeRequest) -> list[list[Token]] | Problem:
         """The tokens of texts, or why there are none."""
@@ -174,97 +201,28 @@ class Encoder:
         """Called by Ray Serve for the autoscaler."""
         return {QUEUED_TOKENS: float(self._limit.queued)}
 
-    async def _encode(self, request: EncodeRequest) -> Embeddings:
-        if not self._limit.has_room(1, request.priority):
-            self._refuse(1, request)  # before the work of tokenising
-        keys = [key for group in request.groups for key in self._keys(group, request)]
-        known = await self._cache.find(keys)
-        texts = await self._tokenize_missing(request, known)
-        self._admit(sum(texts.lengths), request)
-        computed: Sequence[np.ndarray] = []
-        if len(texts):
-            with self._limit.hold(sum(texts.lengths)):
-                computed = list(await self._batcher.encode(texts, request.priority, request.adapter))
-        new = [CachedVector(*each) for each in zip(computed, texts.lengths, texts.truncated, strict=True)]
-        remaining = iter(new)
-        answers = [entry or next(remaining) for entry in known]
-        await self._cache.store(
-            {key: answer for key, answer, entry in zip(keys, answers, known, strict=True) if entry is None}
-        )
-        return self._embeddings(answers, len(answers) - len(new), request)
 
-    def _embeddings(self, answers: Sequence[CachedVector], cached: int, request: EncodeRequest) -> Embeddings:
-        tokens = sum(answer.tokens for answer in answers)
-        truncated = sum(answer.truncated for answer in answers)
-        self._metrics.inputs.inc(len(answers))
-        self._metrics.tokens.inc(tokens)
-        self._metrics.truncated.inc(truncated)
-        self._metrics.cache_hits.inc(cached)
-        vectors = cut(np.stack([answer.vector for answer in answers]), request.dimensions, request.normalize)
-        return Embeddings(vectors, tokens, truncated, self._digests[request.adapter], cached)
-
-    async def _tokenize_missing(
-        self, request: EncodeRequest, known: Sequence[CachedVector | None]
-    ) -> TokenizedTexts:
-        """Tokens of the inputs whose vector is not known, in order."""
-        texts = TokenizedTexts([], [], [])
-        first = 0
-        started = time.perf_counter()
-        for group in request.groups:
-            missing = [position for position in range(len(group)) if known[first + position] is None]
-            first += len(group)
-            if missing:
-                part = await self._in_tokenizer_thread(
-                    self._tokenizer, _chosen(group, missing), request.truncate
-                )
-                texts.input_ids.extend(part.input_ids)
-                texts.pool_starts.extend(part.pool_starts)
-                texts.truncated.extend(part.truncated)
-        self._metrics.tokenize_seconds.observe(time.perf_counter() - started)
-        return texts
-
-    def _admit(self, tokens: int, request: EncodeRequest) -> None:
-        limit = self._limit.limit(request.priority)
-        if tokens > limit:
-            raise ApiError(
-                Problem(
-                    413,
-                    f"the request has {tokens} tokens and the endpoint accepts {limit} at once; "
-                    "spread the inputs over several requests",
-                    param="input",
-                )
-            )
-        if not self._limit.has_room(tokens, request.priority):
-            self._refuse(tokens, request)
-
-    def _refuse(self, tokens: int, request: EncodeRequest) -> None:
-        speed = self._batcher.tokens_per_second
-        raise ApiError(overloaded(self._limit.retry_after_s(tokens, speed, request.priority)))
-
-    def _keys(self, group: Inputs, request: EncodeRequest) -> list[str]:
-        if self._settings.cache == "off":
-            return [""] * len(group)
-        given = (group.instruction, group.prompt_name, group.input_type)
-        rules = repr((given, self._tokenizer.max_length, request.truncate))
-        digest = self._digests[request.adapter]
-        return [cache_key(digest, rules, text) for text in group.texts or group.token_ids]
-
-    def _compute(self, texts: TokenizedTexts, adapter: str) -> np.ndarray:
-        return self._engine.encode_tokens(texts, adapter=adapter)
-
-    async def _in_tokenizer_thread(self, function: Callable, *arguments):
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenizer_thread, function, *arguments)
-
-    def _check_dimensions(self, dimensions: int | None) -> None:
-        width = self._engine.dimensions
-        if dimensions is not None and dimensions > width:
-            raise ApiError(Problem(400, f"dimensions must be between 1 and {width}", param="dimensions"))
+def process_name() -> str:
+    """Name of the Serve replica or the Ray actor that this code runs in; "local" in any other process."""
+    try:
+        context = serve.get_replica_context()
+    except RayServeException:
+        actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+        return f"{REPLICA_NAME}#{actor[-8:]}" if actor else "local"
+    return f"{context.deployment}#{context.replica_tag}"
 
 
-def _joined(*digests: str) -> str:
-    """One digest of several."""
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+def _load_all(
+    settings: ModelSettings, load: Callable[[ModelSettings], Engine]
+) -> tuple[Engine, dict[str, str]]:
+    """The engine with all adapters, and the digest of the weights by name of the adapter; "" is the model."""
+    engine = load(settings)
+    digests = {"": engine.digest}
+    for adapter in settings.adapters:
+        digest = engine.add_adapter(adapter.served_name, adapter.adapter_path)
+        digests[adapter.served_name] = hashlib.sha256(f"{engine.digest}{digest}".encode()).hexdigest()
+    engine.encode(["A first text makes a broken checkpoint fail here instead of on a request."])
+    return engine, digests
 
 
 def _chosen(group: Inputs, positions: Sequence[int]) -> Inputs:

@@ -5,8 +5,11 @@ from typing import Any
 
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.serving.errors import ApiError, Problem
-from rayembed.serving.instructions import choose_instruction
 from rayembed.serving.messages import Inputs, Token, TokenizeRequest, Truncation
+
+QUERY_INSTRUCTION = "query"
+"""Name of the contract's instruction that `input_type: query` stands for."""
+_WITHOUT_INSTRUCTION = ("passage", "document")
 
 
 class RequestTokenizer:
@@ -81,7 +84,7 @@ class RequestTokenizer:
         return TokenizedTexts(input_ids, tokenized.pool_starts, tokenized.truncated)
 
     def _room(self, instruction: str | None) -> int:
-        """Tokens of its own that an input may have beside the instruction and the special tokens."""
+        """Most tokens of an input, next to the instruction and the special tokens."""
         one = self._contract.tokenize_ids(
             self._tokenizer, [[self._tokenizer.eos_token_id]], instruction, self.max_length
         )
@@ -91,3 +94,32 @@ class RequestTokenizer:
         vocabulary = len(self._tokenizer)
         if any(token_id >= vocabulary for ids in token_ids for token_id in ids):
             raise ApiError(Problem(400, f"input: token ids must be below {vocabulary}", param="input"))
+
+
+def choose_instruction(contract: Contract, inputs: Inputs) -> str | None:
+    """Instruction text of a group of inputs: literal, by name, or through the input type; None for none.
+
+    Raises:
+        ApiError: the name is unknown, or the model was trained with instructions and has none for queries.
+    """
+    if inputs.instruction is not None:
+        return inputs.instruction or None
+    known = contract.instructions
+    names = ", ".join(sorted(known)) or "none; send `instruction` instead"
+    if inputs.prompt_name is not None:
+        if inputs.prompt_name not in known:
+            raise ApiError(Problem(400, f"unknown prompt_name; this model has: {names}", param="prompt_name"))
+        return known[inputs.prompt_name] or None
+    if inputs.input_type is None or inputs.input_type in _WITHOUT_INSTRUCTION or not known:
+        return None
+    if inputs.input_type in known:
+        return known[inputs.input_type] or None
+    if inputs.input_type != QUERY_INSTRUCTION:
+        return None
+    raise ApiError(
+        Problem(
+            400,
+            f"this model has no instruction for queries in general; choose one with prompt_name: {names}",
+            param="input_type",
+        )
+    )

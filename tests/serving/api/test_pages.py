@@ -7,7 +7,7 @@ import pytest
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import Keyring, KeySettings
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.replica import Encoder
+from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine, LocalHandle
 
 selenium = pytest.importorskip("selenium.webdriver", reason="needs the package selenium")
@@ -23,9 +23,9 @@ KEY = "sesame-1234"
 def url(serve_app):
     """The endpoint on a loopback port, with a fake engine and an API key."""
     config = ServeConfig(checkpoint="unused", model_name="fake")
-    encoder = Encoder(config, lambda _: FakeEngine(instructions={"query": "find"}))
+    replica = EmbeddingReplica(config, lambda _: FakeEngine(instructions={"query": "find"}))
     keyring = Keyring([KeySettings(name="a", key=KEY)])
-    return serve_app(create_app(config, {"fake": LocalHandle(encoder)}, keyring=keyring))
+    return serve_app(create_app(config, {"fake": LocalHandle(replica)}, keyring=keyring))
 
 
 @pytest.fixture(scope="module")

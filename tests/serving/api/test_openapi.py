@@ -6,12 +6,12 @@ from hypothesis import HealthCheck, Phase, settings
 
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.replica import Encoder
+from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine, LocalHandle
 
 config = ServeConfig(checkpoint="unused", model_name="fake", max_inputs=50)
 engine = FakeEngine(instructions={"query": "find", "topics": "sort"}, max_length=512)
-app = create_app(config, {"fake": LocalHandle(Encoder(config, lambda _: engine))})
+app = create_app(config, {"fake": LocalHandle(EmbeddingReplica(config, lambda _: engine))})
 TestClient(app).get("/health/ready")  # from now on the document knows the model
 schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 

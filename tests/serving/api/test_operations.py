@@ -90,18 +90,18 @@ def test_pages_load_nothing_from_elsewhere(client):
 def test_readiness_ends_with_draining():
     from fastapi.testclient import TestClient
 
+    from rayembed.serving.api.operations import IngressPeers
     from rayembed.serving.app import create_app
     from rayembed.serving.config import ServeConfig
-    from rayembed.serving.front import Front
     from rayembed.serving.metrics import IngressMetrics
-    from rayembed.serving.replica import Encoder
+    from rayembed.serving.replica import EmbeddingReplica
     from tests.serving.fakes import FakeEngine, LocalHandle
 
     config = ServeConfig(checkpoint="unused", model_name="fake")
-    front = Front("local", IngressMetrics())
-    encoders = {"fake": LocalHandle(Encoder(config, lambda _: FakeEngine()))}
-    client = TestClient(create_app(config, encoders, front=front))
+    peers = IngressPeers("local", IngressMetrics())
+    replicas = {"fake": LocalHandle(EmbeddingReplica(config, lambda _: FakeEngine()))}
+    client = TestClient(create_app(config, replicas, peers=peers))
     assert client.get("/health/ready").status_code == 200
-    front.draining = True
+    peers.draining = True
     assert client.get("/health/ready").status_code == 503
     assert embed(client, "still answered").status_code == 200

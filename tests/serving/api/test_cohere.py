@@ -1,20 +1,10 @@
-"""Cohere's and text-embeddings-inference's paths give the vectors of /v1/embeddings."""
+"""Cohere's paths give the vectors of /v1/embeddings."""
 
 import numpy as np
 import pytest
 
-from tests.serving.fakes import WIDTH, FakeEngine, WordTokenizer
-
-
-def vectors(client, **body):
-    response = client.post("/v1/embeddings", json={"model": "fake", **body})
-    return np.array([item["embedding"] for item in response.json()["data"]], dtype=np.float32)
-
-
-def post(client, path, **body):
-    response = client.post(path, json=body)
-    assert response.status_code == 200, response.text
-    return response
+from tests.serving.api.clients import post, vectors
+from tests.serving.fakes import FakeEngine
 
 
 @pytest.fixture
@@ -76,43 +66,3 @@ def test_rerank(instructed, path):
         [result["relevance_score"] for result in body["results"]], scores[order], rtol=1e-5
     )
     assert body["usage"]["total_tokens"] == 5 + 2 + 3 + 2
-
-
-def test_embed(client):
-    answer = post(client, "/embed", inputs=["one", "two"], dimensions=4)
-    expected = vectors(client, input=["one", "two"], dimensions=4)
-    np.testing.assert_array_equal(np.float32(answer.json()), expected)
-    assert np.shape(post(client, "/embed", inputs="one").json()) == (1, WIDTH)
-
-
-def test_embed_cuts_on_the_left(client):
-    left = post(client, "/embed", inputs="w " * 20 + "end", truncation_direction="Left")
-    assert left.headers["X-Rayembed-Truncated"] == "1"
-    expected = vectors(client, input="w " * 20 + "end", truncate="START")
-    np.testing.assert_array_equal(np.float32(left.json()), expected)
-
-
-def test_similarity(client):
-    inputs = {"source_sentence": "one", "sentences": ["one", "two"]}
-    same, other = post(client, "/similarity", inputs=inputs).json()
-    assert same == pytest.approx(1, abs=1e-6)
-    one, two = vectors(client, input=["one", "two"])
-    assert other == pytest.approx(float(one @ two), abs=1e-6)
-
-
-def test_tokenize(client):
-    [tokens] = post(client, "/tokenize", inputs="one").json()
-    word = WordTokenizer.word_id("one")
-    assert tokens == [
-        {"id": word, "text": f"word{word}", "special": False},
-        {"id": 1, "text": "</s>", "special": True},
-    ]
-    [[only]] = post(client, "/tokenize", inputs=["one"], add_special_tokens=False).json()
-    assert only["id"] == word
-
-
-def test_info(client):
-    info = client.get("/info").json()
-    assert info["model_id"] == "fake"
-    assert info["model_sha"] == FakeEngine.digest
-    assert info["max_input_length"] == 8

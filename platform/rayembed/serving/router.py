@@ -11,13 +11,11 @@ from ray.exceptions import RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.errors import ApiError, Problem, overloaded, unavailable
-from rayembed.serving.messages import Embeddings, EncodeRequest, Token, TokenizeRequest
+from rayembed.serving.errors import ApiError, NoReplicaError, Problem, overloaded, unavailable
+from rayembed.serving.limits import RecentRefusals
+from rayembed.serving.messages import Embeddings, EncodeRequest, ModelCard, Token, TokenizeRequest
 from rayembed.serving.metrics import IngressMetrics
-from rayembed.serving.records import RequestRecord
-from rayembed.serving.refusals import RecentRefusals
-from rayembed.serving.replica_pool import NoReplicaError
-from rayembed.serving.schemas.openai import ModelCard
+from rayembed.serving.middleware import RequestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +39,13 @@ class Target:
     adapter: str
 
 
-class Gateway:
+class ModelRouter:
     """Knows the served models and asks their replicas."""
 
-    def __init__(self, config: ServeConfig, encoders: Mapping[str, Any], metrics: IngressMetrics):
-        """`encoders` maps each model's name to a Serve handle of `Encoder`, or to a `ReplicaPool`."""
+    def __init__(self, config: ServeConfig, replicas: Mapping[str, Any], metrics: IngressMetrics):
+        """`replicas` maps each model's name to a Serve handle of its replicas, or to a `ReplicaPool`."""
         self._config = config
-        self._encoders = encoders
+        self._replicas = replicas
         self._metrics = metrics
         self._targets = {
             name: Target(served.name, model.served_name, served.adapter)
@@ -131,7 +129,7 @@ class Gateway:
 
     async def described(self) -> list[ModelCard]:
         """Description of the models that have been described; starts no replica."""
-        await asyncio.gather(*(self._refresh(name) for name in self._encoders))
+        await asyncio.gather(*(self._refresh(name) for name in self._replicas))
         return self.known_cards
 
     async def _refresh(self, name: str) -> bool:
@@ -166,14 +164,14 @@ class Gateway:
 
     async def from_every_replica(self, method: str) -> list[Any]:
         """Answers of all running replicas of all models."""
-        lists = await asyncio.gather(*(self._broadcast(name, method) for name in self._encoders))
+        lists = await asyncio.gather(*(self._broadcast(name, method) for name in self._replicas))
         return [answer for answers in lists for answer in answers]
 
     async def _broadcast(self, name: str, method: str) -> Sequence[Any]:
         """Answers of the running replicas of one model; none where one of them fails to answer in time."""
         try:
             return await asyncio.wait_for(
-                self._encoders[name].broadcast(method).results_async(), _READY_TIMEOUT_S
+                self._replicas[name].broadcast(method).results_async(), _READY_TIMEOUT_S
             )
         except DeploymentUnavailableError:  # no replica runs
             return []
@@ -185,7 +183,7 @@ class Gateway:
         """Call one replica; embedding twice does no harm, so a replica's death leads to another try."""
         for attempt in range(self._config.retries + 1):
             try:
-                return await getattr(self._encoders[name], method).remote(*arguments)
+                return await getattr(self._replicas[name], method).remote(*arguments)
             except BackPressureError as error:
                 raise ApiError(overloaded(1)) from error
             except (DeploymentUnavailableError, NoReplicaError) as error:

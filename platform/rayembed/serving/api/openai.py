@@ -1,11 +1,35 @@
-"""OpenAI's `/v1/embeddings` and `/v1/models`, plus optional fields of our own."""
+"""OpenAI's /v1/embeddings and /v1/models, plus optional fields of our own."""
 
 from typing import Annotated, Literal
 
+from fastapi import APIRouter
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
-from rayembed.serving.messages import Inputs
-from rayembed.serving.schemas.fields import AnyText, Count, EmbeddingType, Text, TokenIds, Truncate
+from rayembed.serving.api.dialect import (
+    ERROR_RESPONSES,
+    AllInputs,
+    AnyText,
+    Dimensions,
+    EmbeddingType,
+    EmbeddingUsage,
+    PromptName,
+    Record,
+    ServedName,
+    Text,
+    Texts,
+    TokenIds,
+    Trace,
+    Truncate,
+    WorkPriority,
+    as_type,
+    json_response,
+    rows,
+    usage,
+)
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs, ModelCard
+from rayembed.serving.router import ModelRouter
 
 
 class EmbeddingRequest(BaseModel):
@@ -14,20 +38,17 @@ class EmbeddingRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     input: Annotated[
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1)],
+        Text | Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1), AllInputs],
         Field(
             union_mode="left_to_right",
             description="one text, texts, one text's token ids, or several texts' ids",
         ),
     ]
-    model: StrictStr = Field(description="name of a served model; GET /v1/models tells them")
+    model: ServedName = Field(description="name of a served model; GET /v1/models tells them")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64 sends little-endian 32-bit floats, or the bytes of a quantised vector"
     )
-    dimensions: Count | None = Field(
+    dimensions: Dimensions | None = Field(
         None, description="cut the vectors to this width and renormalise; default the full width"
     )
     user: StrictStr | None = Field(None, description="accepted for compatibility and not used")
@@ -35,7 +56,7 @@ class EmbeddingRequest(BaseModel):
         None,
         description="what the texts are for; wins over prompt_name and input_type, and may be empty for none",
     )
-    prompt_name: AnyText | None = Field(
+    prompt_name: PromptName | None = Field(
         None, description="name of an instruction that the model was trained with; GET /v1/models lists them"
     )
     input_type: Literal["query", "passage", "document"] | None = Field(
@@ -76,36 +97,13 @@ class EmbeddingItem(BaseModel):
     embeddings: dict[EmbeddingType, list[float] | str] | None = None
 
 
-class Usage(BaseModel):
-    """Tokens of the inputs, instruction and end token included, and how many inputs were cut."""
-
-    prompt_tokens: int
-    total_tokens: int
-    truncated: int
-
-
 class EmbeddingResponse(BaseModel):
     """Body of a successful POST /v1/embeddings."""
 
     object: Literal["list"] = "list"
     data: list[EmbeddingItem]
     model: str
-    usage: Usage
-
-
-class ModelCard(BaseModel):
-    """One entry of GET /v1/models."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "rayembed"
-    digest: str
-    dimensions: int
-    max_length: int
-    vocabulary: int
-    instructions: dict[str, str]
-    aliases: list[str] = []
+    usage: EmbeddingUsage
 
 
 class ModelList(BaseModel):
@@ -113,3 +111,49 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
+    """Routes that the clients of OpenAI use."""
+    router = APIRouter(tags=["OpenAI"], responses=ERROR_RESPONSES)
+
+    @router.post("/v1/embeddings", response_model=EmbeddingResponse)
+    async def embeddings(
+        request: EmbeddingRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
+    ) -> Response:
+        """Embed one or several inputs."""
+        asked = EncodeRequest(
+            [request.inputs()],
+            dimensions=request.dimensions,
+            truncate=request.truncate,
+            normalize=request.normalize,
+            priority=priority,
+            trace=trace,
+        )
+        return _response(request, await models.encode(request.model, asked, record))
+
+    @router.get("/v1/models", name="models")
+    async def list_models() -> ModelList:
+        """The served models."""
+        return ModelList(data=await models.cards())
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> ModelCard:
+        """A served model by its name or an alias."""
+        return await models.card(name)
+
+    return router
+
+
+def _response(request: EmbeddingRequest, answer: Embeddings) -> Response:
+    formats = request.formats()
+    encoded = {kind: rows(as_type(answer.vectors, kind), request.encoding_format) for kind in formats}
+    items = [
+        {"object": "embedding", "index": index, "embedding": row}
+        for index, row in enumerate(encoded[formats[0]])
+    ]
+    if len(formats) > 1:
+        for index, item in enumerate(items):
+            item["embeddings"] = {kind: vectors[index] for kind, vectors in encoded.items()}
+    body = {"object": "list", "data": items, "model": request.model, "usage": usage(answer)}
+    return json_response(body, answer)

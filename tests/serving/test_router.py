@@ -1,10 +1,57 @@
-"""Several models behind one address."""
+"""Which model and replica answer a request, and what a dying replica means for it."""
+
+import asyncio
 
 import pytest
+from ray.exceptions import ActorDiedError
 
-from rayembed.common.errors import ConfigError
+from rayembed.serving import router as router_module
 from rayembed.serving.config import ServeConfig
-from tests.serving.fakes import FakeEngine
+from rayembed.serving.errors import ApiError
+from rayembed.serving.messages import EncodeRequest, Inputs
+from rayembed.serving.metrics import IngressMetrics
+from rayembed.serving.middleware import RequestRecord
+from rayembed.serving.replica import EmbeddingReplica
+from rayembed.serving.router import ModelRouter
+from tests.serving.fakes import FakeEngine, LocalHandle
+
+
+class Dying:
+    """Loses its first calls as a killed replica does."""
+
+    def __init__(self, replica, deaths):
+        self._replica = replica
+        self.deaths = deaths
+
+    async def encode(self, request):
+        if self.deaths:
+            self.deaths -= 1
+            raise ActorDiedError()
+        return await self._replica.encode(request)
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    monkeypatch.setattr(router_module, "_FIRST_PAUSE_S", 0)
+    config = ServeConfig(checkpoint="unused", model_name="fake", retries=2)
+
+    def ask(deaths):
+        replica = Dying(EmbeddingReplica(config, lambda _: FakeEngine()), deaths)
+        router = ModelRouter(config, {"fake": LocalHandle(replica)}, IngressMetrics())
+        return asyncio.run(router.encode("fake", EncodeRequest([Inputs(["x"])]), RequestRecord("id")))
+
+    return ask
+
+
+def test_request_outlives_its_replica(ask):
+    assert ask(deaths=2).vectors.shape[0] == 1
+
+
+def test_request_that_kills_every_replica_is_given_up(ask):
+    with pytest.raises(ApiError) as failure:
+        ask(deaths=3)
+    assert failure.value.problem.status == 503
+    assert failure.value.problem.retry_after_s == 1
 
 
 def test_models_and_aliases_are_told_apart(make_client):
@@ -50,29 +97,3 @@ def test_adapters_share_the_replica_of_their_model(make_client):
     assert [card["id"] for card in cards] == ["fake", "legal", "medical"]
     assert [card["digest"] for card in cards] == [answers[name][0] for name in ("fake", "legal", "medical")]
     assert client.post("/v1/embeddings", json={"model": "second", "input": "x"}).status_code == 404
-
-
-def test_an_entry_takes_what_it_leaves_out():
-    config = ServeConfig.parse(
-        {
-            "checkpoint": "a",
-            "model_name": "first",
-            "token_budget": 64,
-            "num_gpus": 0.5,
-            "models": [{"checkpoint": "b", "num_gpus": 1}],
-        }
-    )
-    second = config.all_models[1]
-    assert (second.served_name, second.token_budget, second.num_gpus) == ("b", 64, 1)
-
-
-def test_an_entry_needs_a_checkpoint_of_its_own():
-    with pytest.raises(ConfigError, match=r"models\.0\.checkpoint is missing"):
-        ServeConfig.parse({"checkpoint": "a", "models": [{"model_name": "b"}]})
-
-
-def test_names_must_differ():
-    with pytest.raises(ConfigError, match="two models are called a"):
-        ServeConfig.parse({"checkpoint": "a", "adapters": [{"adapter": "elsewhere/a"}]})
-    with pytest.raises(ConfigError, match="two models are called b"):
-        ServeConfig.parse({"checkpoint": "a", "aliases": "x,b", "models": [{"checkpoint": "b"}]})

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rayembed.contract import TokenizedTexts
-from rayembed.serving.batcher import TokenBatcher
+from rayembed.serving.batching import TokenBatcher
 from rayembed.serving.metrics import ReplicaMetrics
 
 BAD = 666

@@ -1,0 +1,101 @@
+"""Paths for those who run the endpoint (health, metrics, a summary), over all its HTTP front ends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+
+from rayembed.serving.api import pages
+from rayembed.serving.api.dialect import ERROR_RESPONSES
+from rayembed.serving.errors import ApiError, unavailable
+from rayembed.serving.metrics import IngressMetrics, exposition
+from rayembed.serving.router import ModelRouter
+
+
+@dataclass(frozen=True)
+class IngressSummary:
+    """What /debug shows of one front end: responses by route and status."""
+
+    process: str
+    draining: bool
+    responses: dict[tuple[str, str], int]
+
+
+class IngressPeers:
+    """This HTTP front end, and through a Serve handle all of them."""
+
+    def __init__(self, process: str, metrics: IngressMetrics, peers: Any = None):
+        """`peers` is the Serve handle of the ingress deployment itself; None for a single front end."""
+        self.draining = False
+        self._process = process
+        self._metrics = metrics
+        self._peers = peers
+
+    def own_metrics(self) -> tuple[str, list[Metric]]:
+        """This process's name and metrics."""
+        return self._process, self._metrics.collect()
+
+    def own_summary(self) -> IngressSummary:
+        """What this process answered."""
+        responses: dict[tuple[str, str], int] = {}
+        for metric in self._metrics.responses.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total"):
+                    key = (sample.labels["route"], sample.labels["status"])
+                    responses[key] = responses.get(key, 0) + int(sample.value)
+        return IngressSummary(self._process, self.draining, responses)
+
+    async def metrics(self) -> Sequence[tuple[str, list[Metric]]]:
+        """Metrics of all front ends."""
+        if self._peers is None:
+            return [self.own_metrics()]
+        return await self._peers.broadcast("own_metrics").results_async()
+
+    async def summaries(self) -> Sequence[IngressSummary]:
+        """What all front ends answered."""
+        if self._peers is None:
+            return [self.own_summary()]
+        return await self._peers.broadcast("own_summary").results_async()
+
+
+def routes(models: ModelRouter, peers: IngressPeers) -> APIRouter:
+    """Routes for probes, Prometheus and people."""
+    router = APIRouter(tags=["Operation"])
+
+    @router.get("/health/live")
+    async def live() -> dict[str, str]:
+        """Whether the HTTP side runs."""
+        return {"status": "live"}
+
+    @router.get("/health/ready", responses={503: ERROR_RESPONSES[503]})
+    async def ready() -> dict[str, str]:
+        """Whether requests should be sent here: a replica answers and no shutdown has begun."""
+        if peers.draining:
+            raise ApiError(unavailable("this endpoint is shutting down"))
+        await models.check_ready()
+        return {"status": "ready"}
+
+    @router.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus metrics of all processes of the endpoint."""
+        processes = [*await models.from_every_replica("metrics"), *await peers.metrics()]
+        return Response(exposition(processes), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/debug", response_class=HTMLResponse)
+    async def debug() -> HTMLResponse:
+        """A page for people: models, replicas, queues and responses."""
+        return HTMLResponse(
+            pages.render(
+                "debug.html",
+                draining=peers.draining,
+                cards=await models.described(),
+                replicas=await models.from_every_replica("status"),
+                fronts=await peers.summaries(),
+            )
+        )
+
+    return router

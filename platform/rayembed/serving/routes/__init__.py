@@ -1,1 +1,0 @@
-"""The HTTP paths, one file an interface; each makes a router over the gateway."""
