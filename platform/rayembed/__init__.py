@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rayembed.cli.train import train
     from rayembed.engine.embedder import Embedder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Embedder", "__version__", "embed", "evaluate", "mine", "serve", "synthesize", "train"]
 
 
