@@ -54,7 +54,7 @@ format: $(VENV)/.dev ## put the code into its one format
 	$(BIN)/ruff format .
 
 test: $(VENV)/.dev ## run the tests; PYTEST_ARGS='-m "not ray and not slow"' runs the quick ones
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 drills: $(VENV)/.dev ## kill, drain and fill up what training and serving run on; half an hour on two cores
 	$(BIN)/python -m pytest -m drill $(PYTEST_ARGS)

@@ -1,3 +1,4 @@
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +8,22 @@ import torch
 
 from tests.tiny import save_base
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side share the cores
+    torch.set_num_threads(1)
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the tests that need a GPU where there is none."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    """Divide tests among processes, and leave out those that need a GPU where there is none.
+
+    With `--dist loadgroup`, tests that start Ray run one after another in one process, since two clusters
+    would fight for the cores; the tests of any other file stay together, since they share fixtures.
+    """
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(scope="module", autouse=True)
