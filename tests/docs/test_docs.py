@@ -28,6 +28,15 @@ def shell_commands(text: str) -> list[str]:
     return [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
 
 
+def as_rayembed(words: list[str]) -> list[str]:
+    """`[ray job submit ... --] python jobs/VERB.py ...` as `rayembed VERB ...`; any other command as it is."""
+    if words[:3] == ["ray", "job", "submit"]:
+        words = words[words.index("--") + 1 :]
+    if words[0] == "python" and words[1].startswith("jobs/"):
+        return ["rayembed", Path(words[1]).stem.replace("_", "-"), *words[2:]]
+    return words
+
+
 def test_the_page_on_configuration_is_up_to_date():
     assert PAGE.read_text() == page(), "run `python scripts/make_configuration_docs.py`"
 
@@ -58,7 +67,7 @@ def test_links_lead_somewhere(path):
 @by_name
 def test_commands_have_the_options_that_the_page_gives_them(path):
     for line in shell_commands(path.read_text()):
-        name, *arguments = shlex.split(line, comments=True)
+        name, *arguments = as_rayembed(shlex.split(line, comments=True))
         if name != "rayembed":
             continue
         command = typer.main.get_command(app)
