@@ -42,24 +42,24 @@ serve: $(VENV)/.runtime ## serve a model: make serve CHECKPOINT=runs/quickstart/
 	@test -n "$(CHECKPOINT)" || { echo "error: name a model, make serve CHECKPOINT=runs/quickstart/model" >&2; exit 2; }
 	$(BIN)/rayembed serve $(CHECKPOINT) --port $(PORT)
 
-check: $(VENV)/.dev ## lint, format, types, spelling, import contracts
+check: $(VENV)/.dev ## check lint, format, types, spelling, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/typos
 	$(BIN)/lint-imports
 
-format: $(VENV)/.dev ## put the code into its one format
+format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 test: $(VENV)/.dev ## run the tests; PYTEST_ARGS='-m "not ray and not slow"' runs the quick ones
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-drills: $(VENV)/.dev ## kill, drain and fill up what training and serving run on; half an hour on two cores
+drills: $(VENV)/.dev ## run fault-injection tests: kill nodes and processes, fill disks; half an hour on two cores
 	$(BIN)/python -m pytest -m drill $(PYTEST_ARGS)
 
-bench: $(VENV)/.dev ## run all benchmarks; BENCH_ARGS='--quick' sees that they work, '--only engine' runs one
+bench: $(VENV)/.dev ## run all benchmarks; BENCH_ARGS='--quick' is a smoke test, '--only engine' runs one
 	$(BIN)/python benchmarks/all.py $(BENCH_ARGS) --json benchmarks/results/latest.json
 
 docs: $(VENV)/.dev ## write docs/configuration.md, build the site into build/site, check links and anchors
