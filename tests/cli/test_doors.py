@@ -61,6 +61,11 @@ def test_every_verb_of_the_python_interface_is_a_job():
     assert {f"{name}.py" for name in FUNCTIONS} <= {path.name for path in JOBS.glob("*.py")}
 
 
+def test_a_verb_runs_from_python(capsys):
+    assert rayembed.mine("mine", set=["sources.0.top_k=51"], dry_run=True) == {}
+    assert "top_k: 51" in capsys.readouterr().out
+
+
 def test_a_recipe_is_a_file_a_shipped_name_or_a_mapping():
     by_path = load_config(JOBS / "configs" / "quickstart.yaml", ["seed=3"])
     assert load_config("quickstart", ["seed=3"]) == by_path

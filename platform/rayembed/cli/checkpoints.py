@@ -1,4 +1,4 @@
-"""The commands `rayembed import-checkpoint` and `rayembed export-checkpoint`."""
+"""`rayembed import-checkpoint` and `rayembed export-checkpoint`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -18,9 +18,9 @@ class Layout(StrEnum):
 
 
 def import_checkpoint(
-    folder: Annotated[Path, typer.Argument(help="downloaded folder of NV-Embed-v1 or -v2")],
-    out: Annotated[Path, typer.Argument(help="checkpoint folder to write")],
-    max_length: Annotated[int, typer.Option(min=4, help="most tokens of one text")] = 4096,
+    folder: Annotated[Path, typer.Argument(help="Downloaded folder of NV-Embed-v1 or -v2.")],
+    out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")],
+    max_length: Annotated[int, typer.Option(min=4, help="Most tokens of one text.")] = 4096,
 ) -> None:
     """Turn a published NV-Embed folder into a checkpoint."""
     from rayembed.model.export.nv_embed import import_nv_embed
@@ -30,12 +30,12 @@ def import_checkpoint(
 
 
 def export_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint folder")],
-    out: Annotated[Path, typer.Argument(help="folder to write")],
-    layout: Annotated[Layout, typer.Option(help="what will read the folder")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    layout: Annotated[Layout, typer.Option(help="What will read the folder.")],
     summary: Annotated[
         Path | None,
-        typer.Option(help="summary.json whose scores go onto the model card (default: the run's, if any)"),
+        typer.Option(help="summary.json whose scores go onto the model card (default: the run's, if any)."),
     ] = None,
 ) -> None:
     """Write a checkpoint for another program."""

@@ -13,10 +13,10 @@ _QUICKSTART = "rayembed-quickstart"
 
 
 def evaluate(
+    checkpoint: Annotated[FilePath | None, typer.Option(help="Checkpoint folder to score.")] = None,
     output: Annotated[
         FilePath, typer.Option(help="Folder of the results; finished ones in it are reused.")
     ] = Path("results"),
-    checkpoint: Annotated[FilePath | None, typer.Option(help="Checkpoint folder to score.")] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="MODEL@URL of an OpenAI-compatible service to score instead.")
     ] = None,
@@ -55,8 +55,8 @@ def evaluate(
     """Score a checkpoint on mteb tasks next to its baselines and print one table.
 
     Args:
-        output: folder of the results; finished ones in it are reused.
         checkpoint: checkpoint folder to score.
+        output: folder of the results; finished ones in it are reused.
         endpoint: `MODEL@URL` of an OpenAI-compatible service to score instead.
         name: label of the model, and its folder in `output`.
         baseline: `LABEL=FOLDER` of a checkpoint to compare with.
@@ -82,7 +82,7 @@ def evaluate(
         RuntimeError: a task failed; results of the others are stored.
 
     Example:
-        rayembed.evaluate("results", "runs/quickstart/model", tasks=["DocstringRetrieval"], bm25=True)
+        rayembed.evaluate("runs/quickstart/model", tasks=["DocstringRetrieval"], bm25=True)
     """
     # mteb takes seconds to import; other commands do without.
     if list_names:

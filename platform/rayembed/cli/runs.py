@@ -1,4 +1,4 @@
-"""The commands `rayembed runs` and `rayembed compare`."""
+"""`rayembed runs` and `rayembed compare`."""
 
 import json
 from pathlib import Path

@@ -36,7 +36,7 @@ def serve(
     blocking: Annotated[
         bool, typer.Option(help="Stay until Ctrl-C; --no-blocking leaves it on the cluster of RAY_ADDRESS.")
     ] = True,
-) -> None:
+) -> str:
     """Serve a checkpoint over HTTP with an OpenAI-compatible interface.
 
     Args:
@@ -48,6 +48,9 @@ def serve(
         set: any other serving setting, each `key=value`.
         drain_seconds: on SIGTERM, seconds from the failing readiness probe to the stop.
         blocking: stay until Ctrl-C; False leaves the endpoint on the cluster of RAY_ADDRESS.
+
+    Returns:
+        The endpoint's URL, after its stop where `blocking`.
 
     Raises:
         UserError: the checkpoint or a setting cannot be used, or the port is taken.
@@ -82,6 +85,7 @@ def serve(
     typer.echo(f"ready: {url}\ntry it:\n  {example}")
     if blocking:
         _stay_until_stopped(drain, stop, drain_seconds)
+    return url
 
 
 def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

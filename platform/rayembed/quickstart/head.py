@@ -60,17 +60,17 @@ class Head:
         logger.info("job: %s", command)
         environment: dict[str, Any] = {"working_dir": str(working_dir)} if working_dir else {}
         job = self.jobs.submit_job(entrypoint=command, runtime_env=environment)
-        asyncio.run(self._show_log(job))
+
+        async def show_log() -> None:
+            async for text in self.jobs.tail_job_logs(job):
+                print(text, end="", flush=True)
+
+        asyncio.run(show_log())
         if self.jobs.get_job_status(job) != JobStatus.SUCCEEDED:
             raise ResourceError(
                 f"the job {' '.join(entrypoint[:4])} failed; its log is above. "
                 "Run the same command again to continue where it stopped"
             )
-
-    async def _show_log(self, job: str) -> None:
-        """Print the log until the job has ended."""
-        async for text in self.jobs.tail_job_logs(job):
-            print(text, end="", flush=True)
 
 
 @contextlib.contextmanager
