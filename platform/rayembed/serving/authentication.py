@@ -117,7 +117,7 @@ class Keyring:
     def admit(self, authorization: str) -> ApiClient:
         """The client that the header names.
 
-        Every key is compared, in constant time, so that the time taken tells nothing of any.
+        Compares every key in constant time: how long it takes tells nothing about the keys.
 
         Raises:
             ApiError: 401, the header is missing or no key fits; 429, its limits are used up.

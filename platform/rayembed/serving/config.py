@@ -17,12 +17,12 @@ Authentication = Literal["auto", "required", "off"]
 
 @dataclass(frozen=True)
 class Served:
-    """A name under which requests find a model or an adapter of it.
+    """A model or one of its adapters, and the names that requests may give for it.
 
     Attributes:
-        name: what requests give as `model`.
-        aliases: what they may give as well.
-        adapter: name of the adapter, which is `name`; empty for the model itself.
+        name: its main name.
+        aliases: further names.
+        adapter: `name` again for an adapter; empty for the model itself.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Served:
 
 
 ModelName = Annotated[
-    str, Field(description="name that requests must give as `model`; empty takes the folder's name")
+    str, Field(description="name that requests give as `model`; empty for the folder's name")
 ]
-Aliases = Annotated[tuple[str, ...], Field(description="further names that requests may give for it")]
+Aliases = Annotated[tuple[str, ...], Field(description="further names for the same model")]
 
 
 class AdapterSettings(BaseModel):
-    """A LoRA adapter that is served as a model of its own, on the replicas of the model it belongs to."""
+    """A LoRA adapter, served under its own name on the replicas of its model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    adapter: str = Field(min_length=1, description="folder that peft saved; must be readable on every node")
+    adapter: str = Field(min_length=1, description="folder saved by peft; every node must be able to read it")
     model_name: ModelName = ""
     aliases: Aliases = ()
 
@@ -66,43 +66,41 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    checkpoint: str = Field(min_length=1, description="checkpoint folder; must be readable on every node")
+    checkpoint: str = Field(min_length=1, description="checkpoint folder; every node must be able to read it")
     model_name: ModelName = ""
     aliases: Aliases = ()
     adapters: tuple[AdapterSettings, ...] = Field(
-        (), description="LoRA adapters over this model's weights, each served under a name of its own"
+        (), description="LoRA adapters of this model, each served under its own name"
     )
     precision: Precision = Field("auto", description="number format of the weights")
     max_length: int | None = Field(
         None,
         ge=4,
-        description="most tokens of one input; empty takes the checkpoint's own, which it cannot exceed",
+        description="most tokens of one input, at most the checkpoint's own limit; empty for that limit",
     )
-    token_budget: int = Field(4096, ge=1, description="most tokens in one forward pass; bounds memory")
+    token_budget: int = Field(4096, ge=1, description="most tokens in one forward pass; limits memory")
     max_queued_tokens: int = Field(
         131_072,
         ge=1,
-        description="most tokens accepted and not yet answered, a replica; more gets status 429",
+        description="most unanswered tokens per replica; requests beyond that get status 429",
     )
-    cache: CacheKind = Field("off", description="where vectors of texts are kept: off, memory or redis")
-    cache_bytes: int = Field(256 * 2**20, ge=1, description="size of the memory cache of one replica")
-    min_replicas: int = Field(1, ge=0, description="model replicas that always run; 0 scales to zero")
+    cache: CacheKind = Field("off", description="where computed vectors are kept: off, memory or redis")
+    cache_bytes: int = Field(256 * 2**20, ge=1, description="size of the memory cache per replica")
+    min_replicas: int = Field(1, ge=0, description="model replicas that always run; 0 lets the last one stop")
     max_replicas: int = Field(1, ge=1, description="most model replicas")
     target_ongoing_requests: float = Field(
-        16, gt=0, description="requests in progress on one replica above which another one is started"
+        16, gt=0, description="start another replica above this many requests in progress per replica"
     )
     target_queued_tokens: int | None = Field(
         None,
         ge=1,
-        description="tokens in progress on one replica above which another one is started; "
+        description="start another replica above this many unanswered tokens per replica; "
         "replaces target_ongoing_requests",
     )
-    upscale_delay_s: float = Field(10, ge=0, description="seconds of load before a replica is added")
-    downscale_delay_s: float = Field(300, ge=0, description="seconds of rest before a replica is removed")
-    num_cpus: float = Field(
-        1, gt=0, description="processor cores of one model replica; also its torch threads"
-    )
-    num_gpus: float = Field(0, ge=0, description="GPUs of one model replica; a fraction shares one")
+    upscale_delay_s: float = Field(10, ge=0, description="seconds above the target before one is added")
+    downscale_delay_s: float = Field(300, ge=0, description="seconds below it before a replica is removed")
+    num_cpus: float = Field(1, gt=0, description="processor cores per model replica; also its torch threads")
+    num_gpus: float = Field(0, ge=0, description="GPUs per model replica; replicas with a fraction share one")
 
     @field_validator("aliases", mode="before")
     @classmethod
@@ -145,29 +143,27 @@ class ServeConfig(ModelSettings):
 
     models: tuple[ModelSettings, ...] = Field(
         (),
-        description="further models; what an entry leaves out it takes from the settings above, "
+        description="further models; an entry inherits the settings above that it leaves out, "
         "except checkpoint, model_name, aliases and adapters",
     )
     max_inputs: int = Field(2048, ge=1, description="most inputs in one request")
-    max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body; more gets status 413")
-    ingress_replicas: int = Field(1, ge=1, description="HTTP front ends")
+    max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body; above it status 413")
+    ingress_replicas: int = Field(1, ge=1, description="number of HTTP front ends")
     surge_percent: int = Field(
         100,
         ge=0,
         le=100,
-        description="replicas that an update starts before it stops old ones, in percent of those running; "
-        "0 stops first, for a cluster without room for both",
+        description="replicas that an update adds before it stops old ones, in percent of the running ones; "
+        "0 stops old ones first, for a cluster without room for both",
     )
-    retries: int = Field(
-        4, ge=0, description="how often a request is sent again when the replica that had it dies"
-    )
+    retries: int = Field(4, ge=0, description="how often a request is sent again when its replica dies")
     authentication: Authentication = Field(
         "auto",
-        description="auto asks for a key where keys are configured and refuses to listen beyond loopback "
-        "without any; required always asks; off never does",
+        description="auto asks for a key if keys are configured, and without keys listens on loopback only; "
+        "required always asks; off never does",
     )
-    api_keys_file: str = Field("", description="file of API keys; also RAYEMBED_API_KEYS in the environment")
-    access_log: bool = Field(False, description="log a line a request, as JSON and without its inputs")
+    api_keys_file: str = Field("", description="file of API keys, next to the variable RAYEMBED_API_KEYS")
+    access_log: bool = Field(False, description="log each request as a line of JSON, without its inputs")
 
     @model_validator(mode="before")
     @classmethod

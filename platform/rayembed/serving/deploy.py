@@ -103,12 +103,12 @@ def deploy(
 ) -> str:
     """Serve a checkpoint on the connected Ray cluster, or on one started here, and return the endpoint's URL.
 
-    An endpoint that already runs on the cluster is replaced. Ray Serve passes the environment of
-    `rayembed.common.ray_cluster.connect` on to the replicas, so that they find the package uninstalled.
+    Replaces an endpoint that already runs on the cluster. Replicas get the environment of
+    `rayembed.common.ray_cluster.connect` from Ray Serve, and with it find the package uninstalled.
 
     Args:
-        arguments: fields of `ServeConfig`; without num_cpus and num_gpus a replica gets one GPU where
-            there is any, else its share of the largest node's cores.
+        arguments: fields of `ServeConfig`; without num_cpus and num_gpus a replica gets one GPU if the
+            cluster has any, else its share of the largest node's cores.
         host: address to listen on; anything but a loopback address needs API keys.
         port: TCP port.
         timeout_s: longest wait for the model to load.

@@ -12,7 +12,7 @@ from rayembed.serving.messages import EncodeRequest, Priority
 
 _LONGEST_WAIT_S = 60
 _REFUSAL_LIFETIME_S = 0.05
-_BULK_SHARE = 0.75  # of the limit, so that a full bulk backlog leaves room for online requests
+_BULK_SHARE = 0.75  # of the limit: a full backlog of bulk work leaves room for online requests
 
 
 class TokenLimit:

@@ -1,4 +1,4 @@
-"""From a model's name to an answer of one of its replicas, whatever happens to a single replica."""
+"""From a model's name in a request to the answer of one of its replicas, even if a replica dies."""
 
 import asyncio
 import logging
@@ -77,7 +77,7 @@ class ModelRouter:
         return self._targets[name]
 
     async def encode(self, model: str | None, request: EncodeRequest, record: RequestRecord) -> Embeddings:
-        """Vectors of all inputs from one replica, hence from one set of weights.
+        """Vectors of all inputs, from one replica and therefore from one set of weights.
 
         Raises:
             ApiError: the request was refused, or no replica could answer it.
@@ -133,7 +133,7 @@ class ModelRouter:
         return self.known_cards
 
     async def _refresh(self, name: str) -> bool:
-        """Ask the running replicas for their description now and then; whether there is one at all."""
+        """Renew an old description from running replicas. Returns whether one is known."""
         known = self._cards.get(name)
         if known is None or time.monotonic() - known[0] > _CARD_LIFETIME_S:
             for cards in await self._broadcast(name, "describe"):

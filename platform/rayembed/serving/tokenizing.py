@@ -67,7 +67,7 @@ class RequestTokenizer:
     def _cut_starts(
         self, inputs: Inputs, instruction: str | None, tokenized: TokenizedTexts
     ) -> TokenizedTexts:
-        """The long inputs anew, from their last tokens."""
+        """Tokenise the long inputs again, from their last tokens."""
         long = [position for position, cut in enumerate(tokenized.truncated) if cut]
         if inputs.token_ids:
             ids = [list(inputs.token_ids[position]) for position in long]
