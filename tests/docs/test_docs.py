@@ -15,6 +15,10 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
 by_name = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
 
+UNUSUAL = re.compile(r"\b(beside|cure|the words|so that .* so that)\b", flags=re.IGNORECASE)
+LONGEST_SENTENCE = 32  # words; the rule is 25, this leaves room for lists of names
+
+
 def anchors(path: Path) -> set[str]:
     """Anchors of the headings of a page, as code hosts make them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE)
@@ -29,7 +33,7 @@ def shell_commands(text: str) -> list[str]:
 
 
 def as_rayembed(words: list[str]) -> list[str]:
-    """`[ray job submit ... --] python jobs/VERB.py ...` as `rayembed VERB ...`; any other command as it is."""
+    """`[ray job submit ... --] python jobs/VERB.py ...` as `rayembed VERB ...`; others as they are."""
     if words[:3] == ["ray", "job", "submit"]:
         words = words[words.index("--") + 1 :]
     if words[0] == "python" and words[1].startswith("jobs/"):
@@ -76,3 +80,13 @@ def test_commands_have_the_options_that_the_page_gives_them(path):
             command = command.commands[arguments.pop(0)]
         with command.make_context(line, arguments):
             pass
+
+
+@by_name
+def test_the_prose_has_usual_words_and_short_sentences(path):
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    assert UNUSUAL.findall(text) == []
+    if path != PAGE:  # its sentences stand in the code
+        blocks = re.split(r"\n\s*\n|\n(?=[-|\d])|\|", text)
+        sentences = [part.split() for block in blocks for part in re.split(r"(?<=[.!?;:])\s+", block)]
+        assert [" ".join(words) for words in sentences if len(words) > LONGEST_SENTENCE] == []
