@@ -54,7 +54,7 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
 
 test: $(VENV)/.dev ## run the tests; PYTEST_ARGS='-m "not ray and not slow"' runs the quick ones
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 drills: $(VENV)/.dev ## run fault-injection tests: kill nodes and processes, fill disks; half an hour on two cores
 	$(BIN)/python -m pytest -m drill $(PYTEST_ARGS)
