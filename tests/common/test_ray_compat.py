@@ -66,7 +66,7 @@ def test_workers_have_the_niceness_that_was_asked_for(monkeypatch):
     monkeypatch.delenv("RAY_worker_niceness", raising=False)
     options = ray_compat.worker_niceness_options(0)
     ray.init(address="local", num_cpus=1, include_dashboard=False, **options)
-    assert ray.get(ray.remote(os.nice).remote(0)) == os.nice(0)
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
 
 
 def test_the_users_own_niceness_of_workers_wins(monkeypatch):

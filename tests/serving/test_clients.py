@@ -35,7 +35,7 @@ def expected(url):
 
 
 def test_openai_for_node(url, expected):
-    """The package is looked for where NODE_PATH says and beside the repository's own files."""
+    """The package is looked for where NODE_PATH says and in the repository's own folder."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs Node")
@@ -45,7 +45,7 @@ def test_openai_for_node(url, expected):
     package = next((folder for folder in folders if (folder / "openai").is_dir()), None)
     if package is None:
         pytest.skip("needs the npm package openai: npm install --no-save openai, or NODE_PATH")
-    # Modules are looked up from the script's folder, so the script goes beside the package.
+    # Modules are looked up from the script's folder, so the script imports the package by its path.
     code = script.read_text().replace('"openai"', json.dumps(str(package / "openai" / "index.mjs")))
     result = subprocess.run(
         [node, "--input-type=module", "-", url], input=code, capture_output=True, text=True, check=False

@@ -30,7 +30,7 @@ def test_limit_counts_and_releases_also_on_failure():
 
 @pytest.mark.parametrize(("speed", "seconds"), [(0, 1), (1e6, 1), (10, 4), (0.1, 60)])
 def test_retry_after_follows_the_measured_speed(speed, seconds):
-    """40 queued tokens have to go before 40 more fit beside 100 of 100."""
+    """40 queued tokens have to go before 40 more fit: 100 of 100 are taken."""
     limit = TokenLimit(100)
     with limit.hold(100):
         assert limit.retry_after_s(40, speed) == seconds
