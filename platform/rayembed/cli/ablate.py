@@ -14,13 +14,16 @@ from rayembed.evaluation.ablation.grid import Grid, cell_config, cells, load_gri
 
 
 def ablate(
-    grid: Annotated[FilePath, typer.Argument(help="Grid, a YAML file, for example ablation-paper.yaml.")],
+    grid: Annotated[FilePath, typer.Argument(help="Grid, a YAML file such as ablation-paper.yaml.")],
     most_cells: Annotated[
-        int | None, typer.Option(min=0, help="Stop after so many new cells; 0 only writes the tables.")
+        int | None, typer.Option(min=0, help="Stop after this many new cells; 0 only writes the tables.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells, run none.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and stop.")] = False,
 ) -> Path | None:
-    """Train and score the cells of a grid; run again, it continues. Writes tables with paired tests."""
+    """Train and score the cells of a grid and write tables with paired tests.
+
+    If it is interrupted, run it again to continue.
+    """
     grid = Path(grid)
     declared = load_grid(grid)
     if dry_run:

@@ -25,7 +25,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the sources, relativ
 
 @app.command("list")
 def list_sources(out: Out = Path("data")) -> None:
-    """Show the built-in sources and the user's own that are built, with their rows."""
+    """List built-in sources, and your own that are built, with their rows."""
     line = "{:<20} {:<10} {:<15} {:<21} {:<14} {}"
     typer.echo(line.format("NAME", "KIND", "TASK TYPE", "TRAIN / DEV / TEST", "NEEDS", "LICENCE"))
     for source in SOURCES.values():
@@ -55,7 +55,7 @@ def build(
     ] = None,
     out: Out = Path("data"),
 ) -> None:
-    """Build sources that are missing or whose files, settings or builder changed."""
+    """Build sources that are missing or out of date."""
     declared = load_config(config).data.sources if config else {}
     if bool(names) == every:
         known = ", ".join([*declared, *SOURCES])
@@ -77,10 +77,10 @@ def build(
 @app.command("card")
 def card(
     name: Annotated[str, typer.Argument(help="Name of a built source.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of the card as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole card as JSON.")] = False,
     out: Out = Path("data"),
 ) -> None:
-    """Describe a built source: rows, what was left out, lengths, languages, overlap, origin and licence."""
+    """Describe a built source: rows, lengths, languages, overlap, origin and licence."""
     found = full_card(resolve(out), name)
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else readable_card(found))
 
@@ -89,20 +89,17 @@ def card(
 def validate(
     path: Annotated[str, typer.Argument(help="File, folder or URI.")],
     kind: Annotated[SourceKind, typer.Option(help="Layout of the rows.")] = "pairs",
-    format: Annotated[
-        SourceFormat, typer.Option(help="Where the names of the files do not tell it.")
-    ] = "auto",
+    format: Annotated[SourceFormat, typer.Option(help="Format, if the file names do not tell it.")] = "auto",
     columns: Annotated[
-        list[str] | None, typer.Option("--column", help="COLUMN=NAME: what a column is called in the files.")
+        list[str] | None,
+        typer.Option("--column", help="COLUMN=NAME: name of a column in the files; may be repeated."),
     ] = None,
     largest_bad_share: Annotated[
-        float, typer.Option(min=0, max=1, help="More bad rows are an error.")
+        float, typer.Option(min=0, max=1, help="A higher share of bad rows is an error.")
     ] = 0.01,
-    rejects: Annotated[Path, typer.Option(help="File that lists the rows that are left out.")] = Path(
-        "rejects.jsonl"
-    ),
+    rejects: Annotated[Path, typer.Option(help="File to list the bad rows in.")] = Path("rejects.jsonl"),
 ) -> None:
-    """Check files as a build would and print what the card would say; only the list of rejects is kept."""
+    """Check files as a build would, and print what the card would say."""
     source = UserSourceConfig(
         path=path,
         kind=kind,
@@ -122,13 +119,13 @@ def validate(
 @app.command("plan")
 def plan(
     recipe: Annotated[Recipe, typer.Argument(help="Recipe, a YAML file.")],
-    show: Annotated[int, typer.Option(min=0, help="Whole batches to print of every stage.")] = 1,
-    step: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
-    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Print whole texts, not their beginnings.")] = False,
+    show: Annotated[int, typer.Option(min=0, help="Number of batches to print per stage.")] = 1,
+    step: Annotated[int, typer.Option(min=0, help="Step of the first batch.")] = 0,
+    stage: Annotated[str | None, typer.Option(help="Show only this stage.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Print whole texts.")] = False,
     set: Set = None,
 ) -> None:
-    """Print what the steps of a recipe will train on: queries, positives, negatives, who competes with whom.
+    """Print what the steps of a recipe train on: queries, positives and negatives.
 
     Sources are built and prepared as training would; nothing is trained.
     """

@@ -25,25 +25,23 @@ def embed(
     ] = None,
     instruction: Annotated[
         str | None,
-        typer.Option(help="What the texts are for, in words (default: none)."),
+        typer.Option(help="What the texts are for, as a sentence (default: none)."),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Name of an instruction that the model was trained with.")
     ] = None,
-    side: Annotated[
-        Side, typer.Option(help="Whether the texts are queries or documents of the task.")
-    ] = "query",
+    side: Annotated[Side, typer.Option(help="Side of the task that the texts are on.")] = "query",
     dimensions: Annotated[
         int | None, typer.Option(min=1, help="Cut the vectors to this width (default: full width).")
     ] = None,
     vectors: Annotated[Quantisation, typer.Option(help="Number format of the vectors.")] = "float32",
     bad_rows: Annotated[
         BadRows,
-        typer.Option(help="A row without a usable text: stop, leave it out, or give it a null vector."),
+        typer.Option(help="What to do with a row without a usable text."),
     ] = "error",
     shard_rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows of a shard (default: 1,024 to 8,192, by the size of the input)."),
+        typer.Option(min=1, help="Rows per output file (default: 1,024 to 8,192, by the size of the input)."),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Number format of the computation.")] = "auto",
     actors: Annotated[
@@ -55,10 +53,12 @@ def embed(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Remove an earlier output first.")] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="Show what would be done; check checkpoint and input, write nothing.")
+        bool, typer.Option(help="Check checkpoint and input, show what would be done, and stop.")
     ] = False,
 ) -> dict[str, Any]:
-    """Embed the texts of files of any size; started again, it continues.
+    """Embed the texts of files of any size.
+
+    If it is interrupted, run it again to continue.
 
     Args:
         files: Parquet or JSON-lines file, a folder or a glob of them.
@@ -66,8 +66,8 @@ def embed(
         output: folder of the vectors; a stopped job in it is continued.
         text_column: column of the texts.
         keep: columns to copy next to the vectors.
-        instruction: what the texts are for, in words; None for documents.
-        task: name of an instruction that the model was trained with, in place of words.
+        instruction: what the texts are for, as a sentence; None for documents.
+        task: name of an instruction that the model was trained with.
         side: whether the texts are queries or documents of the task.
         dimensions: cut the vectors to this width and renormalise; None keeps the full width.
         vectors: number format of the vectors.

@@ -20,7 +20,7 @@ def evaluate(
     endpoint: Annotated[
         str | None, typer.Option(help="MODEL@URL of an OpenAI-compatible service to score instead.")
     ] = None,
-    name: Annotated[str, typer.Option(help="Label of the model: its folder of results.")] = "trained",
+    name: Annotated[str, typer.Option(help="Label of the model and name of its folder.")] = "trained",
     baseline: Annotated[
         str | None, typer.Option(help="LABEL=FOLDER of a checkpoint to compare with.")
     ] = None,
@@ -28,15 +28,19 @@ def evaluate(
     benchmark: Annotated[
         str, typer.Option(help="Name with version, such as 'MTEB(eng, v1)'; `own` runs all of --task-file.")
     ] = _QUICKSTART,
-    tasks: Annotated[Names | None, typer.Option(help="Names of tasks instead, separated by commas.")] = None,
-    task_file: Annotated[list[str] | None, typer.Option(help="YAML file that declares own tasks.")] = None,
+    tasks: Annotated[
+        Names | None, typer.Option(help="Tasks to run instead of a benchmark, separated by commas.")
+    ] = None,
+    task_file: Annotated[
+        list[str] | None, typer.Option(help="YAML file that declares your own tasks; may be repeated.")
+    ] = None,
     instructions: Annotated[
-        str, typer.Option(help="auto, contract, mteb, paper, mteb-entry, or a YAML file.")
+        str, typer.Option(help="Policy (auto, contract, mteb, paper, mteb-entry) or a YAML file.")
     ] = "auto",
-    mirror: Annotated[FilePath | None, typer.Option(help="Folder of `rayembed mirror make`.")] = None,
+    mirror: Annotated[FilePath | None, typer.Option(help="Folder written by `rayembed mirror make`.")] = None,
     actors: Annotated[
         int | None,
-        typer.Option(min=0, help="Ray actors; default one per GPU or CPU, 0 runs in this process."),
+        typer.Option(min=0, help="Ray actors (default: one per GPU or CPU); 0 runs in this process."),
     ] = None,
     shard_tokens: Annotated[
         float, typer.Option(min=1, help="Text sets above this many tokens are encoded in shards.")
@@ -44,15 +48,17 @@ def evaluate(
     keep_embeddings: Annotated[bool, typer.Option(help="Keep the vectors of finished tasks.")] = False,
     data_dir: Annotated[FilePath, typer.Option(help="Folder of the built sources.")] = Path("data"),
     precision: Annotated[
-        Precision, typer.Option(help="With fp32, scores do not depend on how work is divided.")
+        Precision, typer.Option(help="Number format; with fp32, scores do not depend on how work is divided.")
     ] = "auto",
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="Two folders of results, such as results/a results/b, to compare."),
+        typer.Option(help="Compare two folders of results and stop."),
     ] = None,
     list_names: Annotated[bool, typer.Option("--list", help="Print the known benchmarks and stop.")] = False,
 ) -> dict[str, dict[str, Any]]:
-    """Score a checkpoint on mteb tasks next to its baselines and print one table.
+    """Score a checkpoint or an endpoint on mteb tasks and print one table.
+
+    If it is interrupted, run it again to continue.
 
     Args:
         checkpoint: checkpoint folder to score.

@@ -17,7 +17,9 @@ def mine(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
 ) -> dict[str, Path]:
-    """Find hard negatives with teachers and write sources that have them; continues what was interrupted.
+    """Find hard negatives with teachers and write them as sources.
+
+    If it is interrupted, run it again to continue.
 
     Args:
         recipe: mining recipe file, or its content as a mapping.

@@ -24,7 +24,10 @@ def mining_rounds(
     mine: Annotated[Recipe, typer.Option(help="Mining recipe, a YAML file.")],
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of mining, each followed by training.")] = 1,
 ) -> Path:
-    """Train, mine with the model, and train again, as often as wanted; continues what was interrupted."""
+    """Train, mine with the new model and train again, several times.
+
+    If it is interrupted, run it again to continue.
+    """
     from rayembed.mining.config import MiningRecipe  # torch takes seconds to import; --help does without
     from rayembed.mining.run import mine as run_mining
 

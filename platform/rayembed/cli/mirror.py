@@ -14,11 +14,16 @@ app = typer.Typer(
 
 @app.command("make")
 def make_mirror(
-    folder: Annotated[str, typer.Argument(help="Where the data is kept.")],
-    benchmark: Annotated[str, typer.Option(help="Name with version.")] = "MTEB(eng, v1)",
-    tasks: Annotated[str | None, typer.Option(help="Task names instead, separated by commas.")] = None,
+    folder: Annotated[str, typer.Argument(help="Folder of the mirror.")],
+    benchmark: Annotated[str, typer.Option(help="Benchmark with its version.")] = "MTEB(eng, v1)",
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks instead of a benchmark, separated by commas.")
+    ] = None,
 ) -> None:
-    """Download the data of a benchmark; run again, it continues."""
+    """Download the data of a benchmark.
+
+    If it is interrupted, run it again to continue.
+    """
     registry_mirror, selected = _mirror(folder, benchmark, tasks)
     registry_mirror.make(selected)
     registry_mirror.check(selected)
@@ -28,10 +33,12 @@ def make_mirror(
 @app.command("check")
 def check_mirror(
     folder: Annotated[str, typer.Argument(help="Folder to check.")],
-    benchmark: Annotated[str, typer.Option(help="Name with version.")] = "MTEB(eng, v1)",
-    tasks: Annotated[str | None, typer.Option(help="Task names instead, separated by commas.")] = None,
+    benchmark: Annotated[str, typer.Option(help="Benchmark with its version.")] = "MTEB(eng, v1)",
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks instead of a benchmark, separated by commas.")
+    ] = None,
 ) -> None:
-    """Name every task whose data is missing, cut short, or lacks a split."""
+    """Name every task whose data is missing, cut short or lacks a split."""
     registry_mirror, selected = _mirror(folder, benchmark, tasks)
     registry_mirror.check(selected)
     typer.echo(f"complete: {len(selected)} tasks in {folder}")

@@ -16,7 +16,7 @@ else:  # what typer parses, which knows no unions
 
 Set = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="Override a setting, for example seed=2; may be repeated."),
+    typer.Option(metavar="KEY=VALUE", help="Override a setting, such as seed=2; may be repeated."),
 ]
 
 

@@ -17,7 +17,9 @@ TRAINING_MINUTES = 15  # on two idle cores
 
 
 def quickstart(port: Annotated[int, typer.Option(help="TCP port of the endpoint.")] = 8000) -> Path:
-    """Train, evaluate, deploy and query a small model on real data; continues an interrupted run.
+    """Train, evaluate, deploy and query a small model on real data.
+
+    If it is interrupted, run it again to continue.
 
     Args:
         port: TCP port of the endpoint on loopback.

@@ -16,7 +16,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = _RUNS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of a table.")] = False,
 ) -> None:
-    """List runs with status, best score and cost, the newest first."""
+    """List runs with status, score and cost, newest first."""
     from rayembed.reports.runs import find_runs, format_runs
 
     found = find_runs(resolve(folder))
@@ -24,13 +24,13 @@ def runs(
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Names of runs, or their folders; two or more.")],
+    names: Annotated[list[str], typer.Argument(help="Two or more runs, by name or folder.")],
     folder: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = _RUNS,
     output: Annotated[
         Path | None, typer.Option(help="HTML file to write (default: compare.html in the folder of runs).")
     ] = None,
 ) -> None:
-    """Draw the curves of runs in one HTML file and print what differs."""
+    """Draw the curves of several runs in one HTML file and print what differs."""
     from rayembed.reports.compare import format_comparison, write_comparison
     from rayembed.reports.runs import open_run
 

@@ -37,7 +37,7 @@ def serve(
         bool, typer.Option(help="Stay until Ctrl-C; --no-blocking leaves it on the cluster of RAY_ADDRESS.")
     ] = True,
 ) -> str:
-    """Serve a checkpoint over HTTP with an OpenAI-compatible interface.
+    """Serve a checkpoint over HTTP with an OpenAI-compatible API.
 
     Args:
         checkpoint: checkpoint folder.

@@ -14,7 +14,9 @@ def synthesize(
     set: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
 ) -> dict[str, Path]:
-    """Let a language model invent tasks and write training rows for them; continues what was interrupted.
+    """Let a language model invent tasks and write training rows for them.
+
+    If it is interrupted, run it again to continue.
 
     Args:
         recipe: synthesis recipe file, or its content as a mapping.

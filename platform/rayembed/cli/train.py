@@ -16,15 +16,19 @@ def train(
         bool,
         typer.Option(
             "--dry-run",
-            help="Print the resolved recipe, the memory and the first batches, take one step at the "
-            "longest batch of every stage, then stop.",
+            help=(
+                "Print the resolved recipe, the memory and the first batches, take one step on "
+                "the longest batch of every stage, and stop."
+            ),
         ),
     ] = False,
     step: Annotated[
-        bool, typer.Option(help="With --dry-run: take the step; --no-step saves its memory and time.")
+        bool, typer.Option(help="With --dry-run: take these steps; --no-step saves their memory and time.")
     ] = True,
 ) -> Path | None:
-    """Train a recipe: prepare data, run its stages, export the model. Continues what was interrupted.
+    """Train a recipe: prepare the data, run the stages, export the model.
+
+    If it is interrupted, run it again to continue.
 
     Args:
         recipe: recipe file, or its content as a mapping.
