@@ -1,14 +1,8 @@
-from pathlib import Path
-
 import pytest
-import yaml
 from ray.serve import Application
 
-from rayembed.cli.serve import read_config_file
 from rayembed.common.errors import ConfigError
 from rayembed.serving.config import ServeConfig
-
-CONFIG_FILE = Path(__file__).resolve().parents[2] / "serve" / "config.yaml"
 
 
 def test_text_values_of_the_command_line_are_converted():
@@ -28,24 +22,6 @@ def test_text_values_of_the_command_line_are_converted():
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(ConfigError, match=message):
         ServeConfig.parse(arguments)
-
-
-def test_shipped_config_file_is_valid():
-    from ray.serve.schema import ServeDeploySchema
-
-    schema = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG_FILE.read_text()))
-    assert schema.http_options.host == "127.0.0.1"
-    arguments, http_options = read_config_file(CONFIG_FILE)
-    config = ServeConfig.parse(arguments)
-    assert config.min_replicas <= config.max_replicas
-    assert http_options["port"] == 8000
-
-
-def test_config_file_without_application_is_refused(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text("http_options: {}\n")
-    with pytest.raises(ConfigError, match="not a Serve config file with one application"):
-        read_config_file(path)
 
 
 def test_import_path_builds_the_application():
