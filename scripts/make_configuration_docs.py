@@ -23,7 +23,7 @@ A run is one YAML file, a recipe; `jobs/configs/quickstart.yaml` is a complete o
 the command line by its dotted name, with a YAML value: `--set stages.0.steps=20 --set lora=null`. Unknown
 keys, missing keys and wrong values are refused by name. `--dry-run` prints the recipe with every default.
 
-Relative paths start at the folder in `RAYEMBED_HOME`, or at the current one. [Stop and
+Relative paths start at the workspace: the folder in `RAYEMBED_HOME`, or the current one. [Stop and
 resume](resume.md#what-may-change-between-start-and-resume) says what may change while a run is unfinished.
 """
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
