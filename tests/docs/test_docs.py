@@ -1,5 +1,6 @@
 """Pages agree with the code and with each other."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -90,3 +91,17 @@ def test_the_prose_has_usual_words_and_short_sentences(path):
         blocks = re.split(r"\n\s*\n|\n(?=[-|\d])|\|", text)
         sentences = [part.split() for block in blocks for part in re.split(r"(?<=[.!?;:])\s+", block)]
         assert [" ".join(words) for words in sentences if len(words) > LONGEST_SENTENCE] == []
+
+
+@by_name
+def test_files_and_imports_that_a_page_names_exist(path):
+    text = path.read_text()
+    named = re.findall(
+        r"`((?:platform|jobs|benchmarks|serve|deploy|scripts|tests)/[\w./-]*|[\w/]+/\w+\.py)`", text
+    )
+    files = [file for file in named if "my_" not in file]
+    folders = (ROOT, ROOT / "platform" / "rayembed")
+    assert [file for file in files if not any((folder / file).exists() for folder in folders)] == []
+    for module, names in re.findall(r"^from (rayembed[\w.]*) import ([\w, ]+)$", text, flags=re.MULTILINE):
+        loaded = importlib.import_module(module)
+        assert [name for name in names.split(", ") if not hasattr(loaded, name)] == [], module
