@@ -11,46 +11,52 @@ class MiningConfig(Frozen):
     """How hard negatives are found for a source that brings none."""
 
     method: Literal["bm25"] = Field("bm25", description="how candidates are searched")
-    top_k: int = Field(30, ge=1, description="candidates looked at for each query")
+    top_k: int = Field(30, ge=1, description="candidates per query")
     positive_share: float = Field(
-        0.95, gt=0, le=1, description="a candidate must score below this share of the positive's score"
+        0.95, gt=0, le=1, description="reject candidates with this share of the positive's score or more"
     )
 
 
 class SourceConfig(Frozen):
     """One source of a stage's blend."""
 
-    source: str = Field(description="name of a built-in source, or of one declared under data.sources")
+    source: str = Field(description="a built-in source or one of data.sources")
     weight: float | None = Field(
         None,
         gt=0,
-        description="share of the rows of a batch, relative to the other sources; None, for all of them "
-        "together: by number of rows, see size_temperature of the stage",
+        description=(
+            "share of the rows, relative to the other sources. None for all sources: by size, see"
+            " `size_temperature`"
+        ),
     )
     cap: int | None = Field(
-        None, ge=1, description="most different rows that are used, chosen by the seed; None: all"
+        None, ge=1, description="use at most this many different rows, chosen by the seed; None: all"
     )
     epochs: float | None = Field(
         None,
         gt=0,
-        description="most passes over the rows, after which the other sources take its place; None: as many "
-        "as the steps need",
+        description=(
+            "use the rows at most this many times, then the other sources take their place; None:"
+            " as often as needed"
+        ),
     )
-    instruction: str | None = Field(None, description="task instruction in front of the query")
+    instruction: str | None = Field(
+        None, description="sentence in front of the query that says what it is for"
+    )
     paraphrases: tuple[str, ...] = Field(
-        (), description="other wordings of the instruction; each row gets one of all wordings by chance"
+        (), description="other wordings of the instruction; each row gets a random one"
     )
-    symmetric: bool = Field(False, description="put the instruction in front of the documents as well")
-    in_batch_negatives: bool = Field(
-        description="whether other rows' documents are negatives for this source's rows"
-    )
-    negatives_per_query: int = Field(1, ge=0, description="hard negatives a row brings")
+    symmetric: bool = Field(False, description="documents carry the instruction too")
+    in_batch_negatives: bool = Field(description="documents of other rows are negatives")
+    negatives_per_query: int = Field(1, ge=0, description="hard negatives per row")
     labels: Literal["example", "label", "auto"] = Field(
         "example",
-        description="for labelled sources: documents are examples of a class, or the label texts; auto: "
-        "label texts for two classes, examples for more",
+        description=(
+            "for labelled sources: documents are other texts of the class (example) or its name "
+            "(label). auto: names for two classes, else examples"
+        ),
     )
-    mining: MiningConfig | None = Field(None, description="mine hard negatives; None: the source's own")
+    mining: MiningConfig | None = Field(None, description="mine hard negatives; None: use those in the data")
 
     @property
     def wordings(self) -> tuple[str, ...]:

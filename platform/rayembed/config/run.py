@@ -15,27 +15,27 @@ from rayembed.model.configuration import LoraSettings, ModelConfig
 class EvaluationConfig(Frozen):
     """What is evaluated after training."""
 
-    benchmark: str = Field("rayembed-quickstart", description="name of a list of tasks")
-    actors: int = Field(2, ge=1, description="Ray actors that share the tasks")
+    benchmark: str = Field("rayembed-quickstart", description="name of a benchmark")
+    actors: int = Field(2, ge=1, description="Ray actors that do the tasks")
 
 
 class RunConfig(Frozen):
     """A whole run."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the run and of its folder")
-    seed: int = Field(17, description="decides batches, negatives, new weights and dropout")
-    output: str = Field("runs", description="folder that holds the run's folder, relative to the workspace")
-    base_model: str = Field(description="packaged model name, local Hugging Face folder, or hub id")
-    base_layers: int | None = Field(None, ge=1, description="keep only the first layers of the base model")
-    models_directory: str = Field("models", description="where packaged base models are built")
+    seed: int = Field(17, description="determines batches, negatives, new weights and dropout")
+    output: str = Field("runs", description="parent of the run's folder, relative to the workspace")
+    base_model: str = Field(description="packaged model, local Hugging Face folder or hub id")
+    base_layers: int | None = Field(None, ge=1, description="keep only this many first layers")
+    models_directory: str = Field("models", description="folder for packaged base models")
     contract: Contract = Field(Contract(), description="how a text becomes tokens")
     model: ModelConfig = Field(ModelConfig(), description="attention and pooling")
     lora: LoraSettings | None = Field(LoraSettings(), description="None: train all weights")
     data: DataConfig = Field(DataConfig(), description="where the data is")
-    stages: tuple[StageConfig, ...] = Field(min_length=1, description="trained one after the other")
+    stages: tuple[StageConfig, ...] = Field(min_length=1, description="training stages, in order")
     training: TrainingConfig = Field(TrainingConfig(), description="how training runs")
     validation: ValidationConfig | None = Field(
-        None, description="checkpoints scored during training; None: none"
+        None, description="scores checkpoints during training; None: does not"
     )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is evaluated after training")
 

@@ -24,52 +24,56 @@ class StageConfig(Frozen):
     name: str = Field(pattern=r"^[a-z0-9-]+$", description="lower-case letters, digits and hyphens")
     kind: StageKind = Field(
         "contrastive",
-        description="contrastive: queries and documents; simcse: texts alone; mntp: masked tokens",
+        description="contrastive: queries and documents; simcse: single texts; mntp: masked tokens",
     )
     steps: int = Field(ge=1, description="optimizer steps")
-    batch_size: int = Field(ge=1, description="rows of a global batch, all workers together")
-    learning_rate: float = Field(gt=0, description="highest rate, reached after warm-up")
+    batch_size: int = Field(ge=1, description="rows per batch, all workers together")
+    learning_rate: float = Field(gt=0, description="highest learning rate, reached after warm-up")
     pooling_learning_rate: float | None = Field(
-        None, gt=0, description="of the pooling head; None: learning_rate"
+        None, gt=0, description="learning rate of the pooling head; None: `learning_rate`"
     )
-    warmup_steps: int = Field(
-        0, ge=0, description="linear warm-up, then linear decay to zero at the last step"
-    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up; then linear decay to zero")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    gradient_clipping: float = Field(1.0, gt=0, description="largest norm of the gradient of all parameters")
+    gradient_clipping: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
     loss: tuple[LossConfig, ...] = Field(
         (),
-        description="one loss or a list that is added up; empty: the loss of the stage's kind with its "
-        "defaults. In its place the keys `temperature` and `document_to_query_weight` of one infonce loss "
-        "(temperature also of simcse) may stand in the stage itself",
+        description=(
+            "one loss, or a list that is added up; empty: the loss of the stage's kind. Instead, "
+            "the stage itself may have `temperature` and `document_to_query_weight` of one "
+            "infonce loss (simcse: `temperature`)"
+        ),
     )
     matryoshka: MatryoshkaConfig | None = Field(None, description="None: full vectors only")
     adapters: Literal["continue", "merge"] = Field(
         "continue",
-        description="adapters of the stage before: continue trains them further, merge adds them to the "
-        "weights and starts new ones",
+        description=(
+            "adapters of the previous stage: continue trains them further, merge adds them to the"
+            " weights and starts new ones"
+        ),
     )
-    attention_dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout on the attention weights in this stage"
-    )
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the attention weights")
     texts: Literal["documents", "queries"] = Field(
-        "documents", description="for simcse and mntp: which texts of the sources are used"
+        "documents", description="for simcse and mntp: which texts to use"
     )
     batching: Literal["blended", "homogeneous", "interleaved"] = Field(
         "blended",
-        description="blended: each batch mixes the sources; homogeneous: one source a batch; interleaved: a "
-        "batch is sub-batches of one source each",
+        description=(
+            "blended: each batch mixes the sources; homogeneous: one source per batch; "
+            "interleaved: sub-batches of one source each"
+        ),
     )
     sub_batch_size: int | None = Field(
-        None, ge=1, description="rows of a sub-batch, a divisor of batch_size; for batching interleaved"
+        None, ge=1, description="for interleaved batches: rows per sub-batch, a divisor of `batch_size`"
     )
     size_temperature: float = Field(
         1.0,
         gt=0,
-        description="shares of sources without weight are rows ** (1 / size_temperature): 1 follows the "
-        "sizes, a high value treats all alike",
+        description=(
+            "without weights, shares are rows ** (1 / size_temperature): 1 follows the sizes, a "
+            "high value treats all alike"
+        ),
     )
-    blend: tuple[SourceConfig, ...] = Field(min_length=1, description="sources, each at most once")
+    blend: tuple[SourceConfig, ...] = Field(min_length=1, description="sources, each once")
 
     @model_validator(mode="before")
     @classmethod
@@ -81,7 +85,7 @@ class StageConfig(Frozen):
         short = {key: raw.pop(key) for key in _SHORT_KEYS if key in raw}
         loss = raw.get("loss") or ()
         if short and loss:
-            raise ValueError(f"{', '.join(short)} stands beside loss; put it into the loss")
+            raise ValueError(f"{', '.join(short)} excludes loss; put it into the loss")
         if isinstance(loss, list | tuple):
             kind = raw.get("kind", "contrastive")
             raw["loss"] = loss or ([{"type": _LOSSES[kind][0], **short}] if kind in _LOSSES else ())

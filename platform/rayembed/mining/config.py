@@ -16,33 +16,31 @@ class CheckpointTeacher(Frozen):
 
     kind: Literal["checkpoint"]
     path: str = Field(description="checkpoint folder, relative to the workspace")
-    token_budget: int | None = Field(
-        None, ge=1, description="most tokens in one forward pass; None: what suits the device"
-    )
+    token_budget: int | None = Field(None, ge=1, description="most tokens per forward pass; None: by device")
 
 
 class SentenceTransformersTeacher(Frozen):
     """A folder that sentence-transformers loads."""
 
     kind: Literal["sentence-transformers"]
-    path: str = Field(description="model folder, or all-minilm-l6-v2, which comes from a package index")
+    path: str = Field(description="model folder, or all-minilm-l6-v2 from a package index")
     query_prompt: str | None = Field(
-        None, description="text before every query; None: the model's own. {instruction} is replaced"
+        None, description="text before every query, with {instruction} replaced; None: the model's own"
     )
     document_prompt: str | None = Field(None, description="text before every document; None: the model's own")
-    batch_size: int = Field(64, ge=1, description="texts of one forward pass")
+    batch_size: int = Field(64, ge=1, description="texts per forward pass")
 
 
 class EndpointTeacher(EndpointConfig):
     """An OpenAI-compatible embeddings endpoint."""
 
     kind: Literal["endpoint"]
-    batch_size: int = Field(64, ge=1, description="texts of one request")
-    dimensions: int | None = Field(None, ge=1, description="width to ask for; None: the model's own")
-    query_prompt: str = Field("", description="text before every query; {instruction} is replaced")
+    batch_size: int = Field(64, ge=1, description="texts per request")
+    dimensions: int | None = Field(None, ge=1, description="width to request; None: the model's own")
+    query_prompt: str = Field("", description="text before every query, with {instruction} replaced")
     document_prompt: str = Field("", description="text before every document")
     send_instruction: bool = Field(
-        False, description="send the instruction in the field `instruction`, as rayembed's endpoint takes it"
+        False, description="send the instruction in the field `instruction` of a rayembed endpoint"
     )
 
 
@@ -80,31 +78,31 @@ class FilterConfig(Frozen):
 class SourceMining(Frozen):
     """How one source's hard negatives are found."""
 
-    source: str = Field(description="name of a built-in source, or of one declared under data.sources")
-    instruction: str | None = Field(None, description="task instruction for the queries")
-    symmetric: bool = Field(False, description="give the instruction to the documents as well")
+    source: str = Field(description="a built-in source or one of data.sources")
+    instruction: str | None = Field(None, description="instruction for the queries")
+    symmetric: bool = Field(False, description="documents carry the instruction too")
     corpus: str | None = Field(
-        None, description="Parquet file with a column `text`: documents besides those of the rows"
+        None, description="Parquet file with a column `text`: more documents to search"
     )
-    teachers: tuple[str, ...] | None = Field(None, min_length=1, description="names; None: all teachers")
-    top_k: int = Field(100, ge=1, description="candidates that each teacher finds for a query")
-    negatives_per_query: int = Field(4, ge=1, description="negatives a row shall have")
+    teachers: tuple[str, ...] | None = Field(None, min_length=1, description="names of teachers; None: all")
+    top_k: int = Field(100, ge=1, description="candidates per teacher and query")
+    negatives_per_query: int = Field(4, ge=1, description="negatives per row")
     filters: tuple[FilterConfig, ...] = Field(
         (FilterConfig(name="percentage"),), description="a candidate must pass all of them"
     )
     sample_from: int | None = Field(
-        None, ge=1, description="draw the negatives among so many of the best; None: take the best"
+        None, ge=1, description="draw negatives from this many of the best; None: take the best"
     )
-    veto: bool = Field(
-        True, description="with several teachers: what one's filters reject, no other may bring in"
-    )
+    veto: bool = Field(True, description="with several teachers: a candidate rejected for one is out for all")
     fill: Literal["random", "none"] = Field(
-        "random", description="complete rows that are short with random documents, or leave them short"
+        "random", description="complete short rows with random documents, or leave them short"
     )
     known_positives: str | None = Field(
         None,
-        description="Parquet file with columns query and positives: further right answers that mining does "
-        "not see, to measure the share of false negatives",
+        description=(
+            "Parquet file with `query` and `positives`: answers hidden from mining, to measure "
+            "false negatives"
+        ),
     )
 
     @model_validator(mode="after")
@@ -121,11 +119,13 @@ class Rescoring(EndpointConfig):
     """A second look, through an endpoint, at the candidates that passed the filters."""
 
     kind: Literal["judge", "reranker"] = Field(
-        description="judge: a chat model says whether a document answers; reranker: `/rerank` scores pairs"
+        description=(
+            "judge: a chat model decides whether a document answers; reranker: `/rerank` scores pairs"
+        )
     )
-    top: int = Field(8, ge=1, description="candidates of each query that are looked at")
+    top: int = Field(8, ge=1, description="candidates to check per query")
     share: float = Field(
-        0.95, gt=0, le=1, description="of a reranker: reject from this share of the positive's score"
+        0.95, gt=0, le=1, description="for a reranker: reject from this share of the positive's score on"
     )
 
 
@@ -133,14 +133,14 @@ class MiningRecipe(Frozen):
     """A whole mining run."""
 
     output: str = Field("mined", description="folder of the results, relative to the workspace")
-    seed: int = Field(17, description="decides what is sampled and filled")
-    data: DataConfig = Field(DataConfig(), description="where the sources are")
-    models_directory: str = Field("models", description="where packaged teachers are kept")
+    seed: int = Field(17, description="determines random choices")
+    data: DataConfig = Field(DataConfig(), description="settings of the data")
+    models_directory: str = Field("models", description="folder for packaged teachers")
     teachers: dict[str, Teacher] = Field(min_length=1, description="name -> teacher")
     sources: tuple[SourceMining, ...] = Field(min_length=1, description="sources to mine, each once")
-    rescoring: Rescoring | None = Field(None, description="a second look at the candidates; None: none")
+    rescoring: Rescoring | None = Field(None, description="check candidates with another model; None: do not")
     actors: int | None = Field(
-        None, ge=0, description="Ray actors; None: one for each GPU or CPU, 0: this process alone"
+        None, ge=0, description="Ray actors; None: one per GPU or CPU, 0: this process"
     )
 
     def to_yaml(self) -> str:

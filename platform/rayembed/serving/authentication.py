@@ -27,11 +27,11 @@ class KeySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, description="shown in logs in place of the key")
+    name: str = Field(min_length=1, description="shown in logs instead of the key")
     key: str = Field("", description="the key itself")
     sha256: str = Field("", description="instead of the key, its SHA-256 in hexadecimal")
-    requests_per_minute: float | None = Field(None, gt=0, description="empty for no limit")
-    tokens_per_minute: float | None = Field(None, gt=0, description="empty for no limit")
+    requests_per_minute: float | None = Field(None, gt=0, description="empty: no limit")
+    tokens_per_minute: float | None = Field(None, gt=0, description="empty: no limit")
 
     def digest(self) -> bytes:
         """SHA-256 of the key.

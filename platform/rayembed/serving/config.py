@@ -87,7 +87,7 @@ class ModelSettings(BaseModel):
     cache: CacheKind = Field("off", description="where computed vectors are kept: off, memory or redis")
     cache_bytes: int = Field(256 * 2**20, ge=1, description="size of the memory cache per replica")
     min_replicas: int = Field(1, ge=0, description="model replicas that always run; 0 lets the last one stop")
-    max_replicas: int = Field(1, ge=1, description="most model replicas")
+    max_replicas: int = Field(1, ge=1, description="most replicas")
     target_ongoing_requests: float = Field(
         16, gt=0, description="start another replica above this many requests in progress per replica"
     )
@@ -182,7 +182,7 @@ class ServeConfig(ModelSettings):
         names = [name for model in self.all_models for served in model.served for name in served.names]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two models are called {', '.join(twice)}; give each a model_name of its own")
+            raise ValueError(f"two models are called {', '.join(twice)}; give each its own model_name")
         return self
 
     @property

@@ -14,10 +14,12 @@ class EndpointGenerator(EndpointConfig):
     """A language model behind an OpenAI-compatible endpoint."""
 
     kind: Literal["endpoint"]
-    temperature: float = Field(1.0, ge=0, description="of sampling")
-    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that is sampled from")
-    max_tokens: int = Field(1024, ge=16, description="most tokens of an answer")
-    json_mode: bool = Field(False, description="ask for `response_format: json_object`; needs its support")
+    temperature: float = Field(1.0, ge=0, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability to sample from")
+    max_tokens: int = Field(1024, ge=16, description="most tokens per answer")
+    json_mode: bool = Field(
+        False, description="request `response_format: json_object`, if the endpoint supports it"
+    )
     price_prompt: float = Field(0.0, ge=0, description="price of a million prompt tokens, for the report")
     price_answer: float = Field(0.0, ge=0, description="price of a million answer tokens, for the report")
 
@@ -27,11 +29,13 @@ class LocalGenerator(Frozen):
 
     kind: Literal["local"]
     path: str = Field(description="model folder, relative to the workspace")
-    temperature: float = Field(1.0, gt=0, description="of sampling")
-    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that is sampled from")
-    max_tokens: int = Field(512, ge=1, description="most tokens of an answer")
-    batch_size: int = Field(8, ge=1, description="prompts of one batch")
-    actors: int | None = Field(None, ge=0, description="Ray actors; None: one a GPU or CPU, 0: this process")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability to sample from")
+    max_tokens: int = Field(512, ge=1, description="most tokens per answer")
+    batch_size: int = Field(8, ge=1, description="prompts per batch")
+    actors: int | None = Field(
+        None, ge=0, description="Ray actors; None: one per GPU or CPU, 0: this process"
+    )
 
 
 Generator = Annotated[EndpointGenerator | LocalGenerator, Field(discriminator="kind")]
@@ -41,8 +45,8 @@ class KindSynthesis(Frozen):
     """How much of one kind is made."""
 
     kind: str = Field(description="one of short-long, long-short, short-short, sts, bitext")
-    tasks: int = Field(ge=1, description="tasks to invent; of sts and bitext, settings to draw")
-    examples_per_task: int = Field(2, ge=1, description="most rows of one task")
+    tasks: int = Field(ge=1, description="tasks to invent; for sts and bitext, settings to draw")
+    examples_per_task: int = Field(2, ge=1, description="most rows per task")
 
     @model_validator(mode="after")
     def _check(self) -> "KindSynthesis":
@@ -54,21 +58,27 @@ class KindSynthesis(Frozen):
 class SynthesisRecipe(Frozen):
     """A whole synthesis run."""
 
-    name: str = Field("synthetic", pattern=r"^[a-z0-9][a-z0-9._-]*$", description="of the sources' dataset")
+    name: str = Field(
+        "synthetic",
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="name of the data set, recorded with every row",
+    )
     output: str = Field("synthetic", description="folder of the results, relative to the workspace")
-    seed: int = Field(17, description="decides lengths, languages and sampling")
+    seed: int = Field(17, description="determines lengths, languages and sampling")
     generator: Generator = Field(description="the language model")
-    kinds: tuple[KindSynthesis, ...] = Field(min_length=1, description="what to make, each kind once")
-    languages: tuple[str, ...] = Field(("English",), min_length=1, description="drawn for every task")
+    kinds: tuple[KindSynthesis, ...] = Field(min_length=1, description="kinds of rows to make, each once")
+    languages: tuple[str, ...] = Field(
+        ("English",), min_length=1, description="languages, one drawn per task"
+    )
     language_pairs: tuple[tuple[str, str], ...] = Field(
         (("English", "German"), ("English", "French"), ("English", "Spanish")),
         min_length=1,
-        description="drawn for every bitext setting",
+        description="pairs of languages, one drawn per bitext setting",
     )
-    tasks_per_request: int = Field(20, ge=1, description="tasks to invent in one answer")
-    attempts: int = Field(3, ge=1, description="times an answer that does not fit is asked for again")
+    tasks_per_request: int = Field(20, ge=1, description="tasks per answer")
+    attempts: int = Field(3, ge=1, description="how often an unusable answer is requested again")
     similarity: float = Field(
-        0.8, gt=0, le=1, description="share of word triples in common from which two texts are duplicates"
+        0.8, gt=0, le=1, description="share of common word triples from which two texts are near-duplicates"
     )
 
     def to_yaml(self) -> str:

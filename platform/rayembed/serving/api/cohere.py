@@ -45,7 +45,7 @@ class CohereEmbedRequest(BaseModel):
     texts: Texts
     input_type: Literal["search_query", "search_document", "classification", "clustering"] = Field(
         "search_document",
-        description="classification and clustering take the instruction of that name where the model has it",
+        description="classification and clustering use the instruction of that name, if the model has it",
     )
     embedding_types: Annotated[list[EmbeddingType], Field(min_length=1)] = ["float"]
     output_dimension: Dimensions | None = None
@@ -79,7 +79,7 @@ class RerankRequest(BaseModel):
     top_n: Count | None = None
     return_documents: StrictBool = False
     instruction: AnyText | None = Field(
-        None, description="of the query; default the model's query instruction"
+        None, description="instruction of the query; default: the model's query instruction"
     )
     prompt_name: PromptName | None = None
     truncate: Truncate = "END"

@@ -65,7 +65,7 @@ PromptName = Annotated[AnyText, WhenServed(_known_instructions)]
 Dimensions = Annotated[Count, WhenServed(_known_widths)]
 Truncate = Annotated[
     Truncation,
-    Field(description="what happens to an input above the model's maximum length: an error, or a cut"),
+    Field(description="what to do with an input above the maximum length: refuse it or cut it"),
 ]
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 
@@ -82,7 +82,7 @@ Record = Annotated[RequestRecord, Depends(_record)]
 Trace = Annotated[Mapping[str, str], Depends(_trace)]
 WorkPriority = Annotated[
     Priority,
-    Header(alias=PRIORITY_HEADER, description="bulk work is computed when online work leaves room"),
+    Header(alias=PRIORITY_HEADER, description="bulk work runs when online work leaves room"),
 ]
 
 

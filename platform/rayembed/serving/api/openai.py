@@ -44,31 +44,31 @@ class EmbeddingRequest(BaseModel):
             description="one text, texts, one text's token ids, or several texts' ids",
         ),
     ]
-    model: ServedName = Field(description="name of a served model; GET /v1/models tells them")
+    model: ServedName = Field(description="name of a served model; GET /v1/models lists them")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64 sends little-endian 32-bit floats, or the bytes of a quantised vector"
     )
     dimensions: Dimensions | None = Field(
-        None, description="cut the vectors to this width and renormalise; default the full width"
+        None, description="cut the vectors to this width and scale them back to length 1; default: full width"
     )
-    user: StrictStr | None = Field(None, description="accepted for compatibility and not used")
+    user: StrictStr | None = Field(None, description="accepted for compatibility and ignored")
     instruction: AnyText | None = Field(
         None,
-        description="what the texts are for; wins over prompt_name and input_type, and may be empty for none",
+        description="what the texts are for; wins over prompt_name and input_type; empty: none",
     )
     prompt_name: PromptName | None = Field(
         None, description="name of an instruction that the model was trained with; GET /v1/models lists them"
     )
     input_type: Literal["query", "passage", "document"] | None = Field(
-        None, description="query takes the model's query instruction; passage and document take none"
+        None, description="query uses the model's query instruction; passage and document use none"
     )
     truncate: Truncate = "END"
     normalize: StrictBool = Field(
-        True, description="false leaves vectors that `dimensions` cut at less than unit length"
+        True, description="false: vectors cut by `dimensions` stay shorter than length 1"
     )
     embedding_type: EmbeddingType = Field("float", description="number format of the vectors")
     embedding_types: Annotated[list[EmbeddingType], Field(min_length=1)] | None = Field(
-        None, description="several formats at once, in the field `embeddings` of each item"
+        None, description="several formats at once, in each item's field `embeddings`"
     )
 
     def inputs(self) -> Inputs:

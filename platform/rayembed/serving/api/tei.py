@@ -34,7 +34,7 @@ class TeiOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    truncate: StrictBool = Field(True, description="cut long inputs; false makes them an error")
+    truncate: StrictBool = Field(True, description="cut long inputs; false: refuse them")
     truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
     prompt_name: PromptName | None = None
 
