@@ -30,10 +30,9 @@ from rayembed.contract import Contract
 from rayembed.engine.engine import Engine
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.runner import run
-from rayembed.evaluation.sizes import text_sets
-from rayembed.evaluation.store import Candidate
-from rayembed.evaluation.units import Unit, WorkQueue, task_units
+from rayembed.evaluation.results import Candidate
+from rayembed.evaluation.run import run
+from rayembed.evaluation.units import Unit, WorkQueue, task_units, text_sets
 from rayembed.model.base_model import save_untrained
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ import psutil
 from harness import Bar
 from ray.cluster_utils import Cluster
 
-from rayembed.evaluation.record import read_record
+from rayembed.evaluation.results import read_record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = ["DocstringRetrieval", "WordNetGlossRetrieval"]

@@ -23,14 +23,13 @@ from mteb.models import SentenceTransformerEncoderWrapper
 from scipy.stats import wilcoxon
 from sentence_transformers import SentenceTransformer
 
-from rayembed import evaluation
 from rayembed.common.paths import atomic_write, resolve
-from rayembed.evaluation.benchmarks import OFFLINE
-from rayembed.evaluation.catalogue import Catalogue
+from rayembed.evaluation.builtin_tasks import TASKS
+from rayembed.evaluation.catalogue import OFFLINE, Catalogue
 from rayembed.evaluation.encoder import evaluate_task
-from rayembed.evaluation.overlap import trained_sources
+from rayembed.evaluation.results import trained_sources
+from rayembed.evaluation.run import run
 from rayembed.evaluation.scores import COLUMNS, format_table
-from rayembed.evaluation.tasks import TASKS
 from rayembed.mining.config import SentenceTransformersTeacher
 from rayembed.mining.teachers import MINILM, prepare_teacher
 
@@ -66,7 +65,7 @@ def main() -> None:
     tasks = options.tasks or (["PerlQuestionRetrieval", "SimLex999"] if options.quick else list(TASKS))
     options.run = options.run.resolve()
     minilm = minilm_scores(options, tasks)
-    scores = evaluation.run(
+    scores = run(
         options.run / "model",
         output=options.run / "results",
         data_dir=options.data_dir,

@@ -12,7 +12,7 @@ from ray import serve
 
 from rayembed.common.errors import ResourceError
 from rayembed.engine.engine import Engine
-from rayembed.evaluation import run as evaluate
+from rayembed.evaluation.run import run as evaluate
 from rayembed.model.checkpoint import read_manifest
 from rayembed.quickstart.head import local_head
 from rayembed.reports.html import write_report

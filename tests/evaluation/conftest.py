@@ -10,10 +10,9 @@ import pytest
 
 from rayembed.contract import Contract
 from rayembed.engine.engine import Encoded
-from rayembed.evaluation import catalogue, runner
+from rayembed.evaluation import catalogue, run
 from rayembed.evaluation.shards import ShardEncoder
-from rayembed.evaluation.sizes import text_sets
-from rayembed.evaluation.units import task_units
+from rayembed.evaluation.units import task_units, text_sets
 from rayembed.evaluation.worker import Worker
 from rayembed.records.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA, document_id
 
@@ -123,8 +122,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engines(monkeypatch, data_dir) -> dict[str, WordEngine]:
     """Two checkpoints, "good" and "base", that load as word engines; sources count as built."""
     loaded = {name: WordEngine(digest=name * 16) for name in ("good", "base")}
-    monkeypatch.setattr(runner, "read_manifest", lambda folder: {"digest": loaded[folder.name].digest})
-    monkeypatch.setattr(runner, "contract_of", lambda candidate: loaded[candidate.checkpoint.name].contract)
+    monkeypatch.setattr(run, "read_manifest", lambda folder: {"digest": loaded[folder.name].digest})
+    monkeypatch.setattr(run, "contract_of", lambda candidate: loaded[candidate.checkpoint.name].contract)
     monkeypatch.setattr(catalogue, "build_source", lambda name, data_dir: data_dir / name)
     monkeypatch.setattr(
         "rayembed.evaluation.worker.Engine.load", lambda checkpoint, precision: loaded[checkpoint.name]

@@ -8,11 +8,10 @@ import pytest
 
 from rayembed.common.errors import ConfigError, DataError, ResourceError, UserError
 from rayembed.data.sources import SOURCES
-from rayembed.evaluation.benchmarks import OFFLINE, PACKAGES, QUICKSTART
-from rayembed.evaluation.catalogue import Catalogue
+from rayembed.evaluation.builtin_tasks import TASKS
+from rayembed.evaluation.catalogue import OFFLINE, PACKAGES, QUICKSTART, Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.local_task import LOCAL_TYPES
-from rayembed.evaluation.tasks import TASKS
+from rayembed.evaluation.local_tasks import LOCAL_TYPES
 from tests.evaluation.conftest import WordEngine
 
 ROWS = {

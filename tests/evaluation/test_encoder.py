@@ -2,8 +2,8 @@ import mteb
 import numpy as np
 from mteb.models.models_protocols import EncoderProtocol
 
+from rayembed.evaluation.builtin_tasks import TASKS, load_task
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.tasks import TASKS, load_task
 from tests.evaluation.conftest import WordEngine
 
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from rayembed.common.errors import RequestError, ResourceError
+from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.endpoint import EndpointEngine
-from rayembed.evaluation.store import Endpoint
-from rayembed.evaluation.tasks import load_task
+from rayembed.evaluation.endpoint import Endpoint, EndpointEngine
 from tests.evaluation.conftest import WordEngine
 
 

@@ -4,7 +4,7 @@ import pytest
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.contract import Contract
 from rayembed.evaluation.instructions import InstructionPolicy
-from rayembed.evaluation.overlap import overlap_note, published_overlap, trained_sources
+from rayembed.evaluation.results import overlap_note, published_overlap, trained_sources
 
 UNTRAINED = Contract()
 

@@ -11,12 +11,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from rayembed.common.ray_cluster import connect
+from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.instructions import InstructionPolicy
+from rayembed.evaluation.results import Candidate
 from rayembed.evaluation.scheduler import Scheduler
-from rayembed.evaluation.store import Candidate
-from rayembed.evaluation.tasks import load_task
 from rayembed.evaluation.worker import Setup
 from tests.evaluation import conftest
 from tests.evaluation.conftest import WordEngine, WordWorker, units_of

@@ -3,19 +3,18 @@ import pytest
 from filelock import FileLock
 
 from rayembed.common.errors import ResourceError
-from rayembed.evaluation import runner
+from rayembed.evaluation import run
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
-from rayembed.evaluation.local_task import TaskDescription, local_task
+from rayembed.evaluation.local_tasks import TaskDescription, local_task
+from rayembed.evaluation.results import Candidate
 from rayembed.evaluation.shards import best_documents, merged, shard_texts
-from rayembed.evaluation.sizes import TextSet, text_sets
-from rayembed.evaluation.store import Candidate
-from rayembed.evaluation.units import Shard, WorkQueue, task_units
+from rayembed.evaluation.units import Shard, TextSet, WorkQueue, task_units, text_sets
 
 TASKS = ["DocstringRetrieval", "DocstringReranking", "VaderTweets", "WordSim353"]
 
 
 def evaluate(data_dir, output, **changes):
-    return runner.run("good", output=output, data_dir=data_dir, tasks=TASKS, actors=0, **changes)
+    return run.run("good", output=output, data_dir=data_dir, tasks=TASKS, actors=0, **changes)
 
 
 def encoded_texts(engines) -> int:

@@ -5,9 +5,8 @@ from typer.testing import CliRunner
 
 from rayembed.cli.main import app
 from rayembed.common.errors import DataError
-from rayembed.evaluation.comparison import compare, format_comparison
-from rayembed.evaluation.record import ModelRecord, TaskRecord, read_record, write_record
-from rayembed.evaluation.statistics import adjusted, interval, paired
+from rayembed.evaluation.comparison import adjusted, compare, format_comparison, interval, paired
+from rayembed.evaluation.results import ModelRecord, TaskRecord, read_record, write_record
 from rayembed.reports.evaluation import write_evaluation_report
 
 TYPES = {"SciFact": "Retrieval", "STS12": "STS", "Banking77Classification": "Classification"}

@@ -10,7 +10,7 @@ from rayembed.cli.options import FilePath
 from rayembed.cli.train import train_and_score
 from rayembed.common.paths import resolve
 from rayembed.config import RunConfig
-from rayembed.evaluation.ablation.grid import Grid, cell_config, cells, load_grid
+from rayembed.evaluation.ablation import Grid, cell_config, cells, load_grid
 
 
 def ablate(
@@ -34,7 +34,7 @@ def ablate(
             typer.echo(f"{cell.name:44} {cell.choice:44} {steps}")
         typer.echo(f"{len(planned)} cells")
         return None
-    from rayembed.evaluation.ablation.run import ablate as run_grid  # mteb takes seconds to import
+    from rayembed.evaluation.ablation import ablate as run_grid  # mteb takes seconds to import
 
     tables = run_grid(declared, grid.parent, _train_and_evaluate, most_cells=most_cells) / "ablation.md"
     typer.echo(f"tables: {tables}")
@@ -43,8 +43,8 @@ def ablate(
 
 def _train_and_evaluate(grid: Grid, config: RunConfig, folder: Path) -> None:
     """Train one configuration and score it; its stages are deleted, model and results are kept."""
-    from rayembed.evaluation.ablation.run import LABEL
-    from rayembed.evaluation.runner import run
+    from rayembed.evaluation.ablation import LABEL
+    from rayembed.evaluation.run import run
 
     model = train_and_score(config)
     run(

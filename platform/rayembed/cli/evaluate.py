@@ -100,11 +100,11 @@ def evaluate(
         from rayembed.common.paths import resolve
         from rayembed.evaluation.comparison import compare as compare_records
         from rayembed.evaluation.comparison import format_comparison
-        from rayembed.evaluation.record import read_record
+        from rayembed.evaluation.results import read_record
 
         typer.echo(format_comparison(compare_records(*(read_record(resolve(folder)) for folder in compare))))
         return {}
-    from rayembed.evaluation.runner import run
+    from rayembed.evaluation.run import run
 
     scores = run(
         checkpoint,
@@ -130,7 +130,7 @@ def evaluate(
 
 def _report(output: FilePath, labels: list[str]) -> None:
     from rayembed.common.paths import resolve
-    from rayembed.evaluation.record import read_record
+    from rayembed.evaluation.results import read_record
     from rayembed.reports.evaluation import write_evaluation_report
 
     records = [read_record(resolve(output) / label) for label in labels]
@@ -148,7 +148,7 @@ def _labelled(baseline: str) -> tuple[str, str]:
 
 
 def _endpoint(value: str) -> Any:
-    from rayembed.evaluation.store import Endpoint
+    from rayembed.evaluation.endpoint import Endpoint
 
     model, separator, url = value.rpartition("@")
     if not (model and separator and url.startswith("http")):

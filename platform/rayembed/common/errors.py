@@ -4,6 +4,11 @@ Every message names what is wrong, which value it was, and what to do. Entry poi
 and exit with `exit_code`; anything else that escapes is a bug and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
+_LISTED = 20
+
 
 class UserError(ValueError):
     """Something the user supplied or can change; base of all errors in this module."""
@@ -33,3 +38,22 @@ class ResourceError(UserError):
 
 class RequestError(UserError):
     """An input to the embedding engine or endpoint is outside what the model accepts."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], listing: str = "") -> str:
+    """Message for a mistyped `name`: it offers the nearest known ones, else all, or how to list them.
+
+    Args:
+        what: kind of the name, such as task.
+        name: what the user wrote.
+        known: names of that kind.
+        listing: command that lists the known names, for kinds with more than twenty.
+    """
+    by_folded_name = {candidate.lower(): candidate for candidate in known}
+    nearest = difflib.get_close_matches(name.lower(), by_folded_name, n=3, cutoff=0.5)
+    offered = [by_folded_name[match] for match in nearest]
+    if offered:
+        return f"unknown {what} {name!r}; did you mean {' or '.join(offered)}?"
+    if listing and len(by_folded_name) > _LISTED:
+        return f"unknown {what} {name!r}; `{listing}` prints the {len(by_folded_name)} known ones"
+    return f"unknown {what} {name!r}; known: {', '.join(by_folded_name.values())}"

@@ -11,14 +11,37 @@ from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.get_tasks import TASK_LIST
 
-from rayembed.common.errors import ResourceError, UserError
+from rayembed.common.errors import ResourceError, UserError, unknown_name
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import build_source, is_built
-from rayembed.evaluation.benchmarks import LOCAL_BENCHMARKS, OFFLINE, PACKAGES
+from rayembed.evaluation.builtin_tasks import TASKS, load_task
+from rayembed.evaluation.local_tasks import OwnTask, load_own_task, read_own_tasks
 from rayembed.evaluation.mirror import Mirror
-from rayembed.evaluation.names import unknown_name
-from rayembed.evaluation.own_tasks import OwnTask, load_own_task, read_own_tasks
-from rayembed.evaluation.tasks import TASKS, load_task
+
+QUICKSTART = "rayembed-quickstart"
+OFFLINE = "rayembed-offline"
+PACKAGES = "rayembed-packages"
+
+_LISTING = "rayembed evaluate --list"
+
+_ANYWHERE = ("nothing", "package index")  # what a source may require to be made on any machine
+_QUICKSTART_TASKS = (
+    "DocstringRetrieval",
+    "WordNetGlossRetrieval",
+    "VaderTweets",
+    "VaderAmazon",
+    "VaderMovies",
+    "VaderNewYorkTimes",
+    "WordNetLexnameClustering",
+    "WordSim353",
+    "SimLex999",
+)
+
+LOCAL_BENCHMARKS: dict[str, tuple[str, ...]] = {
+    QUICKSTART: _QUICKSTART_TASKS,
+    OFFLINE: tuple(TASKS),
+    PACKAGES: tuple(name for name, task in TASKS.items() if SOURCES[task.source].requires in _ANYWHERE),
+}
 
 
 @dataclass(frozen=True)
@@ -147,7 +170,9 @@ class Catalogue:
         try:
             return mteb.get_task(name)
         except KeyError:
-            raise UserError(unknown_name("task", name, [*self._own(), *TASKS, *_mteb_names()])) from None
+            raise UserError(
+                unknown_name("task", name, [*self._own(), *TASKS, *_mteb_names()], _LISTING)
+            ) from None
 
     def _own(self) -> dict[str, tuple[OwnTask, Path]]:
         tasks: dict[str, tuple[OwnTask, Path]] = {}
@@ -185,7 +210,7 @@ def _mteb_benchmark(name: str) -> mteb.Benchmark:
     try:
         return mteb.get_benchmark("BEIR" if name == "BEIR 15" else name)
     except KeyError:
-        raise UserError(unknown_name("benchmark", name, benchmark_names())) from None
+        raise UserError(unknown_name("benchmark", name, benchmark_names(), _LISTING)) from None
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,25 @@ from rayembed.common.endpoint_client import EndpointConfig, connect_endpoint
 from rayembed.common.errors import RequestError, ResourceError
 from rayembed.contract import Contract
 from rayembed.engine.engine import Encoded
-from rayembed.evaluation.store import Endpoint
 
 logger = logging.getLogger(__name__)
 
 # The library's waits grow to eight seconds, so this is a quarter of an hour without any answer.
 PATIENCE_REQUESTS = 120
 TEXTS_PER_REQUEST = 64
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible service.
+
+    Attributes:
+        url: base address, such as http://127.0.0.1:8000/v1.
+        model: name of the served model.
+    """
+
+    url: str
+    model: str
 
 
 class EndpointEngine:

@@ -108,7 +108,7 @@ def _score(
     task_files: tuple[Path, ...],
     export: Export | None,
 ) -> dict[str, float]:
-    from rayembed.evaluation.runner import run
+    from rayembed.evaluation.run import run
 
     with tempfile.TemporaryDirectory(prefix="rayembed-gate-") as folder:
         model = checkpoint

@@ -12,7 +12,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rayembed.common.errors import UserError
 from rayembed.common.progress import duration
-from rayembed.evaluation.store import Candidate
+from rayembed.evaluation.results import Candidate
 from rayembed.evaluation.units import Unit, WorkQueue
 from rayembed.evaluation.worker import Outcome
 

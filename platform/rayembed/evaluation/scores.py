@@ -10,7 +10,7 @@ import mteb
 import numpy as np
 
 from rayembed.common.paths import atomic_write
-from rayembed.evaluation.tasks import TASKS
+from rayembed.evaluation.builtin_tasks import TASKS
 
 SCORES_FILE = "scores.json"
 COLUMNS = {"bm25": "BM25", "base": "untrained", "trained": "trained"}

@@ -17,8 +17,8 @@ from rayembed.evaluation.catalogue import Catalogue, TaskReference
 from rayembed.evaluation.encoder import evaluate_task
 from rayembed.evaluation.endpoint import EndpointEngine
 from rayembed.evaluation.instructions import InstructionPolicy
+from rayembed.evaluation.results import Candidate
 from rayembed.evaluation.shards import ShardEncoder, is_searched
-from rayembed.evaluation.store import Candidate
 from rayembed.evaluation.units import Unit
 from rayembed.model.configuration import Precision
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.paths import atomic_write
-from rayembed.evaluation.comparison import ModelComparison, compare, overall_sentence
+from rayembed.evaluation.comparison import ModelComparison, compare, interval, overall_sentence
 from rayembed.evaluation.published import PUBLISHED, PUBLISHED_TASKS, TASKS_PUBLISHED_ON
-from rayembed.evaluation.record import ModelRecord, TaskRecord
-from rayembed.evaluation.statistics import interval
+from rayembed.evaluation.results import ModelRecord, TaskRecord
 from rayembed.reports import plots
 from rayembed.reports.page import Chart, render
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from rayembed.engine.engine import Engine
+from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.encoder import EngineEncoder
-from rayembed.evaluation.tasks import load_task
 from rayembed.reports.html import EmbeddingMap, Hit, Search
 
 

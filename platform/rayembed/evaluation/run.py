@@ -17,18 +17,23 @@ from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import pool_resources
 from rayembed.contract import Contract
 from rayembed.evaluation import bm25
-from rayembed.evaluation.benchmarks import QUICKSTART
-from rayembed.evaluation.catalogue import Catalogue, Selection, TaskReference, aggregate
-from rayembed.evaluation.embeddings import EmbeddingStore
+from rayembed.evaluation.catalogue import QUICKSTART, Catalogue, Selection, TaskReference, aggregate
 from rayembed.evaluation.endpoint import EndpointEngine
 from rayembed.evaluation.instructions import InstructionPolicy
-from rayembed.evaluation.overlap import overlap_note, trained_sources
-from rayembed.evaluation.record import ModelRecord, task_record, write_record
+from rayembed.evaluation.results import (
+    Candidate,
+    Endpoint,
+    ModelRecord,
+    ResultStore,
+    overlap_note,
+    task_record,
+    trained_sources,
+    write_record,
+)
 from rayembed.evaluation.scheduler import Progress, Scheduler
 from rayembed.evaluation.scores import Scores, format_table, score_table, write_scores
-from rayembed.evaluation.sizes import text_sets
-from rayembed.evaluation.store import Candidate, Endpoint, ResultStore
-from rayembed.evaluation.units import SHARD_TOKENS, Unit, WorkQueue, task_units
+from rayembed.evaluation.shards import EmbeddingStore
+from rayembed.evaluation.units import SHARD_TOKENS, Unit, WorkQueue, task_units, text_sets
 from rayembed.evaluation.worker import Outcome, Setup, Worker
 from rayembed.model.checkpoint import read_manifest
 from rayembed.model.configuration import Precision

@@ -4,11 +4,10 @@ from pathlib import Path
 import pytest
 
 from rayembed.common.errors import ConfigError
-from rayembed.evaluation.ablation.grid import Cell, cell_config, cells, load_grid
-from rayembed.evaluation.ablation.run import ablate
-from rayembed.evaluation.record import ModelRecord, TaskRecord, write_record
+from rayembed.evaluation.ablation import Cell, ablate, cell_config, cells, load_grid
+from rayembed.evaluation.results import ModelRecord, TaskRecord, write_record
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = REPOSITORY / "jobs" / "configs" / "ablation-paper.yaml"
 GRID = """
 name: tiny

@@ -5,9 +5,9 @@ import pytest
 import pytrec_eval
 
 from rayembed.evaluation.bm25 import BM25, terms
+from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.local_task import LocalClassification
-from rayembed.evaluation.tasks import load_task
+from rayembed.evaluation.local_tasks import LocalClassification
 from rayembed.records.schema import PAIR_SCHEMA
 from tests.evaluation.conftest import WordEngine, pair, write_split
 

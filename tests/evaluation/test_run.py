@@ -9,14 +9,14 @@ import ray
 
 from rayembed.common.errors import CheckpointError, UserError
 from rayembed.common.ray_cluster import connect
-from rayembed.evaluation import gate, runner
+from rayembed.evaluation import gate, run
+from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.instructions import InstructionPolicy
+from rayembed.evaluation.results import Candidate, ResultStore
 from rayembed.evaluation.scheduler import MAX_ATTEMPTS, Progress, Scheduler
 from rayembed.evaluation.scores import format_table
-from rayembed.evaluation.store import Candidate, ResultStore
-from rayembed.evaluation.tasks import load_task
 from rayembed.evaluation.worker import Setup
 from tests.evaluation import conftest
 from tests.evaluation.conftest import WordEngine, WordWorker, units_of
@@ -25,7 +25,7 @@ TASKS = ["DocstringRetrieval", "VaderTweets", "WordSim353"]
 
 
 def evaluate(data_dir: Path, output: Path, tasks: list[str] = TASKS):
-    return runner.run(
+    return run.run(
         "good",
         output=output,
         data_dir=data_dir,
@@ -90,7 +90,7 @@ def test_bad_requests_say_what_to_do(engines, data_dir, tmp_path):
     with pytest.raises(UserError, match="did you mean VaderTweets"):
         evaluate(data_dir, tmp_path, tasks=["VaderTweet"])
     with pytest.raises(UserError, match="cannot name a model"):
-        runner.run("good", output=tmp_path, data_dir=data_dir, baseline=("a/b", "base"), actors=0)
+        run.run("good", output=tmp_path, data_dir=data_dir, baseline=("a/b", "base"), actors=0)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,1 +1,0 @@
-"""Ablations: train and evaluate the cells of a declared grid, and test what each choice is worth."""

@@ -1,0 +1,283 @@
+"""Results on disk: <output>/<model label>/<checkpoint digest>/<Task>.json, in mteb's own format."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mteb
+import yaml
+from filelock import FileLock, Timeout
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.results import TaskResult
+
+from rayembed.common.errors import DataError, ResourceError
+from rayembed.common.paths import atomic_file, atomic_write
+from rayembed.evaluation.builtin_tasks import TASKS
+from rayembed.evaluation.endpoint import Endpoint
+from rayembed.evaluation.instructions import Instructions
+
+logger = logging.getLogger(__name__)
+
+_DIGEST_CHARACTERS = 16
+_LOCK = ".evaluation.lock"
+_HOLDER = ".evaluation.holder.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model under evaluation.
+
+    Attributes:
+        label: name of its column and folder, such as "trained".
+        digest: names its weights; results of other weights are never reused.
+        checkpoint: its folder; None for an endpoint and for BM25.
+        endpoint: the service that answers for it.
+    """
+
+    label: str
+    digest: str
+    checkpoint: Path | None
+    endpoint: Endpoint | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it makes vectors; BM25 does not."""
+        return self.checkpoint is not None or self.endpoint is not None
+
+
+class ResultStore:
+    """One writer's view of the result files under `output`."""
+
+    def __init__(self, output: Path):
+        self.output = output
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder against a second evaluation, also of another machine; a dead holder holds nothing.
+
+        Raises:
+            ResourceError: another evaluation writes to the folder.
+        """
+        self.output.mkdir(parents=True, exist_ok=True)
+        holder = self.output / _HOLDER
+        try:
+            with FileLock(self.output / _LOCK, timeout=0):
+                about = {
+                    "host": socket.gethostname(),
+                    "process": os.getpid(),
+                    "since": time.strftime("%F %T"),
+                }
+                atomic_write(holder, json.dumps(about) + "\n")
+                try:
+                    yield
+                finally:
+                    holder.unlink(missing_ok=True)
+        except Timeout:
+            about = json.loads(holder.read_text()) if holder.is_file() else {}
+            who = " ".join(f"{name} {value}" for name, value in about.items()) or "unknown"
+            raise ResourceError(
+                f"another evaluation is writing to {self.output} ({who}); wait for it, its results will be "
+                "reused, or choose another --output"
+            ) from None
+
+    def path(self, candidate: Candidate, task: str) -> Path:
+        """Where the result of `candidate` on `task` is kept."""
+        return self.output / candidate.label / candidate.digest[:_DIGEST_CHARACTERS] / f"{task}.json"
+
+    def load(
+        self,
+        candidate: Candidate,
+        task: mteb.AbsTask,
+        instructions: Instructions | None = None,
+        precision: str = "auto",
+    ) -> TaskResult | None:
+        """A stored result of the same rows and instructions; None where the task has to be run (again)."""
+        path = self.path(candidate, task.metadata.name)
+        if not path.is_file():
+            return None
+        try:
+            result = TaskResult.from_disk(path, load_historic_data=False)
+        except ValueError:
+            logger.warning("%s is not a complete result; the task is run again", path)
+            return None
+        if result.dataset_revision != task.metadata.revision or result.get_missing_evaluations(task):
+            logger.info("%s is of another revision of the task; the task is run again", path)
+            return None
+        if instructions is not None and _recorded(result) != [(asdict(instructions), precision)]:
+            logger.info("%s was made with other instructions or precision; the task is run again", path)
+            return None
+        return result
+
+    def save(self, candidate: Candidate, result: TaskResult) -> None:
+        """Write `result` so that a reader never sees a part of it."""
+        with atomic_file(self.path(candidate, result.task_name)) as temporary:
+            result.to_disk(temporary)
+
+
+def _recorded(result: TaskResult) -> list[tuple[dict[str, Any], str]]:
+    """The distinct instructions and precisions of a result's entries."""
+    entries = [cast(dict[str, Any], entry) for entries in result.scores.values() for entry in entries]
+    found: list[tuple[dict[str, Any], str]] = []
+    for entry in entries:
+        if (used := (entry.get("instructions", {}), entry.get("precision", ""))) not in found:
+            found.append(used)
+    return found
+
+
+RECORD_FILE = "record.json"
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One model on one task.
+
+    Attributes:
+        name, type, metric: of mteb.
+        score: main score.
+        samples: what the score is the mean of, by name (query id or number of the draw); empty where mteb
+        tells the score alone.
+        instructions: per side, and who chose them.
+        revision: of the rows.
+        overlap: what the training data had of the task.
+    """
+
+    name: str
+    type: str
+    metric: str
+    score: float
+    samples: dict[str, float]
+    instructions: dict[str, Any] | None
+    revision: str
+    overlap: str | None
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One evaluated model.
+
+    Attributes:
+        label: name of the model in this evaluation.
+        digest: of its weights.
+        benchmark: full name with version; None for single tasks.
+        tasks: in the order of the benchmark.
+        versions: of the packages that decide the numbers.
+    """
+
+    label: str
+    digest: str
+    benchmark: str | None
+    tasks: tuple[TaskRecord, ...]
+    versions: dict[str, str]
+
+    def categories(self) -> dict[str, float]:
+        """Mean score of each task type, and of all tasks under "mean"."""
+        groups: dict[str, list[float]] = {}
+        for task in self.tasks:
+            groups.setdefault(task.type, []).append(task.score)
+        means = {kind: sum(scores) / len(scores) for kind, scores in groups.items()}
+        return means | {"mean": sum(task.score for task in self.tasks) / len(self.tasks)}
+
+
+def task_record(result: TaskResult, *, type: str, metric: str, overlap: str | None) -> TaskRecord:
+    """What a result says of one task."""
+    entries: list[Mapping[str, Any]] = [entry for entries in result.scores.values() for entry in entries]
+    return TaskRecord(
+        result.task_name,
+        type,
+        metric,
+        result.get_score(),
+        _samples(entries, metric),
+        entries[0].get("instructions"),
+        str(result.dataset_revision),
+        overlap,
+    )
+
+
+def write_record(record: ModelRecord, output: Path) -> Path:
+    """Write record.json into the model's folder under `output` and return the folder."""
+    folder = output / record.label
+    atomic_write(folder / RECORD_FILE, json.dumps(asdict(record), indent=2) + "\n")
+    return folder
+
+
+def read_record(folder: Path) -> ModelRecord:
+    """The record in a model's folder of results.
+
+    Raises:
+        DataError: there is none, or it is not one.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        raise DataError(
+            f"{folder} has no {RECORD_FILE}; name a folder such as results/trained that an evaluation wrote"
+        )
+    try:
+        content = json.loads(path.read_text())
+        tasks = tuple(TaskRecord(**task) for task in content.pop("tasks"))
+        return ModelRecord(tasks=tasks, **content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path} is not the record of an evaluation ({error}); run the evaluation again"
+        ) from error
+
+
+def _samples(entries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
+    """The values that the main score is the mean of, where a result of one subset keeps them."""
+    if len(entries) != 1:
+        return {}
+    entry = entries[0]
+    if "per_query" in entry:
+        return dict(entry["per_query"])
+    if metric == "v_measure":
+        draws = entry.get("v_measures") or []
+        draws = [value for values in draws.values() for value in values] if isinstance(draws, dict) else draws
+    else:
+        draws = [draw[metric] for draw in entry.get("scores_per_experiment") or [] if metric in draw]
+    return {str(number): float(value) for number, value in enumerate(draws)}
+
+
+def trained_sources(checkpoint: Path) -> tuple[str, ...] | None:
+    """Sources of all stages of the recipe in a checkpoint folder; None where it has no recipe."""
+    path = checkpoint / "recipe.yaml"
+    if not path.is_file():
+        return None
+    recipe = yaml.safe_load(path.read_text()) or {}
+    stages: list[dict[str, Any]] = recipe.get("stages") or []
+    names = [str(entry["source"]) for stage in stages for entry in stage.get("blend") or []]
+    return tuple(dict.fromkeys(names))
+
+
+def overlap_note(task: TaskMetadata, sources: Iterable[str] | None) -> str | None:
+    """Whether a training source belongs to `task`; None where none does.
+
+    Args:
+        task: the evaluated task.
+        sources: names of the training sources; None where they are not known.
+    """
+    if sources is None:
+        return "training data not recorded"
+    if task.name in TASKS:
+        source = TASKS[task.name].source
+        return f"trained on the other splits of {source}" if source in sources else None
+    names = {_folded(task.name), _folded(str(task.dataset["path"]).split("/")[-1])}
+    if alike := [source for source in sources if any(_folded(source) in name for name in names)]:
+        return f"trained on a source named {alike[0]}"
+    return None
+
+
+def published_overlap(model: str, task: str) -> str | None:
+    """The same note for a published model, from the training data that its entry in mteb declares."""
+    declared = mteb.get_model_meta(model).training_datasets
+    return "training split seen" if declared and task in declared else None
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
