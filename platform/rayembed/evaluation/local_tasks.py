@@ -24,10 +24,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 import yaml
 from datasets import Dataset, DatasetDict
 from mteb.abstasks import (
@@ -45,6 +41,7 @@ from mteb.abstasks.text.summarization import AbsTaskSummarization
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rayembed.common.errors import ConfigError, DataError, unknown_name
+from rayembed.records.tables import read_columns
 
 Columns = Mapping[str, list[Any]]
 
@@ -334,7 +331,7 @@ def load_own_task(task: OwnTask, base: Path) -> Any:
     else:
         files = {"train": task.train, "test": task.test}
         content = {
-            split: _read(base / file, _COLUMNS[task.type], task.columns)
+            split: read_columns(base / file, _COLUMNS[task.type], task.columns)
             for split, file in files.items()
             if file is not None
         }
@@ -354,16 +351,16 @@ def load_own_task(task: OwnTask, base: Path) -> Any:
 def _search_content(task: OwnTask, base: Path) -> RetrievalContent:
     folder = base / task.folder if task.folder else base
     corpus_file = folder / (task.corpus or "corpus.jsonl")
-    corpus = _read(corpus_file, ("_id", "text"), task.columns, optional=("title",))
+    corpus = read_columns(corpus_file, ("_id", "text"), task.columns, optional=("title",))
     titles = corpus.get("title") or [""] * len(corpus["_id"])
     documents = {
         str(name): f"{title or ''} {text}".strip()
         for name, title, text in zip(corpus["_id"], titles, corpus["text"], strict=True)
     }
-    asked = _read(folder / (task.queries or "queries.jsonl"), ("_id", "text"), task.columns)
+    asked = read_columns(folder / (task.queries or "queries.jsonl"), ("_id", "text"), task.columns)
     texts = {str(name): text for name, text in zip(asked["_id"], asked["text"], strict=True)}
     judgement_file = folder / (task.judgements or "qrels/test.tsv")
-    judged = _read(judgement_file, ("query-id", "corpus-id", "score"), task.columns)
+    judged = read_columns(judgement_file, ("query-id", "corpus-id", "score"), task.columns)
     judgements: dict[str, dict[str, int]] = {}
     for query, document, grade in zip(*judged.values(), strict=True):
         if str(document) not in documents or str(query) not in texts:
@@ -375,7 +372,7 @@ def _search_content(task: OwnTask, base: Path) -> RetrievalContent:
     candidates = None
     if task.type == "Reranking":
         assert task.candidates is not None
-        lists = _read(folder / task.candidates, ("query-id", "corpus-ids"), task.columns)
+        lists = read_columns(folder / task.candidates, ("query-id", "corpus-ids"), task.columns)
         candidates = {
             str(query): [str(name) for name in names] for query, names in zip(*lists.values(), strict=True)
         }
@@ -383,33 +380,3 @@ def _search_content(task: OwnTask, base: Path) -> RetrievalContent:
             raise DataError(f"{task.candidates} lists documents that the corpus lacks: {sorted(missing)[:3]}")
     scored = {query: text for query, text in texts.items() if query in judgements}
     return RetrievalContent(documents, scored, judgements, candidates)
-
-
-def _read(
-    path: Path, needed: tuple[str, ...], names: Mapping[str, str], optional: tuple[str, ...] = ()
-) -> dict[str, list[Any]]:
-    table = _table(path)
-    missing = [names.get(name, name) for name in needed if names.get(name, name) not in table.column_names]
-    if missing:
-        raise DataError(
-            f"{path} lacks the columns {missing}; it has {table.column_names}. Name yours under `columns:`"
-        )
-    if table.num_rows == 0:
-        raise DataError(f"{path} has no rows")
-    present = [name for name in optional if names.get(name, name) in table.column_names]
-    return {name: table[names.get(name, name)].to_pylist() for name in (*needed, *present)}
-
-
-def _table(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-        if path.suffix in (".jsonl", ".json"):
-            return pyarrow.json.read_json(path)
-        if path.suffix == ".tsv":
-            return pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(delimiter="\t"))
-    except pa.ArrowException as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    raise DataError(f"{path} is neither .parquet, .jsonl nor .tsv")
