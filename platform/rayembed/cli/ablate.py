@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,9 @@ from rayembed.cli.options import FilePath
 from rayembed.cli.train import train_and_score
 from rayembed.common.paths import resolve
 from rayembed.config import RunConfig
-from rayembed.evaluation.ablation import Grid, cell_config, cells, load_grid
+
+if TYPE_CHECKING:
+    from rayembed.evaluation.ablation import Grid
 
 
 def ablate(
@@ -24,6 +26,10 @@ def ablate(
 
     If it is interrupted, run it again to continue.
     """
+    # mteb takes seconds to import
+    from rayembed.evaluation.ablation import ablate as run_grid
+    from rayembed.evaluation.ablation import cell_config, cells, load_grid
+
     grid = Path(grid)
     declared = load_grid(grid)
     if dry_run:
@@ -34,14 +40,12 @@ def ablate(
             typer.echo(f"{cell.name:44} {cell.choice:44} {steps}")
         typer.echo(f"{len(planned)} cells")
         return None
-    from rayembed.evaluation.ablation import ablate as run_grid  # mteb takes seconds to import
-
     tables = run_grid(declared, grid.parent, _train_and_evaluate, most_cells=most_cells) / "ablation.md"
     typer.echo(f"tables: {tables}")
     return tables
 
 
-def _train_and_evaluate(grid: Grid, config: RunConfig, folder: Path) -> None:
+def _train_and_evaluate(grid: "Grid", config: RunConfig, folder: Path) -> None:
     """Train one configuration and score it; its stages are deleted, model and results are kept."""
     from rayembed.evaluation.ablation import LABEL
     from rayembed.evaluation.run import run
