@@ -11,7 +11,7 @@ SourceKind = Literal["pairs", "labels", "scores", "nli", "duplicates"]
 SourceFormat = Literal["auto", "parquet", "json-lines", "csv", "beir", "hugging-face", "mteb", "triples"]
 
 
-class ValidationConfig(Frozen):
+class RowLimits(Frozen):
     """Which rows are bad, and how many of them are too many."""
 
     largest_bad_share: float = Field(
@@ -47,7 +47,7 @@ class UserSourceConfig(Frozen):
         4.0, description="of scores: sentences with this score or more are each other's positive"
     )
     licence: str = Field("unknown", description="recorded in the data card")
-    validation: ValidationConfig = Field(ValidationConfig(), description="bad rows and how many may be")
+    row_limits: RowLimits = Field(RowLimits(), description="bad rows and how many may be")
 
 
 class ContaminationConfig(Frozen):

@@ -189,7 +189,7 @@ def _refuse_bad(
     repeated = dropped.get("duplicate", 0)
     bad = sum(dropped.values()) - repeated
     total = bad + sum(summary["rows"] for summary in summaries)
-    name, limits = jobs[0].name, source.validation
+    name, limits = jobs[0].name, source.row_limits
     if total == 0:
         raise DataError(f"source {name}: {source.path} has no rows; supply a file that is not empty")
     if not dropped:
@@ -209,7 +209,7 @@ def _refuse_bad(
     if over_bad or over_repeated or bad == total:
         setting = "largest_duplicate_share" if over_repeated and not over_bad else "largest_bad_share"
         raise DataError(
-            f"{message}. validation.{setting} allows {getattr(limits, setting):.1%}; {rejects} lists them "
+            f"{message}. row_limits.{setting} allows {getattr(limits, setting):.1%}; {rejects} lists them "
             "all: correct the file or raise the limit"
         )
     logger.warning("%s; they are left out and listed in %s", message, REJECTS_FILE)
