@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rayembed.losses.distillation import score_distillation, vector_distillation
-from rayembed.losses.infonce import infonce
-from rayembed.losses.matryoshka import matryoshka, truncated
+from rayembed.contract.vectors import cut
+from rayembed.losses import InfoNCEConfig, LossInputs, MatryoshkaConfig, SimCSEConfig, row_losses
+from rayembed.losses.infonce import document_to_document, infonce, query_to_query
 from rayembed.losses.measures import row_measures, uniformity
 from rayembed.losses.mntp import mask_tokens, masked_next_token
-from rayembed.losses.same_side import document_to_document, query_to_query
-from rayembed.losses.simcse import simcse
+from rayembed.losses.score_distillation import score_distillation
+from rayembed.losses.vector_distillation import squared_distance
 
 TEMPERATURE = 0.1
 TARGET = torch.tensor([0, 2, 3])
@@ -83,12 +83,15 @@ def test_hardness_is_a_weight_and_is_not_differentiated():
 
 
 def test_matryoshka_is_the_weighted_sum_over_cuts():
-    def loss_at(dimensions):
-        return infonce(truncated(QUERY, dimensions), truncated(DOCUMENT, dimensions), TARGET, ALLOWED, 0.1)
-
     half = F.normalize(QUERY[:, :2], dim=1), F.normalize(DOCUMENT[:, :2], dim=1)
+    torch.testing.assert_close((cut(QUERY, 2), cut(DOCUMENT, 2)), half)
     expected = infonce(QUERY, DOCUMENT, TARGET, ALLOWED, 0.1) + 0.5 * infonce(*half, TARGET, ALLOWED, 0.1)
-    torch.testing.assert_close(matryoshka(loss_at, (4, 2), (1.0, 0.5)), expected)
+    got = row_losses(
+        [InfoNCEConfig(temperature=0.1)],
+        LossInputs(QUERY, DOCUMENT, TARGET, ALLOWED, COMPETING),
+        MatryoshkaConfig(dimensions=(4, 2), weights=(1.0, 0.5)),
+    )
+    torch.testing.assert_close(got, expected)
 
 
 def test_distillation_equals_torch_and_is_zero_without_scores():
@@ -108,12 +111,13 @@ def test_distillation_equals_torch_and_is_zero_without_scores():
     assert torch.isfinite(query.grad).all()
     assert query.grad[1].abs().sum() == 0
     other = unit(3, 4, seed=5)
-    torch.testing.assert_close(vector_distillation(QUERY, other), 2 - 2 * (QUERY * other).sum(1))
+    torch.testing.assert_close(squared_distance(QUERY, other), 2 - 2 * (QUERY * other).sum(1))
 
 
 def test_simcse_is_cross_entropy_over_second_encodings():
     second = F.normalize(QUERY + 0.1 * unit(3, 4, seed=7), dim=1)
-    losses = simcse(QUERY, second, torch.arange(3), torch.ones(3, 3, dtype=torch.bool), 0.05)
+    everything = torch.ones(3, 3, dtype=torch.bool)
+    losses = SimCSEConfig().rows(LossInputs(QUERY, second, torch.arange(3), everything, COMPETING))
     expected = F.cross_entropy(QUERY @ second.T / 0.05, torch.arange(3), reduction="none")
     torch.testing.assert_close(losses, expected)
 

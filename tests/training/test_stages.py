@@ -6,9 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM, MistralForCausalLM
 
 from rayembed.common.errors import CheckpointError, ConfigError
-from rayembed.config import MNTPConfig, validate_config
+from rayembed.config import validate_config
 from rayembed.data.stream import local_batches
 from rayembed.data.texts import text_rows
+from rayembed.losses import MNTPConfig
 from rayembed.model.backbone import load_backbone
 from rayembed.training.checkpointing import TrainingState, write_training_state
 from rayembed.training.handover import carried_weights, merge_into_base, starting_weights

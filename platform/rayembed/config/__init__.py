@@ -3,15 +3,6 @@
 from rayembed.config.blend import MiningConfig, SourceConfig
 from rayembed.config.data import DataConfig, UserSourceConfig
 from rayembed.config.loading import load_config, load_recipe, validate_config, validate_recipe
-from rayembed.config.loss import (
-    InfoNCEConfig,
-    LossConfig,
-    MatryoshkaConfig,
-    MNTPConfig,
-    ScoreDistillationConfig,
-    SimCSEConfig,
-    VectorDistillationConfig,
-)
 from rayembed.config.run import EvaluationConfig, RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
@@ -20,20 +11,13 @@ from rayembed.config.validation import ValidationConfig
 __all__ = [
     "DataConfig",
     "EvaluationConfig",
-    "InfoNCEConfig",
-    "LossConfig",
-    "MNTPConfig",
-    "MatryoshkaConfig",
     "MiningConfig",
     "RunConfig",
-    "ScoreDistillationConfig",
-    "SimCSEConfig",
     "SourceConfig",
     "StageConfig",
     "TrainingConfig",
     "UserSourceConfig",
     "ValidationConfig",
-    "VectorDistillationConfig",
     "load_config",
     "load_recipe",
     "validate_config",

@@ -6,15 +6,9 @@ from pydantic import Field, model_validator
 
 from rayembed.common.settings import Frozen
 from rayembed.config.blend import SourceConfig
-from rayembed.config.loss import InfoNCEConfig, LossConfig, MatryoshkaConfig
+from rayembed.losses import LOSSES, LossConfig, MatryoshkaConfig
+from rayembed.losses.base import StageKind
 
-StageKind = Literal["contrastive", "simcse", "mntp"]
-
-_LOSSES: dict[StageKind, tuple[str, ...]] = {
-    "contrastive": ("infonce", "score_distillation", "vector_distillation"),
-    "simcse": ("simcse",),
-    "mntp": ("mntp",),
-}
 _SHORT_KEYS = ("temperature", "document_to_query_weight")
 
 
@@ -88,7 +82,8 @@ class StageConfig(Frozen):
             raise ValueError(f"{', '.join(short)} excludes loss; put it into the loss")
         if isinstance(loss, list | tuple):
             kind = raw.get("kind", "contrastive")
-            raw["loss"] = loss or ([{"type": _LOSSES[kind][0], **short}] if kind in _LOSSES else ())
+            default = _losses_of(kind)[:1]
+            raw["loss"] = loss or [{"type": name, **short} for name in default]
         else:
             raw["loss"] = [loss]
         return raw
@@ -152,19 +147,20 @@ class StageConfig(Frozen):
 
     def _check_losses(self) -> None:
         types = [loss.type for loss in self.loss]
-        misplaced = sorted(set(types) - set(_LOSSES[self.kind]))
+        misplaced = sorted(set(types) - set(_losses_of(self.kind)))
         if misplaced:
             raise ValueError(
                 f"stage {self.name} of kind {self.kind} cannot minimise {misplaced[0]}; it takes "
-                f"{', '.join(_LOSSES[self.kind])}, or set another kind"
+                f"{', '.join(_losses_of(self.kind))}, or set another kind"
             )
         if len(set(types)) != len(types):
             raise ValueError(f"stage {self.name}: a loss appears twice in {types}; merge the entries")
         if self.matryoshka and self.kind == "mntp":
             raise ValueError(f"stage {self.name}: mntp makes no vectors to cut; remove matryoshka")
-        if self.matryoshka and "vector_distillation" in types:
+        whole = [loss.type for loss in self.loss if loss.needs_full_width]
+        if self.matryoshka and whole:
             raise ValueError(
-                f"stage {self.name}: vector_distillation compares whole vectors; remove matryoshka or use "
+                f"stage {self.name}: {whole[0]} compares whole vectors; remove matryoshka or use "
                 "score_distillation"
             )
         if self.sees_other_queries and not any(entry.in_batch_negatives for entry in self.blend):
@@ -189,4 +185,9 @@ class StageConfig(Frozen):
     @property
     def sees_other_queries(self) -> bool:
         """Whether a loss needs the vectors of other workers' queries."""
-        return any(isinstance(loss, InfoNCEConfig) and loss.sees_other_queries for loss in self.loss)
+        return any(loss.sees_other_queries for loss in self.loss)
+
+
+def _losses_of(kind: str) -> list[str]:
+    """Names of the losses that a kind of stage can minimise, the default first."""
+    return [loss.model_fields["type"].default for loss in LOSSES if loss.kind == kind]

@@ -1,30 +1,57 @@
-"""Matryoshka: the leading dimensions of a vector are a vector of their own.
+"""A stage's losses as one number a row: their weighted sum, and with Matryoshka that sum at several widths.
 
-Source: arXiv 2205.13147.
+Matryoshka trains the leading dimensions of a vector to be a vector of their own. Source: arXiv 2205.13147.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
+from pydantic import Field, model_validator
+
+from rayembed.common.settings import Frozen
+from rayembed.losses.base import LossInputs, LossSettings
 
 
-def truncated(vectors_ND: torch.Tensor, dimensions: int) -> torch.Tensor:
-    """The first `dimensions` of each unit vector, at unit length again: shape (N, dimensions)."""
-    if dimensions == vectors_ND.shape[1]:
-        return vectors_ND
-    return F.normalize(vectors_ND[:, :dimensions], dim=-1)
+class MatryoshkaConfig(Frozen):
+    """The stage's losses are also taken on vectors cut to fewer dimensions."""
+
+    dimensions: tuple[int, ...] = Field(
+        min_length=1,
+        description="where vectors are cut; name the full width to train it too",
+    )
+    weights: tuple[float, ...] | None = Field(
+        None, description="of the loss at each of the dimensions; None: 1 each"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "MatryoshkaConfig":
+        if min(self.dimensions) < 1 or len(set(self.dimensions)) != len(self.dimensions):
+            raise ValueError(f"matryoshka.dimensions {list(self.dimensions)} must differ and be at least 1")
+        if self.weights is not None and len(self.weights) != len(self.dimensions):
+            raise ValueError(
+                f"matryoshka has {len(self.weights)} weights for {len(self.dimensions)} dimensions; "
+                "give one each or leave weights out"
+            )
+        return self
 
 
-def matryoshka(
-    loss_at: Callable[[int], torch.Tensor], dimensions: Sequence[int], weights: Sequence[float]
+def row_losses(
+    losses: Sequence[LossSettings], inputs: LossInputs, matryoshka: MatryoshkaConfig | None = None
 ) -> torch.Tensor:
-    """Weighted sum of a loss over vectors cut to several dimensions.
+    """Loss of each of this rank's rows (Q); reduce it with the mean over the global batch.
 
-    Args:
-        loss_at: loss of each row (Q) with all vectors cut to the given dimensions; see `truncated`.
-        dimensions: where to cut.
-        weights: one for each of them.
+    With dimensions (64, 16) and weights (1, 0.5) it is the sum of the losses on the first 64 dimensions plus
+    half of that sum on the first 16.
     """
-    parts = [weight * loss_at(cut) for cut, weight in zip(dimensions, weights, strict=True)]
+    if matryoshka is None:
+        return _weighted_sum(losses, inputs)
+    weights = matryoshka.weights or (1.0,) * len(matryoshka.dimensions)
+    parts = [
+        weight * _weighted_sum(losses, inputs.cut(dimensions))
+        for dimensions, weight in zip(matryoshka.dimensions, weights, strict=True)
+    ]
     return torch.stack(parts).sum(dim=0)
+
+
+def _weighted_sum(losses: Sequence[LossSettings], inputs: LossInputs) -> torch.Tensor:
+    return torch.stack([loss.weight * loss.rows(inputs) for loss in losses]).sum(dim=0)

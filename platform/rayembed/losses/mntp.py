@@ -5,10 +5,24 @@ Shapes: M masked tokens, V vocabulary. Source: arXiv 2404.05961 (LLM2Vec), secti
 """
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+
+from rayembed.losses.base import LossSettings, StageKind
+
+
+class MNTPConfig(LossSettings):
+    """Prediction of masked tokens from the position before them."""
+
+    kind: ClassVar[StageKind] = "mntp"
+
+    type: Literal["mntp"] = "mntp"
+    masked_share: float = Field(0.2, gt=0, le=1, description="share of the tokens that are masked")
+    mask_token: str = Field("_", description="text of the one token that stands for a masked one")
 
 
 def mask_tokens(

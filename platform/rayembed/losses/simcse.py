@@ -1,31 +1,27 @@
 """SimCSE: a text must find its own second encoding, under another dropout mask, among those of others.
 
-Shapes: Q texts of this rank, B distinct texts of the whole batch, D width.
-Source: arXiv 2104.08821, section 3.
+The step encodes every text twice, as a query and as its own document, so this is InfoNCE with another default
+of the temperature. Source: arXiv 2104.08821, section 3.
 """
+
+from typing import ClassVar, Literal
 
 import torch
 
+from rayembed.losses.base import LossInputs, LossSettings, StageKind, Temperature
 from rayembed.losses.infonce import infonce
 
 
-def simcse(
-    first_QD: torch.Tensor,
-    second_BD: torch.Tensor,
-    own_Q: torch.Tensor,
-    allowed_QB: torch.Tensor,
-    temperature: float,
-) -> torch.Tensor:
-    """Cross entropy of each text's own second encoding against the second encodings of the others.
+class SimCSEConfig(LossSettings):
+    """A text against its own second encoding under another dropout mask."""
 
-    Args:
-        first_QD: unit vectors of this rank's texts, fp32.
-        second_BD: unit vectors of all texts under another dropout mask, fp32.
-        own_Q: position of each text among the B second encodings.
-        allowed_QB: True where a second encoding competes, the own one included.
-        temperature: divisor of the cosine; the source uses 0.05.
+    kind: ClassVar[StageKind] = "simcse"
 
-    Returns:
-        Loss of each text (Q).
-    """
-    return infonce(first_QD, second_BD, own_Q, allowed_QB, temperature)
+    type: Literal["simcse"] = "simcse"
+    temperature: Temperature = 0.05
+
+    def rows(self, inputs: LossInputs) -> torch.Tensor:
+        """Cross entropy of each text's own second encoding against those of the others."""
+        return infonce(
+            inputs.query_QD, inputs.document_KD, inputs.target_Q, inputs.allowed_QK, self.temperature
+        )

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rayembed.common.errors import CheckpointError, ConfigError
-from rayembed.config import MNTPConfig
 from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
 from rayembed.data.collate import TrainingBatch
+from rayembed.losses import MNTPConfig
 from rayembed.losses.mntp import mask_tokens, masked_next_token
 from rayembed.training.distributed import largest_over_ranks, sum_over_ranks, world_size
 from rayembed.training.step import StepOutput

@@ -11,9 +11,9 @@ from torch import nn
 
 from rayembed.config import StageConfig
 from rayembed.data.collate import TrainingBatch
+from rayembed.losses import LossInputs, row_losses
 from rayembed.losses.measures import row_measures, uniformity
 from rayembed.training.distributed import gather_vectors, world_size
-from rayembed.training.objectives import Vectors, row_losses
 from rayembed.training.timing import StepTimer
 
 UNIFORMITY_DOCUMENTS = 256  # of a batch that enter the measure, whose cost grows with their square
@@ -61,36 +61,41 @@ def contrastive_loss(
         teacher_ND: a teacher's vectors of the same texts.
     """
     with timer.phase("gather"):
-        vectors = _gathered(vectors_ND, batch, stage.sees_other_queries)
+        inputs = _gathered(vectors_ND, batch, stage.sees_other_queries)
         if teacher_ND is not None:
-            vectors = replace(vectors, teacher=_gathered(teacher_ND, batch, with_queries=False))
+            taught = _gathered(teacher_ND, batch, with_queries=False)
+            inputs = replace(inputs, teacher_query_QD=taught.query_QD, teacher_document_KD=taught.document_KD)
     with timer.phase("loss"):
-        losses_Q = row_losses(stage, vectors, batch)
-        sums_S, counts_S = _measured(losses_Q.detach(), vectors, batch, len(stage.blend))
+        losses_Q = row_losses(stage.loss, inputs, stage.matryoshka)
+        sums_S, counts_S = _measured(losses_Q.detach(), inputs, batch.source_Q, len(stage.blend))
     return StepOutput(
         # The mean over local rows when all ranks have the same number of rows; exact when they do not.
         loss=losses_Q.sum() * world_size() / sum(batch.query_counts),
         sums_S=sums_S,
         counts_S=counts_S,
-        uniformity=uniformity(vectors.document_KD[:UNIFORMITY_DOCUMENTS]),
+        uniformity=uniformity(inputs.document_KD[:UNIFORMITY_DOCUMENTS]),
     )
 
 
-def _gathered(vectors_ND: torch.Tensor, batch: TrainingBatch, with_queries: bool) -> Vectors:
+def _gathered(vectors_ND: torch.Tensor, batch: TrainingBatch, with_queries: bool) -> LossInputs:
     query_QD, document_ED = vectors_ND[: batch.num_queries], vectors_ND[batch.num_queries :]
-    return Vectors(
+    return LossInputs(
         query_QD=query_QD,
         document_KD=gather_vectors(document_ED, batch.document_counts),
+        target_Q=batch.target_Q,
+        allowed_QK=batch.allowed_QK,
+        competing_QB=batch.competing_QB,
+        teacher_QK=batch.teacher_QK,
         all_queries_BD=gather_vectors(query_QD, batch.query_counts) if with_queries else None,
     )
 
 
 @torch.no_grad()
 def _measured(
-    losses_Q: torch.Tensor, vectors: Vectors, batch: TrainingBatch, num_sources: int
+    losses_Q: torch.Tensor, inputs: LossInputs, source_Q: torch.Tensor, num_sources: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Sums and counts by source of everything that is known of single rows."""
-    measured = row_measures(vectors.query_QD, vectors.document_KD, batch.target_Q, batch.allowed_QK)
+    measured = row_measures(inputs.query_QD, inputs.document_KD, inputs.target_Q, inputs.allowed_QK)
     every_Q, contested_Q = torch.ones_like(losses_Q), measured.contested_Q.float()
     values = {
         "loss": (losses_Q, every_Q),
@@ -101,6 +106,6 @@ def _measured(
         "alignment": (2 - 2 * measured.positive_Q, every_Q),
     }
     zeros_S = torch.zeros(num_sources, device=losses_Q.device)
-    sums_S = {name: zeros_S.index_add(0, batch.source_Q, value) for name, (value, _) in values.items()}
-    counts_S = {name: zeros_S.index_add(0, batch.source_Q, count) for name, (_, count) in values.items()}
+    sums_S = {name: zeros_S.index_add(0, source_Q, value) for name, (value, _) in values.items()}
+    counts_S = {name: zeros_S.index_add(0, source_Q, count) for name, (_, count) in values.items()}
     return sums_S, counts_S

@@ -7,9 +7,9 @@ from transformers import AutoConfig
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import resolve
-from rayembed.config import MNTPConfig, VectorDistillationConfig
 from rayembed.contract.packing import PackedBatch, split_packed
 from rayembed.data.collate import TrainingBatch
+from rayembed.losses import MNTPConfig, VectorDistillationConfig
 from rayembed.model.checkpoint import load_model, load_tokenizer
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.training.gradcache import encode_and_backward
