@@ -55,7 +55,7 @@ def test_short_keys_stand_for_a_loss_and_one_loss_for_a_list():
 @pytest.mark.parametrize(
     ("stages", "changes", "message"),
     [
-        ([{"temperature": 0.1, "loss": {"type": "infonce"}}], {}, "temperature stands beside loss"),
+        ([{"temperature": 0.1, "loss": {"type": "infonce"}}], {}, "temperature excludes loss"),
         (
             [{"kind": "mntp", "loss": {"type": "infonce"}}],
             {},
