@@ -1,11 +1,14 @@
 """`rayembed train`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rayembed.cli.options import Recipe, Set
+from rayembed.common.paths import resolve
 from rayembed.config import RunConfig, load_config
 
 
@@ -56,18 +59,40 @@ def train(
 
 def train_and_score(config: RunConfig) -> Path:
     """Train a run whose checkpoints are scored by `rayembed.evaluation`, where its recipe asks for it."""
-    from rayembed.cli.scoring import scorer_of  # mteb and DeepSpeed take seconds to import
-    from rayembed.training.run import train as run_training
+    from rayembed.training.run import train as run_training  # DeepSpeed takes seconds to import
 
-    return run_training(config, scorer_of(config))
+    return run_training(config, score_of(config))
+
+
+def score_of(config: RunConfig) -> Callable[[Path, Path], dict[str, float]] | None:
+    """How a recipe wants checkpoints scored, None where it does not.
+
+    Raises:
+        UserError: a task is unknown, or a file of tasks not valid.
+    """
+    if config.validation is None:
+        return None
+    from rayembed.evaluation.catalogue import Catalogue  # mteb takes seconds to import
+
+    files = tuple(resolve(file) for file in config.validation.task_files)
+    data_dir = resolve(config.data.directory)
+    Catalogue(data_dir, files).select(tasks=config.validation.tasks)
+    return partial(_score, tasks=config.validation.tasks, task_files=files, data_dir=data_dir)
+
+
+def _score(
+    model: Path, output: Path, *, tasks: tuple[str, ...], task_files: tuple[Path, ...], data_dir: Path
+) -> dict[str, float]:
+    """Score of each task; called in a process of its own."""
+    from rayembed.evaluation.runner import run
+
+    scores = run(model, output=output, data_dir=data_dir, tasks=tasks, task_files=task_files, actors=0)
+    return {task: row["trained"] for task, row in scores.items()}
 
 
 def _show_plan(config: RunConfig, *, with_step: bool) -> None:
-    """Print the resolved recipe, the estimate, and the first batch and longest step of every stage."""
-    if config.validation is not None:
-        from rayembed.cli.scoring import scorer_of
-
-        scorer_of(config)  # refuses unknown tasks
+    """Print the resolved recipe, the memory, and the first batch and longest step of every stage."""
+    score_of(config)  # refuses unknown tasks
     from rayembed.training.dry_run import describe
 
     for line in describe(config, with_step=with_step):

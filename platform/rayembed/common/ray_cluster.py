@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -25,7 +26,12 @@ def processor_settings() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
-def connect(num_cpus: int | None = None, *, worker_niceness: int | None = None) -> None:
+def connect(
+    variables: Mapping[str, str] | None = None,
+    *,
+    num_cpus: int | None = None,
+    worker_niceness: int | None = None,
+) -> None:
     """Join the cluster of the surrounding job, or start a local one on loopback; does nothing when connected.
 
     Inside `ray job submit --working-dir .` the workers' current folder is a copy of the repository, so a
@@ -33,6 +39,7 @@ def connect(num_cpus: int | None = None, *, worker_niceness: int | None = None) 
     files and the absolute one does.
 
     Args:
+        variables: further environment variables of all processes of the job.
         num_cpus: CPUs of a cluster started here; None for the machine's. An existing cluster keeps its own.
         worker_niceness: priority of the workers of a cluster started here; None for Ray's.
     """
@@ -41,6 +48,7 @@ def connect(num_cpus: int | None = None, *, worker_niceness: int | None = None) 
     inside_job = runs_inside_job()
     source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
     environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | processor_settings()
+    environment |= variables or {}
     if home := os.environ.get("RAYEMBED_HOME"):
         environment["RAYEMBED_HOME"] = home
     existing = inside_job or "RAY_ADDRESS" in os.environ

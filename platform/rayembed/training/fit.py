@@ -1,7 +1,6 @@
 """One stage on Ray Train, through lost and returning nodes, to the checkpoint that it ends with."""
 
 import logging
-import os
 import shutil
 from pathlib import Path, PurePosixPath
 
@@ -13,24 +12,22 @@ from rayembed.common.errors import TrainingError, UserError
 from rayembed.common.paths import atomic_directory
 from rayembed.config import TrainingConfig
 from rayembed.data.stream import DATA_CPUS
-from rayembed.training.bad_batch import STOPPED_FILE
-from rayembed.training.checkpoint_store import FOLDER, SCORE, store_of_stage
-from rayembed.training.checkpointing import STATE_FILE, check_training_state, next_step
-from rayembed.training.loop import train_stage
-from rayembed.training.stage_run import StageRun
-from rayembed.training.validation import Scorer, kept_checkpoint, report_scores, validation_task
+from rayembed.training.callbacks.bad_batches import STOPPED_FILE
+from rayembed.training.callbacks.checkpoints import SCORE
+from rayembed.training.checkpoint import FOLDER, STATE_FILE, check_training_state, next_step, open_store
+from rayembed.training.stage import Stage
+from rayembed.training.trainer import train_stage
+from rayembed.training.validation import Score, kept_checkpoint, report_scores, validation_task
 
 logger = logging.getLogger(__name__)
 
-_PLACEMENT_SECONDS = "20"  # that elastic training waits for a place for its workers
 
-
-def fit_stage(run: StageRun, scorer: Scorer | None, stage_folder: Path, trained: Path) -> None:
+def fit_stage(stage: Stage, score: Score | None, stage_folder: Path, trained: Path) -> None:
     """Train one stage and keep its last or best checkpoint as the stage's result.
 
     Args:
-        run: the stage.
-        scorer: of its checkpoints; None: not at all.
+        stage: which stage.
+        score: how its checkpoints are scored; None: not at all.
         stage_folder: where Ray Train keeps checkpoints; what is there is continued.
         trained: folder of the result.
 
@@ -38,11 +35,11 @@ def fit_stage(run: StageRun, scorer: Scorer | None, stage_folder: Path, trained:
         TrainingError: a bad batch ended the stage.
         UserError: what a worker found wrong with recipe, data or machine.
     """
-    _check_cluster(run)
-    stopped = run.run_folder / STOPPED_FILE
+    _check_cluster(stage)
+    stopped = stage.run_folder / STOPPED_FILE
     stopped.unlink(missing_ok=True)
     while True:
-        result = _fit(run, scorer, stage_folder)
+        result = _fit(stage, score, stage_folder)
         if stopped.is_file():
             raise TrainingError(
                 f"{stopped.read_text()}; lower the learning rate, remove the rows, or continue with "
@@ -52,23 +49,28 @@ def fit_stage(run: StageRun, scorer: Scorer | None, stage_folder: Path, trained:
         with result.checkpoint.as_directory() as folder:
             checkpoint = Path(folder)
             # One that could not be written is an empty folder; the last one of a stage never is.
-            if (checkpoint / STATE_FILE).is_file() and next_step(checkpoint) == run.stage.steps:
-                report_scores(run)
-                kept = kept_checkpoint(run, stage_folder, checkpoint)
+            if (checkpoint / STATE_FILE).is_file() and next_step(checkpoint) == stage.settings.steps:
+                report_scores(stage)
+                kept = kept_checkpoint(stage, stage_folder, checkpoint)
                 check_training_state(kept)
                 with atomic_directory(trained) as temporary:
                     shutil.copytree(kept, temporary, dirs_exist_ok=True)
                 return
-        logger.warning("stage %s: workers were taken away; it goes on with what is left", run.stage.name)
+        logger.warning("stage %s: workers were taken away; it goes on with what is left", stage.name)
 
 
-def _fit(run: StageRun, scorer: Scorer | None, stage_folder: Path) -> ray.train.Result:
+def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Result:
     """Train to the last step, or to the one after which workers are taken away."""
-    training = run.config.training
-    store = store_of_stage(run.config, stage_folder)
+    training = stage.training
+    store = open_store(
+        training.checkpoint_storage,
+        run_name=stage.run_name,
+        recipe=stage.export.recipe,
+        stage_folder=stage_folder,
+    )
     trainer = TorchTrainer(
         train_stage,  # type: ignore[arg-type]  # Ray hands on any object, its annotation says a dictionary
-        train_loop_config=run,  # type: ignore[arg-type]
+        train_loop_config=stage,  # type: ignore[arg-type]
         scaling_config=_scaling(training),
         run_config=ray.train.RunConfig(
             name=FOLDER,
@@ -79,7 +81,7 @@ def _fit(run: StageRun, scorer: Scorer | None, stage_folder: Path) -> ray.train.
                 num_to_keep=training.keep_checkpoints, checkpoint_score_attribute=SCORE
             ),
         ),
-        validation_config=validation_task(run, scorer, stage_folder),  # type: ignore[call-arg]  # of v2
+        validation_config=validation_task(stage, score, stage_folder),  # type: ignore[call-arg]  # of v2
     )
     try:
         return trainer.fit()
@@ -98,8 +100,6 @@ def _scaling(training: TrainingConfig) -> ray.train.ScalingConfig:
         return ray.train.ScalingConfig(
             num_workers=training.workers, use_gpu=use_gpu, resources_per_worker=resources
         )
-    # Ray counts a lost node for up to 20 s more and then waits for its place before it counts again.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _PLACEMENT_SECONDS)
     return ray.train.ScalingConfig(
         num_workers=(training.min_workers, training.workers),  # type: ignore[arg-type]  # of v2
         elastic_resize_monitor_interval_s=training.resize_seconds,  # type: ignore[call-arg]
@@ -108,9 +108,9 @@ def _scaling(training: TrainingConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _check_cluster(run: StageRun) -> None:
+def _check_cluster(stage: Stage) -> None:
     """Warn of what has to wait for more CPUs."""
-    training, validation = run.config.training, run.config.validation
+    training, validation = stage.training, stage.validation
     present = ray.cluster_resources().get("CPU", 0.0)
     per_worker = training.cpus_per_worker + DATA_CPUS
     fewest = training.min_workers or training.workers
@@ -125,7 +125,7 @@ def _check_cluster(run: StageRun) -> None:
         )
     if validation and needed <= present < training.workers * per_worker + validation.cpus:
         logger.warning(
-            "a validation needs %g CPUs beside the %g of training, the cluster has %g: checkpoints are "
+            "a validation needs %g CPUs next to the %g of training, the cluster has %g: checkpoints are "
             "scored when training is done; lower validation.cpus to have it earlier",
             validation.cpus,
             training.workers * per_worker,

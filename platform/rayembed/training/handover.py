@@ -1,18 +1,22 @@
-"""What a stage takes over from those before it: trained weights, and adapters merged into the base model."""
+"""What a finished stage leaves: weights for the stages after it, and the model folder that is served."""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import atomic_directory
-from rayembed.config import RunConfig
-from rayembed.model.checkpoint import load_tokenizer
+from rayembed.config import RunConfig, StageConfig
+from rayembed.contract import Contract
+from rayembed.data.sources import SOURCES
+from rayembed.model.base_model import PACKAGED_MODELS
+from rayembed.model.checkpoint import load_tokenizer, save_model
 from rayembed.model.lora import merge_lora
-from rayembed.training.checkpointing import load_weights
-from rayembed.training.model import build_trainable, load_trainable_weights
+from rayembed.training.checkpoint import load_weights, next_step
+from rayembed.training.model import ModelSpec, load_trainable_weights, trainable_weights
 
 logger = logging.getLogger(__name__)
 
@@ -21,62 +25,172 @@ _ADAPTER = "lora_"
 Weights = dict[str, torch.Tensor]
 
 
-def carried_weights(config: RunConfig, trained: Sequence[Path]) -> Weights:
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage that ended, and the checkpoint that it ended with.
+
+    Attributes:
+        name: of the stage.
+        kind: of the stage.
+        steps: of the stage.
+        merges_adapters: whether it began by merging the adapters before it into the base model.
+        checkpoint: folder of a training state.
+    """
+
+    name: str
+    kind: str
+    steps: int
+    merges_adapters: bool
+    checkpoint: Path
+
+    @classmethod
+    def of(cls, settings: StageConfig, checkpoint: Path) -> "FinishedStage":
+        """A stage of the recipe that ends with the checkpoint."""
+        return cls(settings.name, settings.kind, settings.steps, settings.adapters == "merge", checkpoint)
+
+
+def carried_weights(finished: Sequence[FinishedStage]) -> Weights:
     """Trainable weights as the finished stages leave them: the newest of each name.
 
     A stage that merged the adapters before it began with new ones, so those are dropped there. A stage that
     trains no pooling head leaves the one before it in place.
-
-    Args:
-        config: the run.
-        trained: checkpoint folders of the finished stages, in order.
     """
     weights: Weights = {}
-    for stage, folder in zip(config.stages, trained, strict=False):
-        if stage.adapters == "merge":
-            weights = without_adapters(weights)
-        weights |= load_weights(folder)
+    for stage in finished:
+        weights = starting_from(weights, stage.merges_adapters) | load_weights(stage.checkpoint)
     return weights
 
 
-def without_adapters(weights: Weights) -> Weights:
-    """The weights that do not belong to adapters."""
-    return {name: value for name, value in weights.items() if _ADAPTER not in name}
+def starting_weights(finished: Sequence[FinishedStage], *, merges_adapters: bool) -> Weights:
+    """Weights that the next stage begins with, as far as earlier stages decide them."""
+    return starting_from(carried_weights(finished), merges_adapters)
 
 
-def starting_weights(config: RunConfig, stage_index: int, trained: Sequence[Path]) -> Weights:
-    """Weights that a stage begins with, as far as earlier stages decide them."""
-    weights = carried_weights(config, trained[:stage_index])
-    return without_adapters(weights) if config.stages[stage_index].adapters == "merge" else weights
+def starting_from(weights: Weights, merges_adapters: bool) -> Weights:
+    """The weights without adapters where a stage merges those, else all."""
+    return {name: value for name, value in weights.items() if not merges_adapters or _ADAPTER not in name}
 
 
-def merge_into_base(
-    config: RunConfig, base: Path | str, weights: Weights, original: Path | str, folder: Path
-) -> Path:
+def merge_into_base(model: ModelSpec, finished: Sequence[FinishedStage], folder: Path) -> ModelSpec:
     """Write a base model with the trained adapters added to its weights; an existing one is kept.
 
     The sum is taken and stored in fp32, so that nothing of the update is rounded away.
 
     Args:
-        config: the run.
-        base: base model that the adapters were trained on.
-        weights: trainable weights of the stages so far.
-        original: base model of the run, which has the tokenizer.
+        model: what the finished stages trained.
+        finished: the stages whose adapters are merged.
         folder: where to write.
+
+    Returns:
+        The same model on the new base.
+
+    Raises:
+        CheckpointError: no stage trained adapters.
     """
-    if folder.is_dir():
-        return folder
-    embedder = build_trainable(config, base, torch.float32)
-    own = {name for name, parameter in embedder.named_parameters() if parameter.requires_grad}
-    adapters = {name for name in own if _ADAPTER in name}
-    if not adapters <= weights.keys():
-        raise CheckpointError(f"no trained adapters to merge into {base}; train a stage with lora before it")
-    merging = {name: weights[name] for name in adapters}
-    heads = {name: parameter for name, parameter in embedder.named_parameters() if name in own - adapters}
-    load_trainable_weights(embedder, merging | {n: p.detach() for n, p in heads.items()}, "the stages before")
-    merge_lora(embedder.backbone)
-    with atomic_directory(folder) as temporary:
-        embedder.backbone.save_pretrained(temporary)
-        load_tokenizer(original).save_pretrained(temporary)
-    logger.info("adapters merged into %s", folder)
-    return folder
+    if not folder.is_dir():
+        embedder, weights = model.build(torch.float32), carried_weights(finished)
+        own = trainable_weights(embedder)
+        adapters = {name for name in own if _ADAPTER in name}
+        if not adapters <= weights.keys():
+            raise CheckpointError(
+                f"no trained adapters to merge into {model.base}; train a stage with lora before it"
+            )
+        load_trainable_weights(
+            embedder, own | {name: weights[name] for name in adapters}, "the stages before"
+        )
+        merge_lora(embedder.backbone)
+        with atomic_directory(folder) as temporary:
+            embedder.backbone.save_pretrained(temporary)
+            load_tokenizer(model.original_base).save_pretrained(temporary)
+        logger.info("adapters merged into %s", folder)
+    return replace(model, base=folder)
+
+
+@dataclass(frozen=True)
+class ModelExport:
+    """What the model folder of a run says besides the weights.
+
+    Attributes:
+        base_model: as the recipe names it.
+        base_layers: layers of it that are kept; None: all.
+        sources: of all blends, sorted.
+        contract: how texts become tokens, with the instructions that the stages train.
+        recipe: the resolved recipe, to be noted down.
+    """
+
+    base_model: str
+    base_layers: int | None
+    sources: tuple[str, ...]
+    contract: Contract
+    recipe: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "ModelExport":
+        """What a run's recipe decides of it."""
+        sources = sorted({entry.source for stage in config.stages for entry in stage.blend})
+        contract = trained_contract(config)
+        return cls(config.base_model, config.base_layers, tuple(sources), contract, config.to_yaml())
+
+    def write(self, model: ModelSpec, finished: Sequence[FinishedStage], folder: Path) -> str:
+        """Merge the trained adapters into the base model and write the model folder; returns its digest.
+
+        Merging happens in fp32, so that the folder holds the base weights plus the exact update.
+
+        Args:
+            model: of the last stage.
+            finished: the stages to export, in order.
+            folder: where to write.
+
+        Raises:
+            CheckpointError: a checkpoint is damaged or belongs to another configuration.
+        """
+        embedder = model.build(torch.float32)
+        weights = trainable_weights(embedder) | carried_weights(finished)
+        load_trainable_weights(embedder, weights, "the last stage")
+        merge_lora(embedder.backbone)
+        provenance = {
+            "base_model": self.base_model,
+            "base_layers": self.base_layers,
+            "stages": [
+                {
+                    "name": stage.name,
+                    "kind": stage.kind,
+                    "steps": stage.steps,
+                    "kept_step": next_step(stage.checkpoint),
+                }
+                for stage in finished
+            ],
+            "sources": list(self.sources),
+            "licences": licences(self.base_model, self.sources),
+        }
+        tokenizer = load_tokenizer(model.original_base)
+        digest = save_model(
+            folder, embedder, tokenizer, self.contract, provenance=provenance, recipe=self.recipe
+        )
+        logger.info("model %s is in %s", digest[:12], folder)
+        return digest
+
+
+def trained_contract(config: RunConfig) -> Contract:
+    """The recipe's contract with the instructions that its stages train.
+
+    "query" is the one of the first source that has any. Sources whose documents carried it are symmetric.
+    """
+    entries = [entry for stage in config.stages for entry in stage.blend]
+    instructions = dict(config.contract.instructions)
+    for entry in entries:
+        if entry.instruction:
+            instructions.setdefault(entry.source, entry.instruction)
+            instructions.setdefault("query", entry.instruction)
+    symmetric = {entry.source for entry in entries if entry.symmetric} | set(config.contract.symmetric)
+    return config.contract.model_copy(
+        update={"instructions": instructions, "symmetric": tuple(sorted(symmetric))}
+    )
+
+
+def licences(base_model: str, sources: Sequence[str]) -> dict[str, str]:
+    """Licence of the base model and of each source, of those that this library knows."""
+    known = {name: SOURCES[name].licence for name in sources if name in SOURCES}
+    if base_model in PACKAGED_MODELS:
+        known[base_model] = PACKAGED_MODELS[base_model].licence
+    return known

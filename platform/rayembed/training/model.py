@@ -1,35 +1,67 @@
-"""The model as it is trained: backbone with adapters, pooling head, and weights put in by name."""
+"""The models of a stage: the one that is trained, its weights by name, and the teacher of a distillation."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from rayembed.common.errors import CheckpointError
+from rayembed.common.paths import resolve
 from rayembed.config import RunConfig, StageConfig, TrainingConfig
+from rayembed.contract import Contract
 from rayembed.model.backbone import load_backbone
+from rayembed.model.checkpoint import load_model, load_tokenizer
 from rayembed.model.compilation import compile_token_wise_parts
+from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora
 
 
-def build_trainable(config: RunConfig, base: Path | str, dtype: torch.dtype) -> EmbeddingModel:
-    """The model of a run, trainable parameters marked; the same on every rank for the same seed."""
-    torch.manual_seed(config.seed)
-    backbone = load_backbone(base, dtype=dtype, attention=config.model.attention, layers=config.base_layers)
-    if config.lora is not None:
-        attach_lora(backbone, config.lora)
-    return EmbeddingModel(backbone, config.model)
+@dataclass(frozen=True)
+class ModelSpec:
+    """A base model and what is trained on top of it.
+
+    Attributes:
+        base: folder or hub id of the base model, with the adapters that were merged so far.
+        original_base: base model of the run, which has the tokenizer and the language-model head.
+        layers: of the base that are kept; None: all.
+        settings: attention and pooling.
+        lora: adapters; None trains the whole backbone.
+        seed: of the fresh weights.
+    """
+
+    base: Path | str
+    original_base: Path | str
+    layers: int | None
+    settings: ModelConfig
+    lora: LoraSettings | None
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig, base: Path | str) -> "ModelSpec":
+        """The model that a run begins with."""
+        return cls(base, base, config.base_layers, config.model, config.lora, config.seed)
+
+    def build(self, dtype: torch.dtype) -> EmbeddingModel:
+        """The model, trainable parameters marked; the same on every rank."""
+        torch.manual_seed(self.seed)
+        backbone = load_backbone(
+            self.base, dtype=dtype, attention=self.settings.attention, layers=self.layers
+        )
+        if self.lora is not None:
+            attach_lora(backbone, self.lora)
+        return EmbeddingModel(backbone, self.settings)
 
 
-def prepare_for_stage(model: nn.Module, stage: StageConfig, training: TrainingConfig) -> None:
+def prepare_for_stage(model: nn.Module, settings: StageConfig, training: TrainingConfig) -> None:
     """Set what does not belong to the weights: dropout, activation checkpointing and compiled kernels."""
     backbone = model.get_submodule("backbone")
     assert isinstance(backbone, PreTrainedModel)
     for module in backbone.modules():
         if hasattr(module, "attention_dropout"):
-            module.__dict__["attention_dropout"] = stage.attention_dropout
+            module.__dict__["attention_dropout"] = settings.attention_dropout
     if training.activation_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
     if training.compiled:
@@ -63,3 +95,36 @@ def load_trainable_weights(model: nn.Module, weights: dict[str, torch.Tensor], o
                 f"the model {tuple(parameter.shape)}"
             )
         parameter.copy_(weights[name])
+
+
+def load_teacher(
+    folder: str, student: ModelSpec, contract: Contract, device: torch.device, dtype: torch.dtype
+) -> EmbeddingModel:
+    """The model whose vectors are learned; it encodes the student's own tokens.
+
+    Args:
+        folder: of the teacher's model.
+        student: what learns from it.
+        contract: how the student reads texts.
+        device: of the teacher.
+        dtype: of its weights.
+
+    Raises:
+        CheckpointError: contract, vocabulary or width of the vectors differ from the student's.
+    """
+    teacher = load_model(resolve(folder), dtype=dtype)
+    for key in ("instruction_template", "append_eos", "truncation"):
+        if getattr(teacher.contract, key) != getattr(contract, key):
+            raise CheckpointError(
+                f"teacher {folder} has {key} {getattr(teacher.contract, key)!r}, this run "
+                f"{getattr(contract, key)!r}; train with the teacher's contract"
+            )
+    if teacher.tokenizer.get_vocab() != load_tokenizer(student.original_base).get_vocab():
+        raise CheckpointError(f"teacher {folder} has another vocabulary; use one of the same base model")
+    width, wanted = teacher.embedder.dimensions, AutoConfig.from_pretrained(student.base).hidden_size
+    if width != wanted:
+        raise CheckpointError(
+            f"teacher {folder} has vectors of width {width}, this run's model {wanted}; take a teacher "
+            "of the same width, or use score_distillation"
+        )
+    return teacher.embedder.to(device).eval()

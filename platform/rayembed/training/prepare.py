@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.settings import differences
 from rayembed.config import RunConfig, SourceConfig, StageConfig
+from rayembed.contract import Contract
 from rayembed.data.plan import PlannedBatch, PlannedSource, plan_batches
 from rayembed.data.plan_store import stored_description, write_plan
 from rayembed.data.prepared import PreparedRows
@@ -16,15 +18,162 @@ from rayembed.data.stream import StreamSpec
 from rayembed.data.token_cache import cache_tokens
 from rayembed.model.checkpoint import load_tokenizer
 from rayembed.training.prepared_source import (
-    check_negatives,
+    EvaluationTexts,
+    PreparedSource,
     kind_of,
-    made_from,
-    prepare_source,
     rows_digest,
     usually_symmetric,
 )
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on, resolved: its sources, and all that decides the plan.
+
+    Attributes:
+        settings: of the stage.
+        sources: of its blend, in order.
+        contract: how texts become tokens.
+        seed: of the run.
+        plan_seed: of the plan, another one for each stage.
+        keeps_changed: whether a stage goes on with the rows of its start when files changed.
+        caches_tokens: whether sources are tokenised once, to disk.
+    """
+
+    settings: StageConfig
+    sources: tuple[PreparedSource, ...]
+    contract: Contract
+    seed: int
+    plan_seed: int
+    keeps_changed: bool
+    caches_tokens: bool
+
+    def prepare(self, folder: Path, tokenizer: str) -> StreamSpec:
+        """Build, mine and plan; what is there and still fits is reused.
+
+        Args:
+            folder: the stage's folder; the plan goes into `plan/` in it.
+            tokenizer: where workers load the tokenizer from.
+
+        Raises:
+            ConfigError, DataError: a source is unreadable, empty or too small, or changed since the stage was
+                planned.
+        """
+        stage, plan = self.settings, folder / "plan"
+        origins = self._origins(plan)
+        paths = tuple(source.prepare(origins[source.name]) for source in self.sources)
+        rows = [PreparedRows.open(path) for path in paths]
+        if stage.kind == "contrastive":
+            for entry, source in zip(stage.blend, rows, strict=True):
+                check_negatives(source, entry)
+        description = self._description(origins, paths)
+        stored = stored_description(plan)
+        if stored is None:
+            planned = [planned_source(*pair) for pair in zip(stage.blend, rows, strict=True)]
+            write_plan(plan, self._batches(planned), description)
+            logger.info("stage %s: plan of %d steps of %d rows", stage.name, stage.steps, stage.batch_size)
+        elif changes := list(differences(stored, description)):
+            raise self._changed(plan, changes)
+        return StreamSpec(
+            plan=plan,
+            sources=paths,
+            blend=stage.blend,
+            contract=self.contract,
+            tokenizer=tokenizer,
+            seed=self.seed,
+            token_caches=self._token_caches(paths, tokenizer) if self.caches_tokens else (),
+        )
+
+    def _origins(self, plan: Path) -> dict[str, Any]:
+        """What each source is made from, which must be what it was when the stage was planned."""
+        now = {source.name: source.origin() for source in self.sources}
+        stored = stored_description(plan)
+        changes = list(differences(stored["sources"], now)) if stored else []
+        if not stored or not changes:
+            return now
+        if not self.keeps_changed:
+            raise self._changed(plan, changes)
+        logger.warning(
+            "stage %s keeps to the rows of its start, though %s (training.changed_data is keep)",
+            self.settings.name,
+            "; ".join(changes),
+        )
+        return stored["sources"]
+
+    def _description(self, origins: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+        """All that decides the plan, noted down next to it."""
+        stage = self.settings
+        return {
+            "sources": origins,
+            "rows": {entry.source: rows_digest(path) for entry, path in zip(stage.blend, paths, strict=True)},
+            "blend": {
+                entry.source: entry.model_dump(include={"weight", "cap", "epochs", "in_batch_negatives"})
+                for entry in stage.blend
+            },
+            "batching": stage.model_dump(
+                include={"batch_size", "steps", "batching", "sub_batch_size", "size_temperature"}
+            ),
+            "seed": self.plan_seed,
+        }
+
+    def _batches(self, sources: Sequence[PlannedSource]) -> Iterator[PlannedBatch]:
+        stage = self.settings
+        return plan_batches(
+            sources,
+            batch_size=stage.batch_size,
+            steps=stage.steps,
+            seed=self.plan_seed,
+            batching=stage.batching,
+            sub_batch_size=stage.sub_batch_size,
+            size_temperature=stage.size_temperature,
+        )
+
+    def _token_caches(self, paths: Sequence[Path], tokenizer: str) -> tuple[Path, ...]:
+        loaded = load_tokenizer(tokenizer)
+        return tuple(
+            cache_tokens(path, entry, self.contract, loaded)
+            for path, entry in zip(paths, self.settings.blend, strict=True)
+        )
+
+    def _changed(self, plan: Path, changes: Sequence[str]) -> DataError:
+        return DataError(
+            f"stage {self.settings.name} was planned in {plan} and since then: {'; '.join(changes)}. "
+            "Put back what it was; or set training.changed_data=keep to continue on the rows prepared at the "
+            "start; or set name to start another run"
+        )
+
+
+def resolve_data(config: RunConfig) -> tuple[StageData, ...]:
+    """The data of every stage of a run.
+
+    Raises:
+        ConfigError: a source is unknown, or used in a way that its layout does not allow.
+    """
+    check_sources(config)
+    against = EvaluationTexts(config.data, [entry.source for stage in config.stages for entry in stage.blend])
+    return tuple(
+        StageData(
+            settings=stage,
+            sources=tuple(
+                PreparedSource.of(
+                    entry,
+                    config.data,
+                    against,
+                    config.seed,
+                    None if stage.kind == "contrastive" else stage.texts,
+                )
+                for entry in stage.blend
+            ),
+            contract=config.contract,
+            seed=config.seed,
+            plan_seed=config.seed + index,
+            keeps_changed=config.training.changed_data == "keep",
+            caches_tokens=config.training.cache_tokens,
+        )
+        for index, stage in enumerate(config.stages)
+    )
 
 
 def check_sources(config: RunConfig) -> None:
@@ -35,11 +184,11 @@ def check_sources(config: RunConfig) -> None:
     """
     for stage in config.stages:
         for entry in stage.blend:
-            kind = kind_of(config, entry.source)
+            kind = kind_of(config.data, entry.source)
             problem = _misuse(stage, entry, kind, built_in=entry.source in SOURCES)
             if problem:
                 raise ConfigError(f"stage {stage.name}: source {entry.source} {problem}")
-            if entry.instruction and entry.symmetric != usually_symmetric(config, entry):
+            if entry.instruction and entry.symmetric != usually_symmetric(config.data, entry):
                 logger.warning(
                     "stage %s, source %s: symmetric is %s; NV-Embed puts the instruction in front of the "
                     "documents as well where they could change places with the queries, and only there",
@@ -47,67 +196,6 @@ def check_sources(config: RunConfig) -> None:
                     entry.source,
                     str(entry.symmetric).lower(),
                 )
-
-
-def prepare_stage(config: RunConfig, stage_index: int, folder: Path, tokenizer: str) -> StreamSpec:
-    """Build, mine and plan a stage; what is there and still fits is reused.
-
-    Args:
-        config: the run.
-        stage_index: which stage.
-        folder: the stage's folder; the plan goes into `plan/` in it.
-        tokenizer: where workers load the tokenizer from.
-
-    Raises:
-        ConfigError, DataError: a source is unknown, unreadable, empty or too small, or changed since the
-            stage was planned.
-    """
-    stage = config.stages[stage_index]
-    plan = folder / "plan"
-    origins = _origins(config, stage, plan)
-    paths = [prepare_source(config, stage, entry, origins[entry.source]) for entry in stage.blend]
-    rows = [PreparedRows.open(path) for path in paths]
-    if stage.kind == "contrastive":
-        for entry, source in zip(stage.blend, rows, strict=True):
-            check_negatives(source, entry)
-    description = {
-        "sources": origins,
-        "rows": {entry.source: rows_digest(path) for entry, path in zip(stage.blend, paths, strict=True)},
-        "blend": {
-            entry.source: entry.model_dump(include={"weight", "cap", "epochs", "in_batch_negatives"})
-            for entry in stage.blend
-        },
-        "batching": stage.model_dump(
-            include={"batch_size", "steps", "batching", "sub_batch_size", "size_temperature"}
-        ),
-        "seed": config.seed + stage_index,
-    }
-    stored = stored_description(plan)
-    if stored is None:
-        planned = [planned_source(*pair) for pair in zip(stage.blend, rows, strict=True)]
-        write_plan(plan, _batches(stage, planned, config.seed + stage_index), description)
-        logger.info("stage %s: plan of %d steps of %d rows", stage.name, stage.steps, stage.batch_size)
-    elif changes := list(differences(stored, description)):
-        raise _changed(stage, plan, changes)
-    return StreamSpec(
-        plan=plan,
-        sources=tuple(paths),
-        blend=stage.blend,
-        contract=config.contract,
-        tokenizer=tokenizer,
-        seed=config.seed,
-        token_caches=_token_caches(config, stage, paths, tokenizer) if config.training.cache_tokens else (),
-    )
-
-
-def _token_caches(
-    config: RunConfig, stage: StageConfig, paths: Sequence[Path], tokenizer: str
-) -> tuple[Path, ...]:
-    loaded = load_tokenizer(tokenizer)
-    return tuple(
-        cache_tokens(path, entry, config.contract, loaded)
-        for path, entry in zip(paths, stage.blend, strict=True)
-    )
 
 
 def planned_source(entry: SourceConfig, rows: PreparedRows) -> PlannedSource:
@@ -123,16 +211,20 @@ def planned_source(entry: SourceConfig, rows: PreparedRows) -> PlannedSource:
     )
 
 
-def _batches(stage: StageConfig, sources: Sequence[PlannedSource], seed: int) -> Iterator[PlannedBatch]:
-    return plan_batches(
-        sources,
-        batch_size=stage.batch_size,
-        steps=stage.steps,
-        seed=seed,
-        batching=stage.batching,
-        sub_batch_size=stage.sub_batch_size,
-        size_temperature=stage.size_temperature,
-    )
+def check_negatives(rows: PreparedRows, entry: SourceConfig) -> None:
+    """Refuse rows that would have nothing to be told apart from.
+
+    Raises:
+        DataError: how many rows, and what to do.
+    """
+    if entry.in_batch_negatives or entry.negatives_per_query == 0:
+        return
+    without = rows.rows_without_negatives()
+    if without:
+        raise DataError(
+            f"source {entry.source}: {without} of {len(rows)} rows have no negatives and in-batch "
+            "negatives are off; add `mining: {method: bm25}` to its entry or turn in_batch_negatives on"
+        )
 
 
 def _misuse(stage: StageConfig, entry: SourceConfig, kind: str, *, built_in: bool) -> str | None:
@@ -151,28 +243,3 @@ def _misuse(stage: StageConfig, entry: SourceConfig, kind: str, *, built_in: boo
     elif entry.labels == "label":
         return f"has {kind} and no labels; remove labels: label"
     return None
-
-
-def _origins(config: RunConfig, stage: StageConfig, plan: Path) -> dict[str, Any]:
-    """What each source is made from, which must be what it was when the stage was planned."""
-    now = {entry.source: made_from(config, stage, entry) for entry in stage.blend}
-    stored = stored_description(plan)
-    changes = list(differences(stored["sources"], now)) if stored else []
-    if not stored or not changes:
-        return now
-    if config.training.changed_data == "refuse":
-        raise _changed(stage, plan, changes)
-    logger.warning(
-        "stage %s keeps to the rows of its start, though %s (training.changed_data is keep)",
-        stage.name,
-        "; ".join(changes),
-    )
-    return stored["sources"]
-
-
-def _changed(stage: StageConfig, plan: Path, changes: Sequence[str]) -> DataError:
-    return DataError(
-        f"stage {stage.name} was planned in {plan} and since then: {'; '.join(changes)}. Put back "
-        "what it was; or set training.changed_data=keep to continue on the rows prepared at the start; or "
-        "set name to start another run"
-    )

@@ -5,48 +5,49 @@ committed checkpoint, and a run folder that was started with another recipe is r
 """
 
 import logging
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
 
 from rayembed.common.errors import ConfigError
 from rayembed.common.paths import atomic_write, resolve
 from rayembed.common.ray_cluster import connect
-from rayembed.config import RunConfig
+from rayembed.config import RunConfig, TrainingConfig
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
-from rayembed.training.checkpointing import STATE_FILE
-from rayembed.training.export import export_model, trained_contract
+from rayembed.training.callbacks.trackers import check_trackers
+from rayembed.training.checkpoint import STATE_FILE
 from rayembed.training.fit import fit_stage
-from rayembed.training.handover import carried_weights, merge_into_base
+from rayembed.training.handover import FinishedStage, ModelExport, merge_into_base
+from rayembed.training.model import ModelSpec
 from rayembed.training.preflight import check_resources
-from rayembed.training.prepare import check_sources, prepare_stage
-from rayembed.training.run_folder import RECIPE_FILE, first_difference, noted
-from rayembed.training.stage_run import StageRun
-from rayembed.training.trackers import check_trackers
-from rayembed.training.validation import Scorer
+from rayembed.training.prepare import StageData, resolve_data
+from rayembed.training.run_folder import RECIPE_FILE, check_recipe, noted
+from rayembed.training.stage import Stage
+from rayembed.training.validation import Score
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, scorer: Scorer | None = None) -> Path:
+def train(config: RunConfig, score: Score | None = None) -> Path:
     """Train a run to its end and return the model folder.
 
     Args:
         config: the run.
-        scorer: scores checkpoints, for a recipe with `validation`.
+        score: scores a checkpoint, for a recipe with `validation`: a function that can be pickled, from a
+            model folder and a folder for details to the score of each task.
 
     Raises:
         UserError: anything in the recipe, the data or the machine that stands in the way.
     """
     started = time.monotonic()
-    if config.validation is not None and scorer is None:
+    if config.validation is not None and score is None:
         raise ConfigError(
-            "the recipe has validation and nothing to score with was given; pass a scorer, "
+            "the recipe has validation and nothing to score with was given; pass a function `score`, "
             "or remove validation"
         )
-    check_sources(config)
+    data = resolve_data(config)
     check_trackers(config.training.trackers)
     folder = claim_run_folder(config)
     model_folder = folder / "model"
@@ -54,33 +55,45 @@ def train(config: RunConfig, scorer: Scorer | None = None) -> Path:
         logger.info("run %s is finished: %s", config.name, read_manifest(model_folder)["digest"][:12])
         return model_folder
     with noted(folder):
-        _train(config, scorer, folder, model_folder)
+        _train(config, data, score, folder, model_folder)
     logger.info("run %s finished in %.0f s", config.name, time.monotonic() - started)
     return model_folder
 
 
-def _train(config: RunConfig, scorer: Scorer | None, folder: Path, model_folder: Path) -> None:
+def _train(
+    config: RunConfig, data: Sequence[StageData], score: Score | None, folder: Path, model_folder: Path
+) -> None:
     """Train what is missing of a run and write its model folder."""
     base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
-    check_resources(config, base, folder)
-    connect()
+    model, export = ModelSpec.of(config, base), ModelExport.of(config)
+    check_resources(config, model, folder)
+    connect(_environment(config.training))
     if not (folder / "untrained" / MANIFEST_FILE).is_file():
         # Under the trained model's contract, so that both are asked in the same words.
-        save_untrained(base, folder / "untrained", trained_contract(config), layers=config.base_layers)
-    finished: list[Path] = []
-    stage_base = base
-    for index, stage in enumerate(config.stages):
-        stage_folder = folder / "stages" / f"{index}-{stage.name}"
+        save_untrained(base, folder / "untrained", export.contract, layers=config.base_layers)
+    finished: list[FinishedStage] = []
+    for index, settings in enumerate(config.stages):
+        stage_folder = folder / "stages" / f"{index}-{settings.name}"
         trained = stage_folder / "trained"
-        if stage.adapters == "merge":
-            weights = carried_weights(config, finished)
-            stage_base = merge_into_base(config, stage_base, weights, base, stage_folder / "base")
+        if settings.adapters == "merge":
+            model = merge_into_base(model, finished, stage_folder / "base")
+        ended = FinishedStage.of(settings, trained)
         if not (trained / STATE_FILE).is_file():
-            stream = prepare_stage(config, index, stage_folder, str(base))
-            run = StageRun(config, index, stage_base, base, stream, tuple(finished), folder)
-            fit_stage(run, scorer, stage_folder, trained)
-        finished.append(trained)
-    export_model(config, stage_base, base, finished, model_folder)
+            stage = Stage(
+                settings=settings,
+                training=config.training,
+                validation=config.validation,
+                model=model,
+                stream=data[index].prepare(stage_folder, str(base)),
+                finished=tuple(finished),
+                seed=config.seed,
+                export=export,
+                run_name=config.name,
+                run_folder=folder,
+            )
+            fit_stage(stage, score, stage_folder, trained)
+        finished.append(ended)
+    export.write(model, finished, model_folder)
 
 
 def claim_run_folder(config: RunConfig) -> Path:
@@ -92,11 +105,15 @@ def claim_run_folder(config: RunConfig) -> Path:
     folder = resolve(config.output) / config.name
     path = folder / RECIPE_FILE
     if path.is_file():
-        difference = first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
-        if difference:
-            raise ConfigError(
-                f"{folder} was started with another recipe ({difference}); set name to start another run, or "
-                "remove the folder"
-            )
+        check_recipe(path.read_text(), config.to_yaml(), f"{folder} was started with")
     atomic_write(path, config.to_yaml())
     return folder
+
+
+def _environment(training: TrainingConfig) -> dict[str, str]:
+    """What Ray Train reads from the environment of its processes."""
+    if training.min_workers is None:
+        return {}
+    # Ray counts a lost node for up to 20 s more and then waits for its place before it counts again.
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    return {name: os.environ.get(name, "20")}

@@ -1,4 +1,4 @@
-"""Names of the files of a run folder, and the note of when the run began and how it ended.
+"""The files of a run folder: their names, the recipe that it belongs to, and the note of how the run went.
 
 Reading them needs no heavy library.
 """
@@ -12,6 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from rayembed.common.errors import ConfigError
 from rayembed.common.paths import atomic_write
 from rayembed.common.settings import differences
 
@@ -83,10 +86,26 @@ def _touched(path: Path) -> Iterator[None]:
         thread.join()
 
 
-def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """First setting that differs, leaving out those that do not change what is learned."""
-    before, now = ({key: side[key] for key in side if key not in _MAY_CHANGE} for side in (before, now))
-    return next(differences(before, now), None)
+def check_recipe(before: str, now: str, belongs_to: str) -> None:
+    """Refuse a place that another recipe began, but for settings that do not change what is learned.
+
+    Args:
+        before: the recipe that is there, as YAML.
+        now: this run's, as YAML.
+        belongs_to: start of the sentence, up to "another recipe".
+
+    Raises:
+        ConfigError: the first setting that differs.
+    """
+    old, new = (
+        {key: value for key, value in yaml.safe_load(text).items() if key not in _MAY_CHANGE}
+        for text in (before, now)
+    )
+    difference = next(differences(old, new), None)
+    if difference:
+        raise ConfigError(
+            f"{belongs_to} another recipe ({difference}); set name to start another run, or remove them"
+        )
 
 
 def _write(path: Path, started: str, *, ended: str | None = None, error: str | None = None) -> None:

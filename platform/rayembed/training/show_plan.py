@@ -8,6 +8,7 @@ import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from rayembed.data.collate import ChosenRow, Collator, DocumentKey
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import StreamSpec
-from rayembed.training.prepare import check_sources, prepare_stage
+from rayembed.training.prepare import resolve_data
 
 _LINES_OF_A_TEXT = 2
 
@@ -39,10 +40,7 @@ def show_plan(
         ConfigError: there is no such stage or step.
         DataError: a source cannot be prepared or planned.
     """
-    check_sources(config)
-    config = config.model_copy(
-        update={"training": config.training.model_copy(update={"cache_tokens": False})}
-    )
+    data = resolve_data(config)
     names = [stage.name for stage in config.stages]
     if stage_name is not None and stage_name not in names:
         raise ConfigError(f"there is no stage {stage_name!r}; the stages are {', '.join(names)}")
@@ -51,7 +49,8 @@ def show_plan(
             if stage_name in (None, stage.name):
                 if step >= stage.steps:
                     raise ConfigError(f"stage {stage.name} has {stage.steps} steps, there is no step {step}")
-                spec = prepare_stage(config, index, Path(folder) / stage.name, tokenizer="")
+                uncached = replace(data[index], caches_tokens=False)  # a cache needs a tokenizer
+                spec = uncached.prepare(Path(folder) / stage.name, tokenizer="")
                 yield from _stage(stage, spec, range(step, min(step + show, stage.steps)), full)
 
 

@@ -1,22 +1,34 @@
-"""Forward and loss of one contrastive training step, for one rank.
+"""One contrastive training step on one rank: encode, gather, compare, and go back.
+
+Every rank scores its own queries against the documents of all ranks; `distributed` says why the gradient is
+that of the whole batch. Chunks: GradCache, arXiv 2101.06983, section 3.2.
 
 Shapes: Q queries, E documents and N = Q + E texts of this rank, K documents of all ranks, S sources of the
 blend, D width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from rayembed.config import StageConfig
+from rayembed.contract.packing import PackedBatch, split_packed
 from rayembed.data.collate import TrainingBatch
-from rayembed.losses import LossInputs, row_losses
+from rayembed.losses import LossInputs, VectorDistillationConfig, row_losses
 from rayembed.losses.measures import row_measures, uniformity
-from rayembed.training.distributed import gather_vectors, world_size
-from rayembed.training.timing import StepTimer
+from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.training.distributed import gather_vectors, largest_over_ranks, world_size
+from rayembed.training.model import load_teacher
+from rayembed.training.resources import StepTimer
+from rayembed.training.stage import Stage
 
 UNIFORMITY_DOCUMENTS = 256  # of a batch that enter the measure, whose cost grows with their square
+
+
+class BadBatch(Exception):
+    """A value of the step is not finite on some rank; raised on all ranks, and nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,7 @@ class StepOutput:
     """What a step leaves behind; tensors, so that nothing waits for the device.
 
     Attributes:
-        loss: scalar to differentiate; averaged over ranks it is the mean over the global batch.
+        loss: scalar; averaged over ranks it is the mean over the global batch.
         sums_S: for each measure the sum over this rank's rows of each source.
         counts_S: for each measure the rows of each source that it is a mean of.
         uniformity: of documents of the whole batch, the same on every rank; None where there are no vectors.
@@ -36,18 +48,137 @@ class StepOutput:
     uniformity: torch.Tensor | None = None
 
 
-def contrastive_step(embedder: nn.Module, batch: TrainingBatch, stage: StageConfig) -> StepOutput:
-    """Encode this rank's queries and documents in one packed pass and compare them with all ranks' documents.
+class Step(Protocol):
+    """A stage's way from a batch to gradients."""
 
-    Called by all ranks with their parts of the same global batch.
+    def backward(self, wrapped: Any, batch: TrainingBatch, timer: StepTimer) -> StepOutput:
+        """Leave the gradient in the parameters; called by all ranks."""
+
+    def forward(self, wrapped: Any, batch: TrainingBatch) -> torch.Tensor:
+        """Any output of the model that all its parameters take part in; called by all ranks."""
+
+
+class ContrastiveStep:
+    """The step of contrastive stages, and of SimCSE, where each text is its own document."""
+
+    def __init__(self, stage: Stage, device: torch.device, dtype: torch.dtype):
+        self._settings = stage.settings
+        self._device = device
+        self._budget = stage.training.tokens_per_chunk
+        folders = [loss.teacher for loss in stage.settings.loss if isinstance(loss, VectorDistillationConfig)]
+        self._teacher = (
+            load_teacher(folders[0], stage.model, stage.stream.contract, device, dtype) if folders else None
+        )
+
+    def backward(self, wrapped: Any, batch: TrainingBatch, timer: StepTimer) -> StepOutput:
+        """Leave the gradient in the parameters; called by all ranks."""
+        batch = batch.to(self._device)
+        with timer.phase("teacher"):
+            teacher_ND = None if self._teacher is None else self._taught(self._teacher, batch.packed)
+
+        def loss_of(vectors_ND: torch.Tensor) -> StepOutput:
+            return contrastive_loss(vectors_ND, batch, self._settings, timer, teacher_ND)
+
+        return encode_and_backward(wrapped, batch.packed, loss_of, timer, self._budget)
+
+    def forward(self, wrapped: Any, batch: TrainingBatch) -> torch.Tensor:
+        """Vectors of the batch; called by all ranks."""
+        return wrapped(batch.to(self._device).packed)
+
+    @torch.no_grad()
+    def _taught(self, teacher: EmbeddingModel, packed: PackedBatch) -> torch.Tensor:
+        chunks = [packed] if self._budget is None else split_packed(packed, self._budget)
+        if len(chunks) == 1:
+            return teacher(packed)
+        return torch.cat([teacher(chunk) for chunk in chunks])[packed.order_N]
+
+
+def encode_and_backward(
+    wrapped: Any,
+    packed: PackedBatch,
+    loss_of: Callable[[torch.Tensor], StepOutput],
+    timer: StepTimer,
+    tokens_per_chunk: int | None = None,
+) -> StepOutput:
+    """Leave the gradient of a loss over the vectors of all texts in the parameters; called by all ranks.
+
+    Args:
+        wrapped: the embedding model, wrapped by DeepSpeed.
+        packed: this rank's texts.
+        loss_of: vectors (N, D) -> loss; called once, by all ranks.
+        timer: gets the phases forward and backward.
+        tokens_per_chunk: most tokens that are encoded at a time; None encodes all at once.
     """
-    return contrastive_loss(embedder(batch.packed), batch, stage, StepTimer())
+    chunks = [packed] if tokens_per_chunk is None else split_packed(packed, tokens_per_chunk)
+    rounds = 1 if tokens_per_chunk is None else largest_over_ranks(len(chunks))
+    if rounds > 1:
+        return _backward_in_chunks(wrapped, packed, chunks, rounds, loss_of, timer)
+    with timer.phase("forward"):
+        vectors_ND = wrapped(packed)
+    output = loss_of(vectors_ND)
+    with timer.phase("backward"):
+        wrapped.backward(spoiled_unless_finite(output.loss))
+    return replace(output, loss=output.loss.detach())
+
+
+def _backward_in_chunks(
+    wrapped: Any,
+    packed: PackedBatch,
+    chunks: list[PackedBatch],
+    rounds: int,
+    loss_of: Callable[[torch.Tensor], StepOutput],
+    timer: StepTimer,
+) -> StepOutput:
+    """GradCache: encode in chunks without a graph, take the gradient of every vector, encode again with one.
+
+    Three texts a, b, c of 2, 9 and 5 tokens, at most 9 tokens a chunk. Packing puts the longest first, so the
+    chunks are [b] and [c, a] and the packed row is b c a:
+        order_N = [2, 0, 1]          place of a, b, c in the packed row
+        encoded = [v_b] [v_c, v_a]   cat(encoded)[order_N] = v_a, v_b, v_c, as the loss wants them
+        gradient of the loss         g_a, g_b, g_c; put back at order_N: g_b, g_c, g_a
+        split by the chunks          [g_b] and [g_c, g_a]
+    The second pass draws the same random numbers as the first, and (vectors * gradient).sum() has just that
+    gradient. So the parameters get what one pass over all texts would give, and only one chunk's activations
+    exist at a time.
+    """
+    # Every forward and backward is a collective at some ZeRO stage. A rank with fewer chunks than others
+    # encodes its shortest text again and throws the result away.
+    idle = split_packed(packed, 1)[-1] if len(chunks) < rounds else None
+    turns = [*chunks, *[idle] * (rounds - len(chunks))]
+    with timer.phase("forward"), torch.no_grad():
+        states, encoded = [], []
+        for chunk in turns:
+            states.append(_RandomState.capture(packed.input_ids_T.device))
+            encoded.append(wrapped(chunk))
+    vectors_ND = torch.cat(encoded[: len(chunks)])[packed.order_N].requires_grad_()
+    output = loss_of(vectors_ND)
+    with timer.phase("backward"):
+        spoiled_unless_finite(output.loss).backward()
+        assert vectors_ND.grad is not None
+        in_packed_order = torch.empty_like(vectors_ND.grad).index_copy(0, packed.order_N, vectors_ND.grad)
+        gradients = in_packed_order.split([len(chunk.pooled_lengths) for chunk in chunks])
+        for turn, (chunk, state) in enumerate(zip(turns, states, strict=True)):
+            state.restore()
+            again = wrapped(chunk)
+            wanted = gradients[turn] if turn < len(chunks) else torch.zeros_like(again)
+            wrapped.set_gradient_accumulation_boundary(turn == rounds - 1)
+            wrapped.backward((again * wanted).sum())
+    return replace(output, loss=output.loss.detach())
+
+
+def spoiled_unless_finite(loss: torch.Tensor) -> torch.Tensor:
+    """The loss itself, or one whose every gradient is not a number.
+
+    An infinite loss may have a finite gradient. Spoiled here, it is found by the one check that looks at a
+    value on the host: that of the gradient's norm, after the backward pass. The norm is over all ranks.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
 
 
 def contrastive_loss(
     vectors_ND: torch.Tensor,
     batch: TrainingBatch,
-    stage: StageConfig,
+    settings: StageConfig,
     timer: StepTimer,
     teacher_ND: torch.Tensor | None = None,
 ) -> StepOutput:
@@ -56,18 +187,18 @@ def contrastive_loss(
     Args:
         vectors_ND: this rank's queries followed by its documents.
         batch: this rank's part of the global batch.
-        stage: its losses.
+        settings: of the stage, with its losses.
         timer: gets the phases gather and loss.
         teacher_ND: a teacher's vectors of the same texts.
     """
     with timer.phase("gather"):
-        inputs = _gathered(vectors_ND, batch, stage.sees_other_queries)
+        inputs = _gathered(vectors_ND, batch, settings.sees_other_queries)
         if teacher_ND is not None:
             taught = _gathered(teacher_ND, batch, with_queries=False)
             inputs = replace(inputs, teacher_query_QD=taught.query_QD, teacher_document_KD=taught.document_KD)
     with timer.phase("loss"):
-        losses_Q = row_losses(stage.loss, inputs, stage.matryoshka)
-        sums_S, counts_S = _measured(losses_Q.detach(), inputs, batch.source_Q, len(stage.blend))
+        losses_Q = row_losses(settings.loss, inputs, settings.matryoshka)
+        sums_S, counts_S = _measured(losses_Q.detach(), inputs, batch.source_Q, len(settings.blend))
     return StepOutput(
         # The mean over local rows when all ranks have the same number of rows; exact when they do not.
         loss=losses_Q.sum() * world_size() / sum(batch.query_counts),
@@ -109,3 +240,20 @@ def _measured(
     sums_S = {name: zeros_S.index_add(0, source_Q, value) for name, (value, _) in values.items()}
     counts_S = {name: zeros_S.index_add(0, source_Q, count) for name, (_, count) in values.items()}
     return sums_S, counts_S
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    """State of the random number generators that dropout draws from."""
+
+    cpu: torch.Tensor
+    cuda: torch.Tensor | None
+
+    @classmethod
+    def capture(cls, device: torch.device) -> "_RandomState":
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)

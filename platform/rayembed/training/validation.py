@@ -1,85 +1,75 @@
 """Scores of checkpoints while training goes on, and the best checkpoint by them.
 
-Ray Train starts the validation of a checkpoint that it has recorded as a task beside the workers, one at a
-time, and keeps that checkpoint until it is done. Training does not wait for it, but a stage ends when all its
-checkpoints are scored. How a model is scored is handed in: training knows nothing of evaluation.
+Ray Train starts the validation of a checkpoint that it has recorded as a task next to the workers, one at a
+time, and keeps that checkpoint until it is done. Training does not wait for it, but a stage ends when all
+its checkpoints are scored. The caller of `train` says how; training knows nothing of evaluation.
 """
 
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import ray
 import ray.train
 from torch.utils.tensorboard import SummaryWriter
 
 from rayembed.common import logs
+from rayembed.common.errors import UserError
 from rayembed.common.paths import atomic_directory, atomic_write
-from rayembed.training.checkpointing import STATE_FILE
-from rayembed.training.export import export_model
+from rayembed.training.callbacks.trackers import start_trackers
+from rayembed.training.checkpoint import STATE_FILE
+from rayembed.training.handover import FinishedStage
 from rayembed.training.run_folder import VALIDATION_FILE
-from rayembed.training.stage_run import StageRun
-from rayembed.training.trackers import start_trackers
+from rayembed.training.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 BEST_FOLDER = "best"
 RECORD_FILE = "validation.json"
 
-Export = Callable[[Path, Path], object]
+Score = Callable[[Path, Path], dict[str, float]]
+"""Model folder, folder for details -> score of each task. Sent to other processes, so it can be pickled."""
 
 
-class Scorer(Protocol):
-    """Scores checkpoints; sent to other processes, so it can be pickled."""
-
-    def score(self, checkpoint: Path, step: int, *, output: Path, export: Export) -> dict[str, float]:
-        """Scores by task; empty when the scoring failed.
-
-        Args:
-            checkpoint: folder of a training state.
-            step: steps taken, as a label.
-            output: where details may be kept.
-            export: writes the model of a checkpoint to a new folder.
-        """
-
-
-def validation_due(run: StageRun, next_step: int) -> bool:
+def validation_due(stage: Stage, next_step: int) -> bool:
     """Whether the checkpoint after so many steps of the stage is scored."""
-    validation = run.config.validation
-    if validation is None or run.stage.kind == "mntp":
+    validation = stage.validation
+    if validation is None or stage.settings.kind == "mntp":
         return False
-    every = validation.every or run.config.training.checkpoint_every
-    return next_step % every == 0 or next_step == run.stage.steps
+    every = validation.every or stage.training.checkpoint_every
+    return next_step % every == 0 or next_step == stage.settings.steps
 
 
-def requested_validation(run: StageRun, next_step: int) -> ray.train.ValidationTaskConfig | bool:
+def requested_validation(stage: Stage, next_step: int) -> ray.train.ValidationTaskConfig | bool:
     """What a report of the checkpoint after so many steps asks of Ray Train."""
-    return validation_due(run, next_step) and ray.train.ValidationTaskConfig(
+    return validation_due(stage, next_step) and ray.train.ValidationTaskConfig(
         fn_kwargs={"next_step": next_step}
     )
 
 
-def validation_task(run: StageRun, scorer: Scorer | None, folder: Path) -> ray.train.ValidationConfig | None:
+def validation_task(stage: Stage, score: Score | None, folder: Path) -> ray.train.ValidationConfig | None:
     """What Ray Train needs to know to validate checkpoints of a stage; None where it does not.
 
     Args:
-        run: the stage.
-        scorer: how; None: not at all.
+        stage: whose checkpoints.
+        score: how; None: not at all.
         folder: of the stage, for the best checkpoint.
     """
-    if scorer is None:
+    if score is None:
         return None
-    # The task waits for the scorer's own and takes nothing itself.
+    # The task waits for that of the score and takes nothing itself.
     return ray.train.ValidationConfig(
-        fn=partial(validate, run=run, scorer=scorer, folder=folder), ray_remote_kwargs={"num_cpus": 0}
+        fn=partial(validate, stage=stage, score=score, folder=folder), ray_remote_kwargs={"num_cpus": 0}
     )
 
 
 def validate(
-    checkpoint: ray.train.Checkpoint, *, next_step: int, run: StageRun, scorer: Scorer, folder: Path
+    checkpoint: ray.train.Checkpoint, *, next_step: int, stage: Stage, score: Score, folder: Path
 ) -> dict[str, Any]:
     """Score a checkpoint, note it in the run folder, and keep the checkpoint if it is the best of its stage.
 
@@ -87,25 +77,48 @@ def validate(
         the record, empty when the scoring failed or the checkpoint could not be written.
     """
     logs.configure()
-    step = run.steps_before + next_step
+    step = stage.steps_before + next_step
     with checkpoint.as_directory() as directory:
         if not (Path(directory) / STATE_FILE).is_file():
             return {}  # It could not be written, which the log has said.
-        scores = scorer.score(
-            Path(directory), step, output=folder / "validation", export=partial(_export, run)
-        )
+        scores = _scores_apart(stage, Path(directory), score, folder / "validation" / f"step-{step}")
         if not scores:
             return {}
         mean = sum(scores.values()) / len(scores)
-        record = {"stage": run.stage.name, "step": step, "score": mean, "scores": scores}
-        _note(run.run_folder, record)
+        record = {"stage": stage.name, "step": step, "score": mean, "scores": scores}
+        _note(stage.run_folder, record)
         best = best_record(folder)
         if best is None or mean > best["score"]:
             with atomic_directory(folder / BEST_FOLDER) as temporary:
                 shutil.copytree(directory, temporary, dirs_exist_ok=True)
                 atomic_write(temporary / RECORD_FILE, json.dumps(record, indent=2) + "\n")
-    logger.info("stage %s: score %.4f after step %d", run.stage.name, mean, step)
+    logger.info("stage %s: score %.4f after step %d", stage.name, mean, step)
     return record
+
+
+def _scores_apart(stage: Stage, checkpoint: Path, score: Score, output: Path) -> dict[str, float]:
+    """Scores by task, from a process of its own: Ray Train ends with a validation whose process is killed.
+
+    Empty when the scoring failed, which is logged.
+    """
+    assert stage.validation is not None, "checkpoints are scored where the recipe says so"
+    resources = {"num_cpus": stage.validation.cpus, "num_gpus": stage.validation.gpus}
+    scoring = ray.remote(exported_scores).options(**resources, max_retries=0)
+    try:
+        return ray.get(scoring.remote(stage, checkpoint, score, output))
+    except (ray.exceptions.RayError, UserError) as error:
+        logger.warning("stage %s: no score for %s: %s", stage.name, output.name, error)
+        return {}
+
+
+def exported_scores(stage: Stage, checkpoint: Path, score: Score, output: Path) -> dict[str, float]:
+    """Scores of the model that a checkpoint exports to."""
+    with tempfile.TemporaryDirectory(prefix="rayembed-validation-") as folder:
+        model = Path(folder) / "model"
+        stage.export.write(
+            stage.model, [*stage.finished, FinishedStage.of(stage.settings, checkpoint)], model
+        )
+        return score(model, output)
 
 
 def best_record(folder: Path) -> dict[str, Any] | None:
@@ -114,52 +127,51 @@ def best_record(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def report_scores(run: StageRun) -> None:
+def report_scores(stage: Stage) -> None:
     """Send a stage's scores to the trackers, and name checkpoints without; called when all are scored.
 
     Workers have ended by then, so that no other process writes to the trackers.
     """
-    due = [run.steps_before + step for step in range(1, run.stage.steps + 1) if validation_due(run, step)]
-    records = [record for record in _noted(run.run_folder) if record["stage"] == run.stage.name]
+    due = [
+        stage.steps_before + step
+        for step in range(1, stage.settings.steps + 1)
+        if validation_due(stage, step)
+    ]
+    records = [record for record in _noted(stage.run_folder) if record["stage"] == stage.name]
     missing = sorted(set(due) - {record["step"] for record in records})
     if missing:
         steps = ", ".join(map(str, missing))
-        logger.warning("stage %s: checkpoints without a score, after steps %s", run.stage.name, steps)
+        logger.warning("stage %s: checkpoints without a score, after steps %s", stage.name, steps)
     if not records:
         return
-    settings = run.config.model_dump(mode="json")
-    for tracker in start_trackers(run.config.training.trackers, run.run_folder, settings):
+    for tracker in start_trackers(stage.training.trackers, stage.run_folder, stage.export.recipe):
         for record in records:
             tracker.log(_scalars(record), record["step"])
         tracker.close()
 
 
-def kept_checkpoint(run: StageRun, folder: Path, last: Path) -> Path:
+def kept_checkpoint(stage: Stage, folder: Path, last: Path) -> Path:
     """The checkpoint that the stage ends with.
 
     Args:
-        run: the stage.
+        stage: which stage.
         folder: of the stage.
         last: its last checkpoint.
     """
-    validation = run.config.validation
-    if validation is None or validation.keep == "last" or not validation_due(run, run.stage.steps):
+    validation = stage.validation
+    if validation is None or validation.keep == "last" or not validation_due(stage, stage.settings.steps):
         return last
     best = best_record(folder)
     if best is None:
-        logger.warning("stage %s: no checkpoint could be scored, the last one is kept", run.stage.name)
+        logger.warning("stage %s: no checkpoint could be scored, the last one is kept", stage.name)
         return last
     logger.info(
         "stage %s ends with its best checkpoint, that after step %d with a score of %.4f",
-        run.stage.name,
+        stage.name,
         best["step"],
         best["score"],
     )
     return folder / BEST_FOLDER
-
-
-def _export(run: StageRun, checkpoint: Path, folder: Path) -> None:
-    export_model(run.config, run.base, run.original_base, [*run.previous, checkpoint], folder)
 
 
 def _noted(run_folder: Path) -> list[dict[str, Any]]:

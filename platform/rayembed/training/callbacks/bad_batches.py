@@ -1,16 +1,17 @@
-"""Batches whose loss or gradient is not finite: found by all ranks together, named, and written down."""
+"""Batches whose loss or gradient is not finite: named and written down; they end a stage or are left out."""
 
 import json
 import logging
 from pathlib import Path
 
-import torch
-
+from rayembed.common.paths import atomic_write
 from rayembed.config import StageConfig
+from rayembed.data.collate import TrainingBatch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import StreamSpec
-from rayembed.training.distributed import all_finite
+from rayembed.training.callbacks import Callback
+from rayembed.training.step import BadBatch
 
 BAD_BATCHES_FILE = "bad_batches.jsonl"
 STOPPED_FILE = "stopped.txt"  # in the run folder: why a bad batch ended the stage
@@ -19,18 +20,21 @@ _NAMED_ROWS = 8
 logger = logging.getLogger(__name__)
 
 
-class BadBatch(Exception):
-    """A value of the step is not finite on some rank; raised on all ranks, before anything was changed."""
+class BadBatches(Callback):
+    """Names a bad batch in the log and the run folder, and ends the stage where the recipe says so."""
 
-
-def check_finite(what: str, value: torch.Tensor) -> None:
-    """Called by all ranks.
-
-    Raises:
-        BadBatch: `value` is not finite on some rank.
-    """
-    if not all_finite(value):
-        raise BadBatch(f"the {what} is not finite")
+    def on_bad_batch(self, batch: TrainingBatch, error: BadBatch) -> None:
+        """All ranks decide alike; the first one writes."""
+        stage = self.state.stage
+        stops = stage.training.on_bad_batch == "stop"
+        if self.state.rank == 0:
+            message, record = name_batch(error, stage.settings, batch.step, stage.stream)
+            path = record_batch(stage.run_folder, record)
+            logger.warning("%s; all of them are in %s", message, path)
+            if stops:
+                # A worker that raised would be started again; one that returns leaves word for the driver.
+                atomic_write(stage.run_folder / STOPPED_FILE, message)
+        self.state.stopped = stops
 
 
 def name_batch(error: BadBatch, stage: StageConfig, step: int, spec: StreamSpec) -> tuple[str, dict]:

@@ -17,9 +17,11 @@ from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
 from rayembed.data.collate import TrainingBatch
 from rayembed.losses import MNTPConfig
 from rayembed.losses.mntp import mask_tokens, masked_next_token
+from rayembed.model.checkpoint import load_tokenizer
 from rayembed.training.distributed import largest_over_ranks, sum_over_ranks, world_size
-from rayembed.training.step import StepOutput
-from rayembed.training.timing import StepTimer
+from rayembed.training.resources import StepTimer
+from rayembed.training.stage import Stage
+from rayembed.training.step import StepOutput, spoiled_unless_finite
 
 
 class MaskedLanguageModel(nn.Module):
@@ -136,10 +138,40 @@ def mask_batch(
     return MaskedBatch(packed, columns[:, 0], columns[:, 1], columns[:, 2])
 
 
+class MaskedStep:
+    """Mask the batch's texts and predict what was there."""
+
+    def __init__(self, stage: Stage, device: torch.device):
+        [loss] = stage.settings.loss
+        assert isinstance(loss, MNTPConfig)
+        tokenizer = load_tokenizer(stage.stream.tokenizer)
+        self._loss = loss
+        self._mask, self._end = mask_id(tokenizer, loss), tokenizer.eos_token_id
+        self._seed = stage.seed
+        self._num_sources = len(stage.settings.blend)
+        self._budget = stage.training.tokens_per_chunk
+        self._device = device
+
+    def backward(self, wrapped: Any, batch: TrainingBatch, timer: StepTimer) -> StepOutput:
+        """Leave the gradient in the parameters; called by all ranks."""
+        return masked_backward(
+            wrapped, self._masked(batch), self._num_sources, self._device, timer, self._budget
+        )
+
+    def forward(self, wrapped: Any, batch: TrainingBatch) -> torch.Tensor:
+        """Logits of the batch; called by all ranks."""
+        masked = self._masked(batch).to(self._device)
+        return wrapped(masked.packed, masked.before_M)
+
+    def _masked(self, batch: TrainingBatch) -> MaskedBatch:
+        return mask_batch(batch, self._loss, mask=self._mask, end=self._end, seed=self._seed)
+
+
 def masked_backward(
-    engine: Any,
+    wrapped: Any,
     batch: MaskedBatch,
     num_sources: int,
+    device: torch.device,
     timer: StepTimer,
     tokens_per_chunk: int | None = None,
 ) -> StepOutput:
@@ -149,30 +181,34 @@ def masked_backward(
     """
     chunks = [batch.packed] if tokens_per_chunk is None else split_packed(batch.packed, tokens_per_chunk)
     rounds = 1 if tokens_per_chunk is None else largest_over_ranks(len(chunks))
-    count = float(sum_over_ranks(torch.tensor(float(len(batch.token_M)), device=batch.token_M.device)))
-    starts = np.cumsum([0, *(chunk.num_tokens for chunk in chunks)]).tolist()
+    starts = np.cumsum([0, *(chunk.num_tokens for chunk in chunks)])
+    # Found before the batch moves to the device, so that nothing waits for it: `before_M` ascends.
+    edges = np.searchsorted(batch.before_M.numpy(), starts).tolist()
+    batch, chunks = batch.to(device), [chunk.to(device) for chunk in chunks]
+    total = sum_over_ranks(torch.tensor(float(len(batch.token_M)), device=device))
+    scale = world_size() / total.clamp(min=1.0)
     losses, correct = [], []
     for turn in range(rounds):
         # A rank with fewer chunks than others takes part in their collectives with its last one, for nothing.
         idle = turn >= len(chunks)
         index = min(turn, len(chunks) - 1)
-        inside_M = (batch.before_M >= starts[index]) & (batch.before_M < starts[index + 1])
+        inside = slice(edges[index], edges[index + 1])
         with timer.phase("forward"):
-            logits_MV = engine(chunks[index], batch.before_M[inside_M] - starts[index])
-            token_M = batch.token_M[inside_M]
+            logits_MV = wrapped(chunks[index], batch.before_M[inside] - int(starts[index]))
+            token_M = batch.token_M[inside]
             losses_M = masked_next_token(logits_MV, token_M)
         with timer.phase("backward"):
-            engine.set_gradient_accumulation_boundary(turn == rounds - 1)
-            engine.backward(losses_M.sum() * (0.0 if idle else world_size() / max(count, 1.0)))
+            wrapped.set_gradient_accumulation_boundary(turn == rounds - 1)
+            wrapped.backward(spoiled_unless_finite(losses_M.sum() * (scale * (not idle))))
         if not idle:
             losses.append(losses_M.detach())
             correct.append((logits_MV.detach().argmax(dim=1) == token_M).float())
     losses_M, correct_M = torch.cat(losses), torch.cat(correct)
-    zeros_S = torch.zeros(num_sources, device=losses_M.device)
+    zeros_S = torch.zeros(num_sources, device=device)
     counts_S = zeros_S.index_add(0, batch.source_M, torch.ones_like(losses_M))
     values = {"loss": losses_M, "accuracy": correct_M}
     return StepOutput(
-        loss=losses_M.sum() * world_size() / max(count, 1.0),
+        loss=losses_M.sum() * scale,
         sums_S={name: zeros_S.index_add(0, batch.source_M, value) for name, value in values.items()},
         counts_S=dict.fromkeys(values, counts_S),
     )

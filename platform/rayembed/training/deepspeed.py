@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: configuration, creation, and its state as plain named tensors.
+"""DeepSpeed around a model: settings, and the optimizer's state as plain named tensors.
 
 DeepSpeed's own checkpoints are pickled and tied to the number of ranks. The functions here read and write
 master weights and Adam moments parameter by parameter through its public accessors, which works at every ZeRO
@@ -61,29 +61,29 @@ def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any
     return [group for group in groups if group["params"]]
 
 
-def create_engine(
+def wrap(
     model: nn.Module, stage: StageConfig, training: TrainingConfig, *, rows_per_rank: int, dtype: torch.dtype
 ) -> Any:
-    """Wrap a model in a DeepSpeed engine with AdamW over its trainable parameters; called by all ranks."""
+    """Wrap a model in DeepSpeed with AdamW over its trainable parameters; called by all ranks."""
     if not torch.cuda.is_available():
         disable_shared_memory_transport()
     optimizer = torch.optim.AdamW(
         parameter_groups(model, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True
     )
-    engine, *_ = deepspeed.initialize(
+    wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(stage, training, rows_per_rank, dtype)
     )
-    _allocate_moments(engine)
-    return engine
+    _allocate_moments(wrapped)
+    return wrapped
 
 
-def _allocate_moments(engine: Any) -> None:
+def _allocate_moments(wrapped: Any) -> None:
     """Make Adam's moments exist before the first step.
 
     DeepSpeed 0.19 links moments to parameters after the first group of the first step, when later groups
     would have none yet, and would then never find theirs.
     """
-    adam = _adam(engine)
+    adam = _adam(wrapped)
     for group in adam.param_groups:
         for parameter in group["params"]:
             adam.state[parameter] = {
@@ -93,13 +93,18 @@ def _allocate_moments(engine: Any) -> None:
             }
 
 
-def set_learning_rate(engine: Any, factor: float) -> None:
+def set_learning_rate(wrapped: Any, factor: float) -> None:
     """Set every group's rate to `factor` times its base rate."""
-    for group in engine.optimizer.param_groups:
+    for group in wrapped.optimizer.param_groups:
         group["lr"] = group["base_rate"] * factor
 
 
-def take_step(engine: Any) -> torch.Tensor:
+def learning_rate(wrapped: Any) -> float:
+    """Rate of the backbone."""
+    return wrapped.optimizer.param_groups[0]["lr"]
+
+
+def take_step(wrapped: Any) -> torch.Tensor:
     """Clip the gradient and move the weights, unless the gradient is not finite; called by all ranks.
 
     From ZeRO stage 1 on, DeepSpeed takes the norm over all ranks' parts before its first group moves and
@@ -109,84 +114,84 @@ def take_step(engine: Any) -> torch.Tensor:
         Norm of the gradient before clipping, the same on all ranks. When it is not finite, weights
         and moments are as before and the gradient is cleared.
     """
-    if engine.zero_optimization_stage() == 0:
-        gradients = [p.grad for _, p in trainable_parameters(engine) if p.grad is not None]
+    if wrapped.zero_optimization_stage() == 0:
+        gradients = [p.grad for _, p in trainable_parameters(wrapped) if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
-            engine.zero_grad()
+            wrapped.zero_grad()
             return norm
-        engine.step()
+        wrapped.step()
         return norm
-    engine.step()
-    return torch.as_tensor(engine.get_global_grad_norm())
+    wrapped.step()
+    return torch.as_tensor(wrapped.get_global_grad_norm())
 
 
-def optimizer_steps(engine: Any) -> int:
+def optimizer_steps(wrapped: Any) -> int:
     """Steps that Adam has taken; fewer than those of the plan when batches were skipped."""
-    return int(max((float(state["step"]) for state in _adam(engine).state.values()), default=0.0))
+    return int(max((float(state["step"]) for state in _adam(wrapped).state.values()), default=0.0))
 
 
-def trainable_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
+def trainable_parameters(wrapped: Any) -> Iterator[tuple[str, nn.Parameter]]:
     """Named trainable parameters in a fixed order."""
     return (
-        (name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad
+        (name, parameter) for name, parameter in wrapped.module.named_parameters() if parameter.requires_grad
     )
 
 
-def read_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def read_state(wrapped: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """fp32 master weights by name, Adam moments as "moment.name"; called by all ranks."""
     weights, moments = {}, {}
     # DeepSpeed finds moments from the first step on. Skipped batches may put it off; till then they are zero.
-    moved = optimizer_steps(engine) > 0
-    for name, parameter in trainable_parameters(engine):
+    moved = optimizer_steps(wrapped) > 0
+    for name, parameter in trainable_parameters(wrapped):
         weights[name] = _own_or(parameter, safe_get_full_fp32_param(parameter)).cpu().clone()
         for moment in ADAM_MOMENTS:
             full = safe_get_full_optimizer_state(parameter, moment) if moved else None
             if not moved:
                 full = torch.zeros_like(weights[name])
             elif full is None:
-                full = _adam(engine).state[parameter][moment]
+                full = _adam(wrapped).state[parameter][moment]
             moments[f"{moment}.{name}"] = full.detach().cpu().clone()
     return weights, moments
 
 
 @torch.no_grad()
-def write_weights(engine: Any, weights: dict[str, torch.Tensor]) -> None:
+def write_weights(wrapped: Any, weights: dict[str, torch.Tensor]) -> None:
     """Set the fp32 master weights; called by all ranks.
 
-    The same weights must have been loaded into the model before the engine was made: the engine rounds its
+    The same weights must have been loaded into the model before it was wrapped: DeepSpeed rounds its
     master weights to the model's number format, and this undoes that.
     """
-    for name, parameter in trainable_parameters(engine):
+    for name, parameter in trainable_parameters(wrapped):
         if safe_get_full_fp32_param(parameter) is not None:
             _set_partitioned(parameter, weights[name], None)
 
 
 @torch.no_grad()
-def write_moments(engine: Any, moments: dict[str, torch.Tensor], optimizer_steps: int) -> None:
+def write_moments(wrapped: Any, moments: dict[str, torch.Tensor], optimizer_steps: int) -> None:
     """Set Adam's moments and step count; called by all ranks after `prime_optimizer` made them."""
-    for name, parameter in trainable_parameters(engine):
+    for name, parameter in trainable_parameters(wrapped):
         partitioned = safe_get_full_fp32_param(parameter) is not None
         for moment in ADAM_MOMENTS:
             value = moments[f"{moment}.{name}"]
             if partitioned:
                 _set_partitioned(parameter, value, moment)
             else:
-                _adam(engine).state[parameter][moment].copy_(value)
-    for state in _adam(engine).state.values():
+                _adam(wrapped).state[parameter][moment].copy_(value)
+    for state in _adam(wrapped).state.values():
         state["step"].fill_(float(optimizer_steps))
 
 
-def prime_optimizer(engine: Any, vectors: torch.Tensor) -> None:
+def prime_optimizer(wrapped: Any, vectors: torch.Tensor) -> None:
     """Take one step at rate zero with zero gradient, so that Adam allocates its moments; called by all ranks.
 
     Args:
-        engine: a fresh engine.
+        wrapped: a model that has taken no step.
         vectors: output of a forward pass through it.
     """
-    set_learning_rate(engine, 0.0)
-    engine.backward(vectors.sum() * 0.0)
-    engine.step()
+    set_learning_rate(wrapped, 0.0)
+    wrapped.backward(vectors.sum() * 0.0)
+    wrapped.step()
 
 
 def _set_partitioned(parameter: nn.Parameter, value: torch.Tensor, moment: str | None) -> None:
@@ -214,5 +219,5 @@ def _own_or(parameter: nn.Parameter, full: torch.Tensor | None) -> torch.Tensor:
     return parameter.detach() if full is None else full.detach()
 
 
-def _adam(engine: Any) -> torch.optim.AdamW:
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+def _adam(wrapped: Any) -> torch.optim.AdamW:
+    return getattr(wrapped.optimizer, "optimizer", wrapped.optimizer)

@@ -1,4 +1,11 @@
-"""Where the checkpoints of a stage are kept, and which of them training continues from.
+"""What is stored to continue a stage, and where: weights, Adam moments, and the cursor into the plan.
+
+Files of a checkpoint folder, all written by rank 0:
+    trainable.safetensors    fp32 master weights of the adapters and the pooling head
+    moments.safetensors      Adam moments, named "moment.parameter"
+    state.json               stage, next step, the SHA-256 of the two files above and one of its own content
+
+`state.json` is written last, so that a folder without one was not written to its end.
 
 A checkpoint counts when it is complete and its digests are right, whoever else knows of it: Ray Train's own
 list may be torn, or may lack a checkpoint that was written just before the end. How long one is kept is up to
@@ -6,38 +13,135 @@ Ray Train.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import ray.train
-import yaml
+import torch
 from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
-from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
-from ray.train.collective import broadcast_from_rank_zero
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from rayembed.common.errors import CheckpointError, ConfigError, DataError, ResourceError
+from rayembed.common.paths import atomic_write, file_digest
 from rayembed.common.ray_compat import checkpoint_list_file
-from rayembed.config import RunConfig
 from rayembed.records.locations import open_location
-from rayembed.training.checkpointing import (
-    STATE_FILE,
-    TrainingState,
-    load_training_state,
-    write_training_state,
-)
-from rayembed.training.run_folder import RECIPE_FILE, first_difference
-from rayembed.training.stage_run import StageRun
-from rayembed.training.validation import requested_validation
+from rayembed.training.run_folder import RECIPE_FILE, check_recipe
 
+WEIGHTS_FILE = "trainable.safetensors"
+MOMENTS_FILE = "moments.safetensors"
+STATE_FILE = "state.json"
 FOLDER = "ray-train"
-SCORE = "score_of_keeping"
-"""Metric of a report by which Ray Train keeps checkpoints: the step, so that the newest are kept."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A stage between two steps.
+
+    Attributes:
+        stage: name of the stage.
+        next_step: first step of the plan that has not been taken.
+        optimizer_steps: steps that the optimizer took; fewer than `next_step` when batches were skipped.
+        weights: fp32 trainable weights by parameter name.
+        moments: Adam moments by "moment.parameter name".
+    """
+
+    stage: str
+    next_step: int
+    optimizer_steps: int
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+
+def write_training_state(folder: Path, state: TrainingState) -> None:
+    """Write the files of a checkpoint folder.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    for name, tensors in ((WEIGHTS_FILE, state.weights), (MOMENTS_FILE, state.moments)):
+        try:
+            save_file(tensors, folder / name)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+    digests = {name: file_digest(folder / name) for name in (WEIGHTS_FILE, MOMENTS_FILE)}
+    content = {
+        "stage": state.stage,
+        "next_step": state.next_step,
+        "optimizer_steps": state.optimizer_steps,
+        "sha256": digests,
+    }
+    content["state_sha256"] = _content_digest(content)
+    atomic_write(folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def load_training_state(folder: Path) -> TrainingState:
+    """Read a checkpoint folder and compare its digests.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    state = check_training_state(folder)
+    return TrainingState(
+        stage=state["stage"],
+        next_step=state["next_step"],
+        optimizer_steps=state["optimizer_steps"],
+        weights=load_file(folder / WEIGHTS_FILE),
+        moments=load_file(folder / MOMENTS_FILE),
+    )
+
+
+def check_training_state(folder: Path) -> dict[str, Any]:
+    """Compare the digests of a checkpoint folder; returns the content of its `state.json`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"training checkpoint {folder} has no {STATE_FILE}, so it was not written to its end; remove it "
+            "and run the same command again"
+        )
+    try:
+        state = json.loads(path.read_text())
+        digest = state.pop("state_sha256")
+    except (ValueError, KeyError, AttributeError):
+        state, digest = {}, ""
+    if _content_digest(state) != digest:
+        raise _damaged(path)
+    for name, expected in state["sha256"].items():
+        if not (folder / name).is_file() or file_digest(folder / name) != expected:
+            raise _damaged(folder / name)
+    return state
+
+
+def next_step(folder: Path) -> int:
+    """First step of the plan that a checkpoint has not taken."""
+    return json.loads((folder / STATE_FILE).read_text())["next_step"]
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Trainable weights alone, to start the next stage or to export."""
+    return load_training_state(folder).weights
+
+
+def _content_digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"training checkpoint file {path} is damaged; remove {path.parent} and run the same command again"
+    )
 
 
 @dataclass(frozen=True)
@@ -128,14 +232,19 @@ class CheckpointStore:
         self.filesystem.move(path, f"{path}.damaged")
 
 
-def store_of_stage(config: RunConfig, stage_folder: Path) -> CheckpointStore:
+def open_store(location: str | None, *, run_name: str, recipe: str, stage_folder: Path) -> CheckpointStore:
     """The store of a stage, empty or of an earlier attempt; called on the driver.
 
+    Args:
+        location: `training.checkpoint_storage`; None: in the run folder.
+        run_name: a folder below the location.
+        recipe: the resolved recipe, left next to the checkpoints.
+        stage_folder: of the stage in the run folder.
+
     Raises:
-        ConfigError: `training.checkpoint_storage` is no location, or has checkpoints of another recipe.
+        ConfigError: the location is none, or has checkpoints of another recipe.
         ResourceError: it cannot be written.
     """
-    location = config.training.checkpoint_storage
     if location is None:
         store = CheckpointStore(LocalFileSystem(), str(stage_folder / FOLDER))
     else:
@@ -143,10 +252,10 @@ def store_of_stage(config: RunConfig, stage_folder: Path) -> CheckpointStore:
             filesystem, path = open_location(location)
         except DataError as error:
             raise ConfigError(f"training.checkpoint_storage: {error}") from error
-        run_path = PurePosixPath(path) / config.name
+        run_path = PurePosixPath(path) / run_name
         try:
             filesystem.create_dir(str(run_path))
-            _claim(filesystem, str(run_path), config)
+            _claim(filesystem, str(run_path), recipe)
         except (OSError, ArrowException) as error:
             raise ResourceError(
                 f"training.checkpoint_storage {location} cannot be used ({str(error).splitlines()[0]}); "
@@ -157,76 +266,13 @@ def store_of_stage(config: RunConfig, stage_folder: Path) -> CheckpointStore:
     return store
 
 
-def _claim(filesystem: FileSystem, path: str, config: RunConfig) -> None:
-    """Leave the recipe beside the checkpoints, or compare with the one that is there."""
-    recipe = f"{path}/{RECIPE_FILE}"
-    if filesystem.get_file_info(recipe).type != FileType.NotFound:
-        with filesystem.open_input_stream(recipe) as stream:
-            before = yaml.safe_load(stream.read())
-        difference = first_difference(before, config.model_dump(mode="json"))
-        if difference:
-            raise ConfigError(
-                f"{path} of training.checkpoint_storage has checkpoints of another recipe ({difference}); "
-                "set name to start another run, or remove them"
+def _claim(filesystem: FileSystem, path: str, recipe: str) -> None:
+    """Leave the recipe next to the checkpoints, or compare with the one that is there."""
+    file = f"{path}/{RECIPE_FILE}"
+    if filesystem.get_file_info(file).type != FileType.NotFound:
+        with filesystem.open_input_stream(file) as stream:
+            check_recipe(
+                stream.read().decode(), recipe, f"{path} of training.checkpoint_storage has checkpoints of"
             )
-    with filesystem.open_output_stream(recipe) as stream:
-        stream.write(config.to_yaml().encode())
-
-
-def last_good_state(run: StageRun) -> TrainingState | None:
-    """State of the newest checkpoint that is complete and undamaged; None when there is none.
-
-    The first rank decides and tells the others. Called by all ranks, before anything is reported.
-
-    Raises:
-        CheckpointError: another rank does not read what the first one read.
-    """
-    store = CheckpointStore.of_worker()
-    rank = ray.train.get_context().get_world_rank()
-    name, state = _newest_good(store, run.stage.name) if rank == 0 else (None, None)
-    reported = _reported_names() if rank == 0 else set()
-    name, known = broadcast_from_rank_zero((name, name in reported))
-    if name is None:
-        return None
-    if rank == 0:
-        _remove_leftovers(store, keep={name, *reported})
-    else:
-        with store.checkpoint(name).as_directory() as folder:
-            state = load_training_state(Path(folder))
-    assert state is not None, "the first rank has read the state that it names"
-    if not known:
-        # So that Ray Train counts it among those that it keeps and removes.
-        ray.train.report(
-            {"stage": run.stage.name, "next_step": state.next_step, SCORE: state.next_step},
-            checkpoint=store.checkpoint(name) if rank == 0 else None,
-            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-            validation=requested_validation(run, state.next_step),
-        )
-    return state
-
-
-def _newest_good(store: CheckpointStore, stage: str) -> tuple[str | None, TrainingState | None]:
-    # A folder without its last file is what an attempt leaves that ended while it wrote.
-    names = [name for name in store.names() if store.exists(f"{name}/{STATE_FILE}")]
-    for name in names:
-        try:
-            with store.checkpoint(name).as_directory() as folder:
-                return name, load_training_state(Path(folder))
-        except CheckpointError as error:
-            logger.warning("stage %s: %s; the one before it is used", stage, str(error).partition(";")[0])
-    if names:
-        logger.warning("stage %s: all its checkpoints are damaged, it starts at step 0", stage)
-    return None, None
-
-
-def _reported_names() -> set[str]:
-    """Names of the checkpoints that Ray Train knows of."""
-    reported = ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-    return {PurePosixPath(entry.checkpoint.path).name for entry in reported}
-
-
-def _remove_leftovers(store: CheckpointStore, keep: set[str]) -> None:
-    """Remove what earlier attempts wrote without reporting it, which Ray Train would never remove."""
-    for name in store.names():
-        if name not in keep:
-            store.filesystem.delete_dir(f"{store.path}/{name}")
+    with filesystem.open_output_stream(file) as stream:
+        stream.write(recipe.encode())

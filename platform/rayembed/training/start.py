@@ -1,0 +1,76 @@
+"""What a stage begins with: its kind of step, and its model with the weights that came before."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rayembed.common.errors import ConfigError
+from rayembed.data.collate import TrainingBatch
+from rayembed.training import deepspeed
+from rayembed.training.checkpoint import TrainingState
+from rayembed.training.handover import starting_weights
+from rayembed.training.mntp import MaskedLanguageModel, MaskedStep, language_model_head
+from rayembed.training.model import load_trainable_weights, prepare_for_stage, trainable_weights
+from rayembed.training.stage import Stage
+from rayembed.training.step import ContrastiveStep, Step
+
+
+def step_of(stage: Stage, device: torch.device, dtype: torch.dtype) -> Step:
+    """The step of a stage's kind.
+
+    Raises:
+        ConfigError, CheckpointError: the mask token or the teacher does not fit the model.
+    """
+    if stage.settings.kind == "mntp":
+        return MaskedStep(stage, device)
+    return ContrastiveStep(stage, device, dtype)
+
+
+def start_model(
+    stage: Stage, resumed: TrainingState | None, dtype: torch.dtype, *, rows_per_rank: int
+) -> Any:
+    """The model wrapped by DeepSpeed, with the weights of the checkpoint, of the stages before, or fresh.
+
+    Called by all ranks.
+    """
+    if stage.training.zero_stage == 0 and dtype is torch.bfloat16:
+        raise ConfigError(
+            "training.zero_stage 0 works in fp32 only; set it to 1, or training.precision to fp32"
+        )
+    embedder = stage.model.build(dtype)
+    _check_widths(stage, embedder.dimensions)
+    model: nn.Module = embedder
+    if stage.settings.kind == "mntp":
+        model = MaskedLanguageModel(embedder.backbone, language_model_head(stage.model.original_base))
+    own = trainable_weights(model)
+    if resumed:
+        load_trainable_weights(model, resumed.weights, "the checkpoint")
+    else:
+        # A stage without a pooling head leaves the head that came before it to the stages after it.
+        taken = starting_weights(stage.finished, merges_adapters=stage.settings.adapters == "merge")
+        heads = {name for name in taken.keys() - own.keys() if name.startswith("pooling.")}
+        begins = own | {name: value for name, value in taken.items() if name not in heads}
+        load_trainable_weights(model, begins, "the stages before")
+    weights = trainable_weights(model)
+    prepare_for_stage(model, stage.settings, stage.training)
+    model.train()
+    wrapped = deepspeed.wrap(model, stage.settings, stage.training, rows_per_rank=rows_per_rank, dtype=dtype)
+    deepspeed.write_weights(wrapped, weights)
+    return wrapped
+
+
+def restore_moments(wrapped: Any, state: TrainingState, step: Step, batch: TrainingBatch) -> None:
+    """Put the optimizer where the checkpoint left it; called by all ranks with the next batch."""
+    deepspeed.prime_optimizer(wrapped, step.forward(wrapped, batch))
+    deepspeed.write_weights(wrapped, state.weights)
+    deepspeed.write_moments(wrapped, state.moments, state.optimizer_steps)
+
+
+def _check_widths(stage: Stage, dimensions: int) -> None:
+    cuts = stage.settings.matryoshka.dimensions if stage.settings.matryoshka else ()
+    if cuts and max(cuts) > dimensions:
+        raise ConfigError(
+            f"stage {stage.name}: matryoshka.dimensions has {max(cuts)} and the model's vectors have "
+            f"{dimensions}; lower it"
+        )
