@@ -35,7 +35,7 @@ from rayembed.data.plan import PlannedSource, plan_batches
 from rayembed.data.plan_store import write_plan
 from rayembed.data.stream import StreamSpec, local_batches, stream_batches
 from rayembed.model.base_model import prepare_base_model
-from rayembed.training.prepare import prepare_stage
+from rayembed.training.prepare import resolve_data
 
 CONSUMED = 3400.0  # tokens per second that the quickstart's training consumes
 BATCH_SIZE = 128
@@ -97,7 +97,7 @@ def _lower(name: str, values: list[float], goal: float, detail: dict[str, Any]) 
 def prepared(config: RunConfig, folder: Path) -> StreamSpec:
     """Stream of the first stage."""
     base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
-    return prepare_stage(config, 0, folder, str(base))
+    return resolve_data(config)[0].prepare(folder, str(base))
 
 
 def stream_bars(quick: bool) -> list[Bar]:

@@ -35,7 +35,7 @@ from rayembed.common.paths import workspace
 from rayembed.contract import Contract
 from rayembed.engine.engine import Engine
 from rayembed.model.base_model import prepare_base_model, save_untrained
-from rayembed.training.timing import peak_memory as process_memory
+from rayembed.training.resources import peak_memory as process_memory
 
 Encode = Callable[[Sequence[str]], Any]
 

@@ -24,9 +24,8 @@ from rayembed.model.backbone import prepare_backbone
 from rayembed.model.configuration import LoraSettings, MeanPoolingConfig, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora
-from rayembed.training.gradcache import encode_and_backward
-from rayembed.training.step import StepOutput
-from rayembed.training.timing import StepTimer
+from rayembed.training.resources import StepTimer
+from rayembed.training.step import StepOutput, encode_and_backward
 
 TOKENS = 64  # of a text
 BUDGET = 2048
@@ -35,7 +34,7 @@ GROWTH = (1, 2, 4, 8)
 MEBIBYTE = 2**20
 
 
-class PlainEngine:
+class Unwrapped:
     """A bare module where a DeepSpeed engine is expected."""
 
     def __init__(self, module: torch.nn.Module):
@@ -80,7 +79,7 @@ def status(key: str) -> int:
 def measure_one(rows: int, tokens_per_chunk: int | None) -> dict[str, float]:
     """One step in this process."""
     torch.set_num_threads(1)
-    engine = PlainEngine(small_embedder())
+    engine = Unwrapped(small_embedder())
     warm_up = torch.randint(1000, (2, 8)).tolist()
     encode_and_backward(engine, pack_ids(warm_up, [0, 0]), contrast, StepTimer())
     generator = torch.Generator().manual_seed(rows)

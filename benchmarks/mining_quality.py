@@ -40,8 +40,8 @@ from rayembed.mining.selection import random_documents
 from rayembed.model.base_model import prepare_base_model
 from rayembed.model.checkpoint import LoadedModel, load_tokenizer
 from rayembed.records.schema import PAIR_SCHEMA, document_id
-from rayembed.training.model import build_trainable
-from rayembed.training.prepare import prepare_stage
+from rayembed.training.model import ModelSpec
+from rayembed.training.prepare import resolve_data
 from rayembed.training.step import contrastive_step
 
 ARMS = ("percentage", "naive", "random")
@@ -138,8 +138,8 @@ def configuration(source: str, rows: Path, seed: int, settings: argparse.Namespa
 def trained(config: RunConfig, base: Path, folder: Path) -> LoadedModel:
     """Train one cell in this process."""
     stage = config.stages[0]
-    stream = prepare_stage(config, 0, folder, str(base))
-    model = build_trainable(config, base, torch.float32).train()
+    stream = resolve_data(config)[0].prepare(folder, str(base))
+    model = ModelSpec.of(config, base).build(torch.float32).train()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=stage.learning_rate, weight_decay=stage.weight_decay)
     warmup = max(1, stage.warmup_steps)

@@ -43,7 +43,7 @@ from rayembed.common.paths import resolve
 from rayembed.config import RunConfig
 from rayembed.data.prepared import PreparedRows
 from rayembed.model.base_model import prepare_base_model, save_untrained
-from rayembed.training.prepare import prepare_stage
+from rayembed.training.prepare import resolve_data
 
 TOLERANCE = 1e-3  # largest relative difference of two losses in fp32
 LEARNING_RATE = 1e-3
@@ -193,7 +193,7 @@ def _prepared(config: RunConfig, folder: Path) -> list[PreparedRows]:
     """The quickstart's own rows, BM25 negatives included."""
     models = resolve(config.models_directory)
     base = prepare_base_model(config.base_model, models, layers=config.base_layers)
-    spec = prepare_stage(config, 0, folder / "quickstart", str(base))
+    spec = resolve_data(config)[0].prepare(folder / "quickstart", str(base))
     return [PreparedRows.open(path) for path in spec.sources]
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 
 import ray
 import torch
-from gradcache_memory import PlainEngine
+from gradcache_memory import Unwrapped
 from harness import Bar, ratio_bar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,13 +25,12 @@ from rayembed.config import RunConfig
 from rayembed.data.stream import StreamSpec, local_batches
 from rayembed.model.base_model import prepare_base_model
 from rayembed.model.precision import resolve_device, resolve_precision
-from rayembed.training.gradcache import encode_and_backward
-from rayembed.training.loop import learning_rate_factor
-from rayembed.training.model import build_trainable, prepare_for_stage
-from rayembed.training.prepare import prepare_stage
+from rayembed.training.model import ModelSpec, prepare_for_stage
+from rayembed.training.prepare import resolve_data
+from rayembed.training.resources import StepTimer
 from rayembed.training.run import train
-from rayembed.training.step import StepOutput, contrastive_loss
-from rayembed.training.timing import StepTimer
+from rayembed.training.step import StepOutput, contrastive_loss, encode_and_backward
+from rayembed.training.trainer import learning_rate_factor
 
 WARM_UP = 4  # steps that are not counted
 Measure = Callable[[], list[float]]
@@ -51,7 +50,7 @@ class Runs:
         base = prepare_base_model(
             config.base_model, resolve(config.models_directory), layers=config.base_layers
         )
-        return cls(config, Path(base), prepare_stage(config, 0, folder / "plan", str(base)))
+        return cls(config, Path(base), resolve_data(config)[0].prepare(folder / "plan", str(base)))
 
     def on_ray(self, workers: int, threads: int) -> list[float]:
         """Ray Train, Ray Data and DeepSpeed: the real run, on a Ray of its own."""
@@ -154,9 +153,9 @@ def _bare_loop(config: RunConfig, base: Path, spec: StreamSpec, threads: int) ->
     [stage] = config.stages
     device = resolve_device()
     dtype = resolve_precision(config.training.precision, device)
-    model = build_trainable(config, base, dtype).to(device, dtype)  # all of it, as DeepSpeed does
+    model = ModelSpec.of(config, base).build(dtype).to(device, dtype)  # all of it, as DeepSpeed does
     prepare_for_stage(model, stage, config.training)
-    engine = PlainEngine(model.train())
+    engine = Unwrapped(model.train())
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         weights, lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True

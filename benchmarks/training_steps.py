@@ -20,11 +20,10 @@ from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.model.checkpoint import load_tokenizer
 from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
 from rayembed.records.schema import pair_row, to_table
-from rayembed.training import engine as deepspeed_engine
-from rayembed.training.gradcache import encode_and_backward
-from rayembed.training.model import build_trainable, prepare_for_stage, trainable_weights
-from rayembed.training.step import StepOutput, contrastive_loss
-from rayembed.training.timing import StepTimer
+from rayembed.training import deepspeed
+from rayembed.training.model import ModelSpec, prepare_for_stage, trainable_weights
+from rayembed.training.resources import StepTimer
+from rayembed.training.step import StepOutput, contrastive_loss, encode_and_backward
 
 SOURCES = ("python-docstrings", "wordnet-glosses")
 
@@ -159,11 +158,11 @@ class Ours:
         [self._stage] = config.stages
         self._budget = config.training.tokens_per_chunk
         self._collator, self._planned = _collator(config, base, batches, folder)
-        embedder = build_trainable(config, base, dtype)
+        embedder = ModelSpec.of(config, base).build(dtype)
         self.adapters = trainable_weights(embedder)
         prepare_for_stage(embedder, self._stage, config.training)
         _single_process_group()
-        self._engine = deepspeed_engine.create_engine(
+        self._wrapped = deepspeed.wrap(
             embedder.train(), self._stage, config.training, rows_per_rank=len(batches[0].rows), dtype=dtype
         )
 
@@ -178,8 +177,8 @@ class Ours:
         def loss_of(vectors_ND: torch.Tensor) -> StepOutput:
             return contrastive_loss(vectors_ND, batch, self._stage, timer)
 
-        output = encode_and_backward(self._engine, batch.packed, loss_of, timer, self._budget)
-        deepspeed_engine.take_step(self._engine)
+        output = encode_and_backward(self._wrapped, batch.packed, loss_of, timer, self._budget)
+        deepspeed.take_step(self._wrapped)
         return output.loss.detach()
 
 

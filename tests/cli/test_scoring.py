@@ -1,18 +1,13 @@
 """Checkpoints scored by the evaluation, from the recipe to the kept checkpoint."""
 
 import json
-import os
-import sys
 
 import pytest
-import ray
 
-from rayembed.cli.scoring import scorer_of
-from rayembed.cli.train import train_and_score
+from rayembed.cli.train import score_of, train_and_score
 from rayembed.common.errors import UserError
 from rayembed.common.ray_cluster import connect
 from rayembed.config import validate_config
-from rayembed.evaluation import gate
 from rayembed.model.checkpoint import read_manifest
 from rayembed.reports.runs import open_run
 
@@ -47,17 +42,7 @@ def test_an_unknown_task_is_refused_before_training(recipe, home):
     with pytest.raises(UserError, match="did you mean Words"):
         train_and_score(validate_config(recipe, "test"))
     assert not (home / "runs").exists()
-    assert scorer_of(validate_config(recipe | {"validation": None}, "test")) is None
-
-
-@pytest.mark.ray
-def test_a_scoring_whose_process_dies_gives_no_scores(recipe, home, monkeypatch, caplog):
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
-    connect(num_cpus=2)
-    scorer = scorer_of(validate_config(recipe, "test"))
-    monkeypatch.setattr(gate, "_score", lambda *arguments: os._exit(1))
-    assert scorer.score(home, 3, output=home / "out", export=print) == {}
-    assert "the gate of step 3 failed" in caplog.text
+    assert score_of(validate_config(recipe | {"validation": None}, "test")) is None
 
 
 @pytest.mark.ray

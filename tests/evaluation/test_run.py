@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from rayembed.common.errors import CheckpointError, UserError
+from rayembed.common.errors import UserError
 from rayembed.common.ray_cluster import connect
-from rayembed.evaluation import gate, run
+from rayembed.evaluation import run
 from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
@@ -111,24 +111,6 @@ def cluster():
     connect(num_cpus=2)
     yield
     ray.shutdown()
-
-
-@pytest.mark.ray
-def test_a_gate_scores_beside_training_and_a_failed_one_is_dropped(cluster, data_dir, tmp_path, monkeypatch):
-    def score(checkpoint, output, data_dir, tasks, task_files, export):
-        if checkpoint.name == "broken":
-            raise CheckpointError("no weights")
-        return dict.fromkeys(tasks, 0.5)
-
-    monkeypatch.setattr(gate, "_score", score)
-    started = [
-        gate.start_gate(tmp_path / name, step, output=tmp_path, data_dir=data_dir, tasks=["WordSim353"])
-        for step, name in ((10, "good"), (20, "broken"))
-    ]
-    ray.wait([one.reference for one in started], num_returns=2, timeout=60)
-    assert gate.finished_gates(started) == ({10: {"WordSim353": 0.5}}, [])
-    with pytest.raises(UserError, match="did you mean WordSim353"):
-        gate.start_gate(tmp_path, 1, output=tmp_path, data_dir=data_dir, tasks=["WordSim35"])
 
 
 class Hurried(Progress):

@@ -8,9 +8,9 @@ from rayembed.config import RunConfig
 from rayembed.contract.packing import pack
 from rayembed.engine.engine import Engine
 from rayembed.model.configuration import LoraSettings, ModelConfig
-from rayembed.training.checkpointing import TrainingState, load_weights, write_training_state
-from rayembed.training.export import export_model
-from rayembed.training.model import build_trainable, load_trainable_weights, trainable_weights
+from rayembed.training.checkpoint import TrainingState, load_weights, write_training_state
+from rayembed.training.handover import FinishedStage, ModelExport
+from rayembed.training.model import ModelSpec, load_trainable_weights, trainable_weights
 
 BLOCK = {"num_heads": 2, "head_width": 8}
 HEADS = [
@@ -37,7 +37,7 @@ def make_config(base, pooling, attention="bidirectional", lora=True):
 
 def as_if_trained(config, base):
     """A model whose every trainable parameter is away from its start, in evaluation mode."""
-    model = build_trainable(config, base, torch.float32)
+    model = ModelSpec.of(config, base).build(torch.float32)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -65,13 +65,14 @@ def test_save_resume_merge_and_export_keep_the_vectors(tiny_base, tmp_path, pool
     moments = {f"exp_avg.{name}": tensor for name, tensor in weights.items()}
     write_training_state(checkpoint, TrainingState("one", 1, 1, weights, moments))
 
-    export_model(config, tiny_base, tiny_base, [checkpoint], tmp_path / "model")
+    finished = [FinishedStage.of(config.stages[0], checkpoint)]
+    ModelExport.of(config).write(ModelSpec.of(config, tiny_base), finished, tmp_path / "model")
     engine = Engine.load(tmp_path / "model", precision="fp32")
     tokenized = engine.tokenize(TEXTS, "Find")
     expected = encode(trained, tokenized)
     torch.testing.assert_close(torch.tensor(engine.encode_tokens(tokenized)), expected, atol=1e-5, rtol=0)
 
-    resumed = build_trainable(config, tiny_base, torch.float32).eval()
+    resumed = ModelSpec.of(config, tiny_base).build(torch.float32).eval()
     assert (encode(resumed, tokenized) - expected).abs().max() > 1e-3
     load_trainable_weights(resumed, load_weights(checkpoint), "checkpoint")
     assert torch.equal(encode(resumed, tokenized), expected)
@@ -79,6 +80,6 @@ def test_save_resume_merge_and_export_keep_the_vectors(tiny_base, tmp_path, pool
 
 def test_a_checkpoint_of_another_head_is_refused(tiny_base, tmp_path):
     trained = as_if_trained(make_config(tiny_base, HEADS[3]), tiny_base)
-    other = build_trainable(make_config(tiny_base, HEADS[4]), tiny_base, torch.float32)
+    other = ModelSpec.of(make_config(tiny_base, HEADS[4]), tiny_base).build(torch.float32)
     with pytest.raises(CheckpointError, match=r"does not fit this model: pooling\."):
         load_trainable_weights(other, trainable_weights(trained), "checkpoint")

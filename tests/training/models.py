@@ -1,4 +1,4 @@
-"""Miniature embedders for tests of training, and an engine that is none."""
+"""Miniature embedders for tests of training, and what a step asks of DeepSpeed without it."""
 
 import torch
 
@@ -26,8 +26,8 @@ def make_embedder(
     return embedder.to(dtype)
 
 
-class PlainEngine:
-    """What a step asks of a DeepSpeed engine, over a bare module."""
+class Unwrapped:
+    """A bare module where one wrapped by DeepSpeed is expected."""
 
     def __init__(self, module: torch.nn.Module):
         self.module = module

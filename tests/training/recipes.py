@@ -1,9 +1,10 @@
-"""A small recipe over two sources of the user's own, and their files."""
+"""Small recipes, and the files of their sources."""
 
 import json
 from pathlib import Path
 
 from rayembed.config import RunConfig, validate_config
+from tests.training.sources import stage
 
 PAIRS = {"source": "pairs", "weight": 2, "in_batch_negatives": True, "negatives_per_query": 0}
 LABELS = {"source": "labels", "weight": 1, "in_batch_negatives": False, "negatives_per_query": 2}
@@ -21,7 +22,7 @@ def write_labels(home: Path) -> None:
     (home / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
 
 
-def recipe(*entries: dict, training: dict | None = None, **stage) -> RunConfig:
+def recipe(*entries: dict, training: dict | None = None, **settings) -> RunConfig:
     """One stage over the entries, in a workspace that has their files."""
     raw = {
         "name": "prepared",
@@ -35,7 +36,20 @@ def recipe(*entries: dict, training: dict | None = None, **stage) -> RunConfig:
         "training": training or {},
         "stages": [
             {"name": "one", "steps": 6, "batch_size": 6, "learning_rate": 1e-3, "blend": list(entries)}
-            | stage
+            | settings
         ],
     }
     return validate_config(raw, origin="here")
+
+
+def tiny_recipe(base: Path | str = "unused", **changes) -> RunConfig:
+    """One contrastive stage over two sources that tests write themselves."""
+    settings = {
+        "name": "tiny",
+        "base_model": str(base),
+        "contract": {"max_length": 64},
+        "model": {"pooling": {"type": "latent", "num_latents": 4, "num_heads": 2, "head_width": 8}},
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
+        "stages": [stage().model_dump(mode="json")],
+    }
+    return validate_config(settings | changes, origin="test")

@@ -9,9 +9,13 @@ import torch
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from rayembed.common.errors import CheckpointError, ConfigError, ResourceError
-from rayembed.config import validate_config
-from rayembed.training.checkpoint_store import CheckpointStore, store_of_stage
-from rayembed.training.checkpointing import TrainingState, load_training_state, write_training_state
+from rayembed.training.checkpoint import (
+    CheckpointStore,
+    TrainingState,
+    load_training_state,
+    open_store,
+    write_training_state,
+)
 from tests.training.recipes import PAIRS, recipe
 
 FILES = ("trainable.safetensors", "moments.safetensors", "state.json")
@@ -90,25 +94,25 @@ def test_a_torn_list_of_checkpoints_is_set_aside(tmp_path, caplog, content):
     assert ("step-0000004, which is missing" if content is None else "is damaged") in record.getMessage()
 
 
-def with_storage(location: str, **changes):
-    config = recipe(PAIRS, training={"checkpoint_storage": location}).model_dump(mode="json")
-    return validate_config(config | changes, origin="here")
+def store_at(location: str | None, stage_folder: Path, **changes) -> CheckpointStore:
+    config = recipe(PAIRS, training={"checkpoint_storage": location}).model_copy(update=changes)
+    return open_store(location, run_name=config.name, recipe=config.to_yaml(), stage_folder=stage_folder)
 
 
 def test_checkpoints_can_be_kept_elsewhere_but_not_two_runs_in_one_place(home):
     stage = home / "runs" / "prepared" / "stages" / "0-one"
-    assert store_of_stage(recipe(PAIRS), stage).path == str(stage / "ray-train")
+    assert store_at(None, stage).path == str(stage / "ray-train")
     elsewhere = home / "elsewhere"
     for location in ("elsewhere", elsewhere.as_uri()):
-        assert store_of_stage(with_storage(location), stage).path == f"{elsewhere}/prepared/0-one/ray-train"
+        assert store_at(location, stage).path == f"{elsewhere}/prepared/0-one/ray-train"
     assert (elsewhere / "prepared" / "recipe.yaml").is_file()
     with pytest.raises(ConfigError, match=r"checkpoints of another recipe \(seed was .*set name"):
-        store_of_stage(with_storage("elsewhere", seed=1234), stage)
+        store_at("elsewhere", stage, seed=1234)
 
 
 def test_storage_that_cannot_be_used_is_named(home):
     (home / "file").write_text("")
     with pytest.raises(ResourceError, match=r"training\.checkpoint_storage file/below cannot be used"):
-        store_of_stage(with_storage("file/below"), home)
+        store_at("file/below", home)
     with pytest.raises(ConfigError, match=r"training\.checkpoint_storage: gopher"):
-        store_of_stage(with_storage("gopher://there"), home)
+        store_at("gopher://there", home)

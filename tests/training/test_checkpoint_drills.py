@@ -15,7 +15,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from rayembed.common.ray_cluster import connect
 from rayembed.config import load_config
 from rayembed.model.checkpoint import read_manifest
-from rayembed.training import checkpoint_store
+from rayembed.training import checkpoint
 from rayembed.training.run import train
 from tests.training_jobs import (
     STEPS,
@@ -112,7 +112,7 @@ def test_training_continues_from_a_store_that_is_not_a_local_folder(home, tiny_b
     bucket = home / "bucket"
     bucket.mkdir()
     store = SubTreeFileSystem(str(bucket), LocalFileSystem())
-    monkeypatch.setattr(checkpoint_store, "open_location", lambda location: (store, "prefix"))
+    monkeypatch.setattr(checkpoint, "open_location", lambda location: (store, "prefix"))
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
     connect(num_cpus=2)
     config = load_config(

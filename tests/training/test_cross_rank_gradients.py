@@ -9,10 +9,9 @@ import torch.distributed as dist
 
 from rayembed.config import StageConfig, TrainingConfig
 from rayembed.data.stream import local_batches
-from rayembed.training.gradcache import encode_and_backward
-from rayembed.training.step import contrastive_loss, contrastive_step
-from rayembed.training.timing import StepTimer
-from tests.training.models import PlainEngine, gradients, make_embedder
+from rayembed.training.resources import StepTimer
+from rayembed.training.step import contrastive_loss, encode_and_backward
+from tests.training.models import Unwrapped, gradients, make_embedder
 from tests.training.sources import stage, stream_spec
 from tests.training.spawn import run_ranks
 
@@ -46,7 +45,7 @@ DEEPSPEED_CASES = [
     for budget in (None, BUDGET)
     if not (zero_stage == 0 and dtype == "bfloat16")
 ]
-# Three ranks only add uneven sizes, one rank only the engine itself: the corners of the matrix are enough.
+# Three ranks only add uneven sizes, one rank only DeepSpeed itself: the corners of the matrix are enough.
 FEWER_DEEPSPEED_CASES = [
     (0, "float32", True, BUDGET),
     (1, "bfloat16", True, BUDGET),
@@ -63,19 +62,19 @@ def config_of(name: str) -> StageConfig:
     return stage(batch_size=ROWS, temperature=None, **LOSSES[name])
 
 
-def step_gradients(engine, batch, config, budget):
+def step_gradients(wrapped, batch, config, budget):
     def loss_of(vectors):
         return contrastive_loss(vectors, batch, config, StepTimer())
 
-    return encode_and_backward(engine, batch.packed, loss_of, StepTimer(), budget)
+    return encode_and_backward(wrapped, batch.packed, loss_of, StepTimer(), budget)
 
 
 def averaged(rank, world_size, spec, name, budget):
     """Loss and gradients of one step, averaged over ranks as DeepSpeed does, without DeepSpeed."""
-    engine = PlainEngine(make_embedder())
+    wrapped = Unwrapped(make_embedder())
     [batch] = local_batches(spec, start=1, stop=2, rank=rank, world_size=world_size)
-    output = step_gradients(engine, batch, config_of(name), budget)
-    results = {"loss": output.loss.detach(), **gradients(engine.module)}
+    output = step_gradients(wrapped, batch, config_of(name), budget)
+    results = {"loss": output.loss.detach(), **gradients(wrapped.module)}
     rows = output.counts_S["loss"]
     for value in (*results.values(), rows):
         dist.all_reduce(value)
@@ -86,16 +85,17 @@ def under_deepspeed(rank, world_size, spec, zero_stage, dtype, lora, budget):
     """Full gradients as DeepSpeed hands them to its optimizer."""
     from deepspeed.utils import safe_get_full_grad
 
-    from rayembed.training.engine import create_engine, trainable_parameters
+    from rayembed.training import deepspeed
 
     config, dtype = config_of("both-directions"), getattr(torch, dtype)
     training = TrainingConfig(zero_stage=zero_stage, activation_checkpointing=zero_stage == 2)
     model = make_embedder(lora=lora, dtype=dtype).train()
-    engine = create_engine(model, config, training, rows_per_rank=3, dtype=dtype)
+    wrapped = deepspeed.wrap(model, config, training, rows_per_rank=3, dtype=dtype)
     [batch] = local_batches(spec, start=1, stop=2, rank=rank, world_size=world_size)
-    step_gradients(engine, batch, config, budget)
-    found = {name: safe_get_full_grad(p).float().clone() for name, p in trainable_parameters(engine)}
-    engine.destroy()
+    step_gradients(wrapped, batch, config, budget)
+    parameters = deepspeed.trainable_parameters(wrapped)
+    found = {name: safe_get_full_grad(parameter).float().clone() for name, parameter in parameters}
+    wrapped.destroy()
     return found
 
 
@@ -134,7 +134,7 @@ def whole_batch(spec, config, **model):
     """Loss and gradients of the global batch in this process, in one pass."""
     embedder = make_embedder(**model)
     [batch] = local_batches(spec, start=1, stop=2)
-    output = contrastive_step(embedder, batch, config)
+    output = contrastive_loss(embedder(batch.packed), batch, config, StepTimer())
     output.loss.backward()
     return {"loss": output.loss.detach(), **gradients(embedder)}
 

@@ -29,48 +29,48 @@ def make_model():
     return model
 
 
-def make_engine(zero_stage, dtype, world_size, weights=None):
-    from rayembed.training.engine import create_engine, write_weights
+def wrap_model(zero_stage, dtype, world_size, weights=None):
+    from rayembed.training.deepspeed import wrap, write_weights
 
     model = make_model()
     if weights:
         model.load_state_dict(weights)
     settings = stage(batch_size=12, weight_decay=0.1, pooling_learning_rate=2e-2)
     training = TrainingConfig(zero_stage=zero_stage)
-    engine = create_engine(model, settings, training, rows_per_rank=12 // world_size, dtype=dtype)
+    wrapped = wrap(model, settings, training, rows_per_rank=12 // world_size, dtype=dtype)
     if weights:
-        write_weights(engine, weights)
-    return engine
+        write_weights(wrapped, weights)
+    return wrapped
 
 
-def take_steps(engine, first, count, rank, world_size, dtype):
+def take_steps(wrapped, first, count, rank, world_size, dtype):
     """Each rank sees its share of the same twelve rows of a step."""
-    from rayembed.training.engine import set_learning_rate
+    from rayembed.training.deepspeed import set_learning_rate
 
     for step in range(first, first + count):
         rows = torch.randn(12, 7, generator=torch.Generator().manual_seed(step)).to(dtype)[rank::world_size]
-        set_learning_rate(engine, 1.0 - step / 10)
-        engine.backward(engine(rows).float().pow(2).mean())
-        engine.step()
+        set_learning_rate(wrapped, 1.0 - step / 10)
+        wrapped.backward(wrapped(rows).float().pow(2).mean())
+        wrapped.step()
 
 
 def unbroken_and_resumed(rank, world_size, zero_stage, dtype):
-    from rayembed.training.engine import prime_optimizer, read_state, write_moments, write_weights
+    from rayembed.training.deepspeed import prime_optimizer, read_state, write_moments, write_weights
 
-    engine = make_engine(zero_stage, dtype, world_size)
-    take_steps(engine, 0, STEPS, rank, world_size, dtype)
-    weights, moments = read_state(engine)
-    take_steps(engine, STEPS, STEPS, rank, world_size, dtype)
-    unbroken, _ = read_state(engine)
-    engine.destroy()
+    wrapped = wrap_model(zero_stage, dtype, world_size)
+    take_steps(wrapped, 0, STEPS, rank, world_size, dtype)
+    weights, moments = read_state(wrapped)
+    take_steps(wrapped, STEPS, STEPS, rank, world_size, dtype)
+    unbroken, _ = read_state(wrapped)
+    wrapped.destroy()
 
-    engine = make_engine(zero_stage, dtype, world_size, weights)
-    prime_optimizer(engine, engine(torch.zeros(1, 7, dtype=dtype)))
-    write_weights(engine, weights)
-    write_moments(engine, moments, STEPS)
-    take_steps(engine, STEPS, STEPS, rank, world_size, dtype)
-    resumed, _ = read_state(engine)
-    engine.destroy()
+    wrapped = wrap_model(zero_stage, dtype, world_size, weights)
+    prime_optimizer(wrapped, wrapped(torch.zeros(1, 7, dtype=dtype)))
+    write_weights(wrapped, weights)
+    write_moments(wrapped, moments, STEPS)
+    take_steps(wrapped, STEPS, STEPS, rank, world_size, dtype)
+    resumed, _ = read_state(wrapped)
+    wrapped.destroy()
     return {"unbroken": unbroken, "resumed": resumed, "weights": weights, "moments": moments}
 
 
@@ -96,14 +96,14 @@ def test_resumed_equals_unbroken(results, case):
 
 
 def continue_alone(rank, world_size, state):
-    from rayembed.training.engine import prime_optimizer, read_state, write_moments, write_weights
+    from rayembed.training.deepspeed import prime_optimizer, read_state, write_moments, write_weights
 
-    engine = make_engine(1, torch.float32, world_size, state["weights"])
-    prime_optimizer(engine, engine(torch.zeros(1, 7)))
-    write_weights(engine, state["weights"])
-    write_moments(engine, state["moments"], STEPS)
-    take_steps(engine, STEPS, STEPS, rank, world_size, torch.float32)
-    return read_state(engine)[0]
+    wrapped = wrap_model(1, torch.float32, world_size, state["weights"])
+    prime_optimizer(wrapped, wrapped(torch.zeros(1, 7)))
+    write_weights(wrapped, state["weights"])
+    write_moments(wrapped, state["moments"], STEPS)
+    take_steps(wrapped, STEPS, STEPS, rank, world_size, torch.float32)
+    return read_state(wrapped)[0]
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_dry_run_of_a_large_recipe(home, tiny_base, monkeypatch, recipe):
     )
     declared = config.data.sources
     # Building dozens of sources with Ray Data is tested elsewhere.
-    monkeypatch.setattr(prepared_source, "_files", lambda *_: [])
+    monkeypatch.setattr(prepared_source.PreparedSource, "_files", lambda *_: [])
     monkeypatch.setattr(
         prepared_source, "read_tables", lambda _, name, split: [few_rows(name, declared[name].kind)]
     )

@@ -9,7 +9,7 @@ from rayembed.common.errors import ConfigError, DataError
 from rayembed.config import RunConfig, validate_config
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
-from rayembed.training.prepare import check_sources, prepare_stage
+from rayembed.training.prepare import check_sources, resolve_data
 from tests.training.recipes import LABELS, PAIRS, recipe, write_labels, write_pairs
 
 
@@ -22,7 +22,8 @@ def home(home) -> Path:
 
 
 def prepare(home: Path, config: RunConfig):
-    return prepare_stage(config, 0, home / "runs" / config.name, "no tokenizer")
+    [stage] = resolve_data(config)
+    return stage.prepare(home / "runs" / config.name, "no tokenizer")
 
 
 def plan_of(spec) -> list[list[tuple[int, int]]]:

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rayembed.contract.packing import pack_ids
-from rayembed.training.utilization import Utilization, measured_peak
+from rayembed.training.resources import Utilization, measured_peak
 from tests.training.models import make_embedder
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from rayembed.common.errors import TrainingError
 from rayembed.common.ray_cluster import connect
 from rayembed.config import load_config
 from rayembed.model.checkpoint import load_model, read_manifest
-from rayembed.training.checkpointing import load_weights
+from rayembed.training.checkpoint import load_weights
 from rayembed.training.run import train
 from tests.tiny import make_backbone, make_tokenizer
 

@@ -1,6 +1,7 @@
 """Chunks and replayed random numbers change nothing but the memory, in one process."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,10 @@ import torch
 from rayembed.config import TrainingConfig
 from rayembed.contract.packing import split_packed
 from rayembed.data.stream import local_batches
-from rayembed.training.bad_batch import BadBatch
-from rayembed.training.gradcache import encode_and_backward
 from rayembed.training.model import prepare_for_stage
-from rayembed.training.step import contrastive_loss
-from rayembed.training.timing import StepTimer
-from tests.training.models import PlainEngine, gradients, make_embedder
+from rayembed.training.resources import StepTimer
+from rayembed.training.step import contrastive_loss, encode_and_backward, spoiled_unless_finite
+from tests.training.models import Unwrapped, gradients, make_embedder
 from tests.training.sources import stage, stream_spec
 
 BUDGET = 90
@@ -50,17 +49,17 @@ def test_vectors_of_chunks_are_those_of_the_batch(batch):
 
 def run(batch, tokens_per_chunk, *, checkpointing=False, lora=True, dropout=0.3):
     config = stage(batch_size=7, document_to_query_weight=0.5, attention_dropout=0.2 * bool(dropout))
-    engine = PlainEngine(make_embedder(lora=lora, dropout=dropout).train())
-    prepare_for_stage(engine.module, config, TrainingConfig(activation_checkpointing=checkpointing))
+    wrapped = Unwrapped(make_embedder(lora=lora, dropout=dropout).train())
+    prepare_for_stage(wrapped.module, config, TrainingConfig(activation_checkpointing=checkpointing))
     torch.manual_seed(5)
     output = encode_and_backward(
-        engine,
+        wrapped,
         batch.packed,
         lambda vectors: contrastive_loss(vectors, batch, config, StepTimer()),
         StepTimer(),
         tokens_per_chunk,
     )
-    return output.loss.detach(), gradients(engine.module), engine
+    return output.loss.detach(), gradients(wrapped.module), wrapped
 
 
 def chunks_with_graphs(batch, *, lora=True, dropout=0.3):
@@ -79,9 +78,9 @@ def chunks_with_graphs(batch, *, lora=True, dropout=0.3):
 @pytest.mark.parametrize(("lora", "dropout"), [(True, 0.3), (True, 0.0), (False, 0.3), (False, 0.0)])
 def test_loss_and_gradients_equal_one_backward(batch, lora, dropout, checkpointing):
     loss, expected = chunks_with_graphs(batch, lora=lora, dropout=dropout)
-    found_loss, found, engine = run(batch, BUDGET, lora=lora, dropout=dropout, checkpointing=checkpointing)
-    assert engine.boundaries == [False] * (len(engine.boundaries) - 1) + [True]
-    assert len(engine.boundaries) == len(split_packed(batch.packed, BUDGET))
+    found_loss, found, wrapped = run(batch, BUDGET, lora=lora, dropout=dropout, checkpointing=checkpointing)
+    assert wrapped.boundaries == [False] * (len(wrapped.boundaries) - 1) + [True]
+    assert len(wrapped.boundaries) == len(split_packed(batch.packed, BUDGET))
     torch.testing.assert_close(found_loss, loss)
     for name, gradient in expected.items():
         torch.testing.assert_close(
@@ -97,21 +96,29 @@ def test_dropout_is_drawn_at_all(batch):
 
 def test_a_budget_for_everything_is_the_plain_step_to_the_bit(batch):
     plain_loss, plain, _ = run(batch, None)
-    loss, found, engine = run(batch, 10**6)
-    assert engine.boundaries == []
+    loss, found, wrapped = run(batch, 10**6)
+    assert wrapped.boundaries == []
     assert torch.equal(loss, plain_loss)
     assert all(torch.equal(found[name], gradient) for name, gradient in plain.items())
 
 
-def test_a_loss_that_is_not_finite_computes_no_gradient(batch):
-    engine = PlainEngine(make_embedder().train())
+@pytest.mark.parametrize("budget", [None, BUDGET])
+def test_a_loss_that_is_not_finite_leaves_no_finite_gradient(batch, budget):
+    wrapped = Unwrapped(make_embedder().train())
     config = stage(batch_size=7)
-    with pytest.raises(BadBatch, match="the loss is not finite"):
-        encode_and_backward(
-            engine,
-            batch.packed,
-            lambda vectors: contrastive_loss(vectors * torch.nan, batch, config, StepTimer()),
-            StepTimer(),
-            BUDGET,
-        )
-    assert all(parameter.grad is None for parameter in engine.module.parameters())
+
+    def loss_of(vectors):
+        output = contrastive_loss(vectors, batch, config, StepTimer())
+        return replace(output, loss=output.loss + torch.inf)  # whose gradient is finite
+
+    output = encode_and_backward(wrapped, batch.packed, loss_of, StepTimer(), budget)
+    assert torch.isinf(output.loss)
+    assert all(torch.isnan(gradient).any() for gradient in gradients(wrapped.module).values())
+
+
+def test_a_finite_loss_is_not_touched(batch):
+    loss = torch.tensor(0.7, requires_grad=True)
+    kept = spoiled_unless_finite(loss)
+    kept.backward()
+    assert torch.equal(kept, loss)
+    assert loss.grad == 1.0

@@ -1,6 +1,7 @@
 """The longest batch of a plan and one real step at it."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from rayembed.config import validate_config
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import local_batches
-from rayembed.training import dry_run, preflight, trial
-from rayembed.training.longest import longest_batch, row_characters
-from rayembed.training.memory import advising_on_memory
-from rayembed.training.stage_run import StageRun
+from rayembed.training import dry_run, trial
+from rayembed.training.preflight import GIBIBYTE, Needs
+from rayembed.training.resources import advising_on_memory
+from rayembed.training.trial import longest_batch, row_characters
 from tests.training.sources import stage, stream_spec, write_source
+from tests.training.stages import stage_of
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def run(tmp_path, tiny_base):
         origin="test",
     )
     spec = stream_spec(tmp_path, tiny_base, config.stages[0])
-    return StageRun(config, 0, tiny_base, tiny_base, spec, (), tmp_path)
+    return stage_of(config, tiny_base, spec, tmp_path)
 
 
 def test_the_longest_batch_has_the_most_tokens_of_the_plan(run):
@@ -81,7 +83,7 @@ def test_a_step_is_taken_in_a_process_of_its_own(run, monkeypatch):
     tried = trial.try_step(run, batch)
     assert (tried.step, tried.tokens) == (batch.step, batch.packed.num_tokens)
     assert tried.seconds > 0
-    assert preflight.GIBIBYTE / 10 < tried.memory < 4 * preflight.GIBIBYTE
+    assert GIBIBYTE / 10 < tried.memory < 4 * GIBIBYTE
 
 
 def die(run, batch):
@@ -101,30 +103,15 @@ def test_a_step_without_memory_on_the_gpu_is_an_error_with_a_budget(run):
     said = rf"^stage test: step 3 with {tokens} ran out .*tokens_per_chunk to 100 or less"
     with (
         pytest.raises(ResourceError, match=said),
-        advising_on_memory("stage test: step 3", run.config.training, batch),
+        advising_on_memory("stage test: step 3", run.training, batch),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_step_that_cannot_fit_is_not_tried(run, monkeypatch):
     monkeypatch.setattr(dry_run, "try_step", lambda *_: pytest.fail("was tried"))
-    shared = run.config.training.model_copy(update={"zero_stage": 3, "workers": 2})
-    sharing = StageRun(
-        run.config.model_copy(update={"training": shared}),
-        0,
-        run.base,
-        run.base,
-        run.stream,
-        (),
-        run.run_folder,
-    )
-    assert "no step was tried, as ZeRO 3 shares the weights among 2 workers" in dry_run._tried(sharing)
+    shared = run.training.model_copy(update={"zero_stage": 3, "workers": 2})
+    said = dry_run.tried(replace(run, training=shared), Needs(memory=0, disk=0))
+    assert "no step was tried, as ZeRO 3 shares the weights among 2 workers" in said
     monkeypatch.setattr(dry_run.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
-    assert "no step was tried, it needs about" in dry_run._tried(run)
-
-
-def test_the_estimate_grows_with_the_tokens_and_ends_at_the_chunk(run):
-    small, large, chunked = (
-        preflight.estimate(run.config, run.base, tokens).memory_per_worker for tokens in (100, 200, 10_000)
-    )
-    assert small < large == chunked
+    assert "no step was tried, it needs more than 1.0 GiB" in dry_run.tried(run, Needs(2**30, disk=0))

@@ -1,9 +1,12 @@
 """Scores of checkpoints: when they are due, what is kept of them, and what a failure costs."""
 
 import json
+import os
 import shutil
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,36 +15,61 @@ import torch
 
 from rayembed.common.errors import ConfigError
 from rayembed.common.ray_cluster import connect
-from rayembed.config import validate_config
+from rayembed.config import RunConfig, validate_config
 from rayembed.data.stream import StreamSpec
 from rayembed.model.checkpoint import read_manifest
 from rayembed.reports.runs import Run
 from rayembed.training import validation
-from rayembed.training.checkpointing import TrainingState, next_step, write_training_state
-from rayembed.training.model import build_trainable, trainable_weights
+from rayembed.training.checkpoint import TrainingState, next_step, write_training_state
+from rayembed.training.model import trainable_weights
 from rayembed.training.run import train
-from rayembed.training.stage_run import StageRun
-from rayembed.training.validation import best_record, kept_checkpoint, report_scores, validate, validation_due
+from rayembed.training.stage import Stage
+from rayembed.training.validation import (
+    best_record,
+    exported_scores,
+    kept_checkpoint,
+    report_scores,
+    validate,
+    validation_due,
+)
+from tests.training.stages import stage_of
 
 BLEND = [{"source": "pairs", "weight": 1, "in_batch_negatives": True}]
 STAGE = {"batch_size": 4, "learning_rate": 1e-3, "blend": BLEND}
 
 
-class ExportingScorer:
-    """Exports the model and answers with the score that was set for its step."""
+class Scoring:
+    """Scores that were set for steps, in place of those from another process; a step without one failed."""
 
     def __init__(self, scores: dict[int, float], folder: Path):
         self.scores, self.folder = scores, folder
 
-    def score(self, checkpoint, step, *, output, export):
+    def apart(self, stage, checkpoint, score, output):
+        step = int(output.name.removeprefix("step-"))
         if step not in self.scores:
             return {}
-        export(checkpoint, self.folder / f"model-{step}")
+        return exported_scores(stage, checkpoint, self.of_model, output)
+
+    def of_model(self, model: Path, output: Path) -> dict[str, float]:
+        step = int(output.name.removeprefix("step-"))
+        shutil.copytree(model, self.folder / f"model-{step}")
         return {"Good": self.scores[step] + 0.1, "Bad": self.scores[step] - 0.1}
 
 
-def stage_run(home: Path, base: Path, **validation) -> StageRun:
-    config = validate_config(
+def stage_run(home: Path, base: Path, index: int = 1, **validation) -> Stage:
+    (home / "run").mkdir(exist_ok=True)
+    config = recipe(base, **validation)
+    stream = StreamSpec(home, (), config.stages[1].blend, config.contract, str(base), 1)
+    stage = stage_of(config, base, stream, home / "run", index)
+    words = replace(stage.finished[0], checkpoint=home / "words") if index else None
+    if words and not words.checkpoint.exists():
+        words.checkpoint.mkdir()
+        write_training_state(words.checkpoint, TrainingState("words", 5, 5, {}, {}))
+    return replace(stage, finished=(words,)) if words else stage
+
+
+def recipe(base: Path, **validation) -> RunConfig:
+    return validate_config(
         {
             "name": "run",
             "base_model": str(base),
@@ -56,15 +84,12 @@ def stage_run(home: Path, base: Path, **validation) -> StageRun:
         },
         origin="test",
     )
-    (home / "run").mkdir(exist_ok=True)
-    stream = StreamSpec(home, (), config.stages[1].blend, config.contract, str(base), 1)
-    return StageRun(config, 1, base, base, stream, (), home / "run")
 
 
-def checkpoint(home: Path, run: StageRun, step: int) -> ray.train.Checkpoint:
+def checkpoint(home: Path, run: Stage, step: int) -> ray.train.Checkpoint:
     folder = home / f"step-{step}"
     folder.mkdir()
-    weights = trainable_weights(build_trainable(run.config, run.base, torch.float32))
+    weights = trainable_weights(run.model.build(torch.float32))
     write_training_state(folder, TrainingState("pairs", step, step, weights, {}))
     return ray.train.Checkpoint.from_directory(folder)
 
@@ -74,18 +99,17 @@ def test_validations_are_due_every_so_many_steps_and_at_the_end_of_stages_with_v
     assert [step for step in range(1, 31) if validation_due(run, step)] == [8, 16, 24, 30]
     run = stage_run(home, tiny_base)
     assert [step for step in range(1, 31) if validation_due(run, step)] == [10, 20, 30]
-    masked = StageRun(run.config, 0, run.base, run.base, run.stream, (), run.run_folder)
+    masked = stage_run(home, tiny_base, index=0)
     assert not any(validation_due(masked, step) for step in range(1, 6))
-    off = run.config.model_copy(update={"validation": None})
-    assert not validation_due(StageRun(off, 1, run.base, run.base, run.stream, (), run.run_folder), 30)
+    assert not validation_due(replace(run, validation=None), 30)
 
 
-def test_the_best_checkpoint_is_kept_and_a_failure_leaves_it(home, tiny_base):
+def test_the_best_checkpoint_is_kept_and_a_failure_leaves_it(home, tiny_base, monkeypatch):
     run, stage = stage_run(home, tiny_base), home / "stage"
-    scorer = ExportingScorer({15: 0.5, 25: 0.4}, home)
+    monkeypatch.setattr(validation, "_scores_apart", Scoring({15: 0.5, 25: 0.4}, home).apart)
     last = home / "step-30"
     for step in (10, 20, 30):
-        validate(checkpoint(home, run, step), next_step=step, run=run, scorer=scorer, folder=stage)
+        validate(checkpoint(home, run, step), next_step=step, stage=run, score=print, folder=stage)
         assert best_record(stage)["step"] == 15
     assert next_step(kept_checkpoint(run, stage, last)) == 10
     lines = [json.loads(line) for line in (run.run_folder / "validation.jsonl").read_text().splitlines()]
@@ -98,13 +122,13 @@ def test_the_best_checkpoint_is_kept_and_a_failure_leaves_it(home, tiny_base):
     assert list((run.run_folder / "tensorboard").glob("*.validation"))
 
 
-def test_the_last_checkpoint_is_kept_on_request_or_when_none_was_scored(home, tiny_base, caplog):
+def test_the_last_checkpoint_is_kept_on_request_or_when_none_was_scored(home, tiny_base, caplog, monkeypatch):
     last = home / "step-30"
     assert kept_checkpoint(stage_run(home, tiny_base), home / "stage", last) == last
     assert "no checkpoint could be scored" in caplog.text
     run = stage_run(home, tiny_base, keep="last")
-    scorer = ExportingScorer({15: 0.5}, home)
-    validate(checkpoint(home, run, 10), next_step=10, run=run, scorer=scorer, folder=home / "stage")
+    monkeypatch.setattr(validation, "_scores_apart", Scoring({15: 0.5}, home).apart)
+    validate(checkpoint(home, run, 10), next_step=10, stage=run, score=print, folder=home / "stage")
     assert kept_checkpoint(run, home / "stage", last) == last
 
 
@@ -123,14 +147,14 @@ class Notebook:
 
 def test_trackers_get_each_score_once_and_what_has_none_is_named(home, tiny_base, caplog, monkeypatch):
     run = stage_run(home, tiny_base)
-    scorer = ExportingScorer({15: 0.5, 35: 0.3}, home)
+    monkeypatch.setattr(validation, "_scores_apart", Scoring({15: 0.5, 35: 0.3}, home).apart)
     notebook = Notebook()
     monkeypatch.setattr(validation, "start_trackers", lambda names, folder, settings: [notebook])
     for step in (10, 30):
         saved = checkpoint(home, run, step)
         for _ in range(2):  # as after a kill between the note and its record by Ray Train
             shutil.rmtree(home / f"model-{step + 5}", ignore_errors=True)
-            validate(saved, next_step=step, run=run, scorer=scorer, folder=home / "stage")
+            validate(saved, next_step=step, stage=run, score=print, folder=home / "stage")
     report_scores(run)
     first = {"score": 0.5, "Good": 0.6, "Bad": 0.4}
     second = {"score": 0.3, "Good": 0.4, "Bad": 0.2}
@@ -144,25 +168,34 @@ def test_trackers_get_each_score_once_and_what_has_none_is_named(home, tiny_base
 
 def test_a_recipe_with_validation_needs_a_scorer(home, tiny_base):
     with pytest.raises(ConfigError, match="nothing to score with"):
-        train(stage_run(home, tiny_base).config)
+        train(recipe(tiny_base))
     with pytest.raises(ConfigError, match=r"validation\.tasks"):
-        stage_run(home, tiny_base, tasks=[])
+        recipe(tiny_base, tasks=[])
 
 
-class WaitingScorer:
+def score_when_training_is_done(model, output, *, metrics: Path, steps: int):
     """Answers when training has taken its last step, and fails after that."""
+    if output.name == f"step-{steps}":
+        raise RuntimeError("no memory")
+    for _ in range(600):
+        if len(metrics.read_text().splitlines()) == steps:
+            return {"Waited": 1.0}
+        time.sleep(0.1)
+    return {"Waited": 0.0}
 
-    def __init__(self, metrics: Path, steps: int):
-        self.metrics, self.steps = metrics, steps
 
-    def score(self, checkpoint, step, *, output, export):
-        if step == self.steps:
-            raise RuntimeError("no memory")
-        for _ in range(600):
-            if len(self.metrics.read_text().splitlines()) == self.steps:
-                return {"Waited": 1.0}
-            time.sleep(0.1)
-        return {"Waited": 0.0}
+def die(model, output):
+    os._exit(1)
+
+
+@pytest.mark.ray
+def test_a_scoring_whose_process_dies_gives_no_scores(home, tiny_base, caplog):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+    connect(num_cpus=2)
+    run = stage_run(home, tiny_base)
+    saved = Path(checkpoint(home, run, 10).path)
+    assert validation._scores_apart(run, saved, die, home / "step-15") == {}
+    assert "stage pairs: no score for step-15" in caplog.text
 
 
 @pytest.mark.ray
@@ -189,7 +222,7 @@ def test_training_neither_waits_for_a_validation_nor_fails_with_it(home, tiny_ba
         origin="test",
     )
     folder = home / "runs" / "waiting"
-    train(config, WaitingScorer(folder / "metrics.jsonl", steps=6))
+    train(config, partial(score_when_training_is_done, metrics=folder / "metrics.jsonl", steps=6))
     run = Run(folder, config.model_dump())
     assert [(record["step"], record["score"]) for record in run.validations] == [(2, 1.0), (4, 1.0)]
     assert run.status == "finished"

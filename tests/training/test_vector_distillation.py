@@ -1,5 +1,7 @@
 """A step that learns a teacher's vectors, from the recipe's loss to the gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,13 +17,13 @@ from rayembed.model.backbone import prepare_backbone
 from rayembed.model.checkpoint import load_tokenizer, save_model
 from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
-from rayembed.training.stage_run import StageRun
-from rayembed.training.steps import step_of
-from rayembed.training.timing import StepTimer
+from rayembed.training.resources import StepTimer
+from rayembed.training.start import step_of
 from tests.tiny import make_backbone, make_tokenizer
-from tests.training.models import PlainEngine, gradients, make_embedder
+from tests.training.models import Unwrapped, gradients, make_embedder
 from tests.training.sources import stage, stream_spec
 from tests.training.spawn import run_ranks
+from tests.training.stages import stage_of
 
 STEP = 1
 WEIGHT = 0.5
@@ -51,23 +53,21 @@ def run(home, tiny_base):
         },
         origin="test",
     )
-    return StageRun(config, 0, tiny_base, tiny_base, stream_spec(home, tiny_base, config.stages[0]), (), home)
+    return stage_of(config, tiny_base, stream_spec(home, tiny_base, config.stages[0]), home)
 
 
 def with_budget(run, budget):
-    training = run.config.training.model_copy(update={"tokens_per_chunk": budget})
-    config = run.config.model_copy(update={"training": training})
-    return StageRun(config, 0, run.base, run.original_base, run.stream, (), run.run_folder)
+    return replace(run, training=run.training.model_copy(update={"tokens_per_chunk": budget}))
 
 
 def taken(run, rank=0, world_size=1):
     """Loss and gradients of one rank's step."""
-    engine = PlainEngine(make_embedder(lora=True))
+    wrapped = Unwrapped(make_embedder(lora=True))
     [batch] = local_batches(run.stream, start=STEP, stop=STEP + 1, rank=rank, world_size=world_size)
     step = step_of(run, torch.device("cpu"), torch.float32)
-    output = step.backward(engine, batch, StepTimer())
-    assert (len(engine.boundaries) > 1) == (run.config.training.tokens_per_chunk is not None)
-    return {"loss": output.loss.detach(), **gradients(engine.module)}
+    output = step.backward(wrapped, batch, StepTimer())
+    assert (len(wrapped.boundaries) > 1) == (run.training.tokens_per_chunk is not None)
+    return {"loss": output.loss.detach(), **gradients(wrapped.module)}
 
 
 def averaged(rank, world_size, run):
@@ -82,7 +82,7 @@ def averaged(rank, world_size, run):
 
 def reference(run, teacher):
     """2 - 2 cosine of every row's query and positive, each text read from the rows and encoded alone."""
-    contract, tokenizer = run.config.contract, load_tokenizer(run.stream.tokenizer)
+    contract, tokenizer = run.stream.contract, load_tokenizer(run.stream.tokenizer)
     engine = Engine.load(teacher, device="cpu", precision="fp32")
     embedder = make_embedder(lora=True)
     rows = run.stream.collator(0, 1).choose(PlanReader(run.stream.plan).read(STEP))

@@ -84,7 +84,7 @@ def _score(
     model: Path, output: Path, *, tasks: tuple[str, ...], task_files: tuple[Path, ...], data_dir: Path
 ) -> dict[str, float]:
     """Score of each task; called in a process of its own."""
-    from rayembed.evaluation.runner import run
+    from rayembed.evaluation.run import run
 
     scores = run(model, output=output, data_dir=data_dir, tasks=tasks, task_files=task_files, actors=0)
     return {task: row["trained"] for task, row in scores.items()}

@@ -6,43 +6,44 @@ import pytest
 import torch
 
 from rayembed.config import TrainingConfig
-from rayembed.training.bad_batch import BadBatch, name_batch, record_batch
+from rayembed.training.callbacks.bad_batches import name_batch, record_batch
+from rayembed.training.step import BadBatch
 from tests.training.sources import stage, stream_spec
 from tests.training.spawn import run_ranks
-from tests.training.test_engine_state import make_model
+from tests.training.test_deepspeed import make_model
 
 CASES = [(0, "float32"), *((zero, dtype) for zero in (1, 2, 3) for dtype in ("float32", "bfloat16"))]
 
 
 def before_and_after(rank, world_size):
     """For each case: weights and moments before a bad step, after it, and after a good one."""
-    from rayembed.training.engine import (
-        create_engine,
+    from rayembed.training.deepspeed import (
         optimizer_steps,
         read_state,
         set_learning_rate,
         take_step,
+        wrap,
     )
 
     found = []
     for zero_stage, name in CASES:
         dtype = getattr(torch, name)
         settings = stage(batch_size=4, weight_decay=0.1)
-        engine = create_engine(
+        wrapped = wrap(
             make_model(), settings, TrainingConfig(zero_stage=zero_stage), rows_per_rank=2, dtype=dtype
         )
-        set_learning_rate(engine, 1.0)
+        set_learning_rate(wrapped, 1.0)
         states, norms = [], []
         for step, spoil in enumerate((1.0, float("nan"), float("inf"), 1.0)):
             rows = torch.randn(2, 7, generator=torch.Generator().manual_seed(10 * step + rank)).to(dtype)
-            outputs = engine(rows).float()
+            outputs = wrapped(rows).float()
             # Only one rank meets the bad value; the outputs keep it out of the loss of the other.
-            engine.backward((outputs * (spoil if rank == 0 else 1.0)).pow(2).mean())
-            norms.append(float(take_step(engine)))
-            weights, moments = read_state(engine)
+            wrapped.backward((outputs * (spoil if rank == 0 else 1.0)).pow(2).mean())
+            norms.append(float(take_step(wrapped)))
+            weights, moments = read_state(wrapped)
             states.append({**weights, **moments})
-        found.append({"states": states, "norms": norms, "steps": optimizer_steps(engine)})
-        engine.destroy()
+        found.append({"states": states, "norms": norms, "steps": optimizer_steps(wrapped)})
+        wrapped.destroy()
     return found
 
 

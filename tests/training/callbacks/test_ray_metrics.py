@@ -10,24 +10,17 @@ import ray
 import requests
 
 from rayembed.common.ray_cluster import connect
-from rayembed.training.metrics import scalars
-from rayembed.training.ray_metrics import RayMetrics
+from rayembed.training.callbacks.metrics import StepMetrics
+from rayembed.training.callbacks.trackers import RayMetrics
 
-DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "training.json"
+DASHBOARD = Path(__file__).resolve().parents[3] / "deploy" / "grafana" / "training.json"
 MEASURES = ("loss", "accuracy", "positive_score", "negative_score", "margin", "alignment")
-LINE = {
-    "loss": 0.5,
-    "learning_rate": 1e-3,
-    "gradient_norm": 1.5,
-    "tokens_per_second": 1000.0,
-    "seconds": 2.0,
-    "memory": 10**9,
-    "utilization": 0.4,
-    "padding": 0.0,
-    "uniformity": None,
-    "phases": {"data": 0.1, "forward": 0.4},
-    "sources": {"my/pairs": dict.fromkeys(MEASURES, 0.25) | {"rows": 8}},
-}
+STEP = StepMetrics(
+    stage="retrieval", step=6, loss=0.5, learning_rate=1e-3, gradient_norm=1.5, tokens=2000,
+    tokens_per_second=1000.0, seconds=2.0, phases={"data": 0.1, "forward": 0.4}, memory=10**9,
+    utilization=0.4, padding=0.0, uniformity=None,
+    sources={"my/pairs": dict.fromkeys(MEASURES, 0.25) | {"rows": 8}},
+)  # fmt: skip
 
 
 def drawn_by_the_dashboard() -> set[str]:
@@ -52,7 +45,7 @@ def test_prometheus_finds_what_the_dashboard_draws(exposition):
     deadline, text = time.monotonic() + 60, ""
     while not drawn_by_the_dashboard() <= set(re.findall(r"^ray_rayembed\w+", text, re.MULTILINE)):
         assert time.monotonic() < deadline, sorted(set(re.findall(r"^ray_rayembed.*", text, re.MULTILINE)))
-        metrics.log(scalars(LINE), 6)  # Ray forgets what is not set again
+        metrics.log(STEP.scalars(), STEP.step)  # Ray forgets what is not set again
         time.sleep(1)
         text = exposition()
 

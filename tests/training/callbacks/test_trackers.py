@@ -3,9 +3,9 @@
 import pytest
 
 from rayembed.common.errors import ResourceError
-from rayembed.training import trackers
+from rayembed.training.callbacks import trackers
 
-SETTINGS = {"name": "tiny", "training": {"workers": 2}}
+RECIPE = "{name: tiny, training: {workers: 2}}"
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
@@ -18,7 +18,7 @@ def test_mlflow_keeps_one_run_over_a_resume(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for step in (1, 2):
-        [tracker] = trackers.start_trackers(("mlflow",), tmp_path, SETTINGS)
+        [tracker] = trackers.start_trackers(("mlflow",), tmp_path, RECIPE)
         tracker.log({"train/loss": 0.5 / step}, step)
         tracker.close()
     [run] = mlflow.search_runs(experiment_names=["rayembed"], output_format="list")
@@ -31,7 +31,7 @@ def test_wandb_works_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    [tracker] = trackers.start_trackers(("wandb",), tmp_path, SETTINGS)
+    [tracker] = trackers.start_trackers(("wandb",), tmp_path, RECIPE)
     tracker.log({"train/loss": 0.5}, 1)
     tracker.close()
     [folder] = (tmp_path / "wandb").glob("offline-run-*")

@@ -1,19 +1,42 @@
-"""Compiled kernels give the gradients of plain ones."""
+"""The trained model: its weights by name, its start, and compiled kernels."""
 
 import shutil
 
 import pytest
 import torch
 
+from rayembed.common.errors import CheckpointError
 from rayembed.config import TrainingConfig
 from rayembed.contract.packing import pack_ids
-from rayembed.training.model import prepare_for_stage
+from rayembed.training.model import ModelSpec, load_trainable_weights, prepare_for_stage, trainable_weights
 from tests.training.models import make_embedder
+from tests.training.recipes import tiny_recipe as recipe
 from tests.training.sources import stage
 
 NEEDS_COMPILER = pytest.mark.skipif(
     not torch.cuda.is_available() and shutil.which("g++") is None, reason="needs a C++ compiler"
 )
+
+
+def test_weights_of_another_model_are_refused(tiny_base):
+    model = ModelSpec.of(recipe(tiny_base), tiny_base).build(torch.float32)
+    weights = trainable_weights(model)
+    assert any(name.startswith("pooling.") for name in weights)
+    assert any("lora_A" in name for name in weights)
+    assert not any("embed_tokens" in name for name in weights)
+    load_trainable_weights(model, weights, "here")
+    with pytest.raises(CheckpointError, match=r"pooling\.latents has shape"):
+        load_trainable_weights(model, weights | {"pooling.latents": torch.zeros(5, 32)}, "here")
+    del weights["pooling.latents"]
+    with pytest.raises(CheckpointError, match=r"pooling\.latents is on one side only"):
+        load_trainable_weights(model, weights, "here")
+
+
+def test_same_seed_same_start(tiny_base):
+    one, two = (
+        trainable_weights(ModelSpec.of(recipe(tiny_base), tiny_base).build(torch.float32)) for _ in range(2)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def gradients(*, compiled: bool, checkpointing: bool, lengths: list[int]) -> dict[str, torch.Tensor]:
