@@ -42,7 +42,8 @@ from rayembed.model.checkpoint import LoadedModel, load_tokenizer
 from rayembed.records.schema import PAIR_SCHEMA, document_id
 from rayembed.training.model import ModelSpec
 from rayembed.training.prepare import resolve_data
-from rayembed.training.step import contrastive_step
+from rayembed.training.resources import StepTimer
+from rayembed.training.step import contrastive_loss
 
 ARMS = ("percentage", "naive", "random")
 INSTRUCTIONS = {
@@ -148,7 +149,7 @@ def trained(config: RunConfig, base: Path, folder: Path) -> LoadedModel:
     )
     for batch in local_batches(stream, start=0, stop=stage.steps):
         torch.manual_seed(config.seed * 1_000_003 + batch.step)
-        contrastive_step(model, batch, stage).loss.backward()
+        contrastive_loss(model(batch.packed), batch, stage, StepTimer()).loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, stage.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()

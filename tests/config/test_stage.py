@@ -3,7 +3,8 @@
 import pytest
 
 from rayembed.common.errors import ConfigError
-from rayembed.config import MNTPConfig, validate_config
+from rayembed.config import validate_config
+from rayembed.losses import MNTPConfig
 
 BLEND = [{"source": "one", "weight": 1, "in_batch_negatives": True}]
 SETTINGS = {"steps": 4, "batch_size": 6, "learning_rate": 1e-2, "blend": BLEND}
@@ -34,7 +35,7 @@ def test_short_keys_stand_for_a_loss_and_one_loss_for_a_list():
 @pytest.mark.parametrize(
     ("stages", "changes", "message"),
     [
-        ([{"temperature": 0.1, "loss": {"type": "infonce"}}], {}, "temperature stands beside loss"),
+        ([{"temperature": 0.1, "loss": {"type": "infonce"}}], {}, "temperature excludes loss"),
         (
             [{"kind": "mntp", "loss": {"type": "infonce"}}],
             {},

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, MistralForCausalLM
 
 from rayembed.common.errors import CheckpointError, ConfigError
-from rayembed.config import MNTPConfig
 from rayembed.data.stream import local_batches
+from rayembed.losses import MNTPConfig
 from rayembed.model.backbone import load_backbone
 from rayembed.model.configuration import LoraSettings
 from rayembed.model.lora import attach_lora
