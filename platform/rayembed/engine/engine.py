@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +17,7 @@ from rayembed.common.errors import ConfigError, RequestError
 from rayembed.common.paths import resolve
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.contract.packing import PackedBatch, pack_ids
+from rayembed.contract.vectors import cut
 from rayembed.engine.int8_weights import use_int8_weights
 from rayembed.engine.memory import keep_freed_memory
 from rayembed.model.adapters import Adapters
@@ -83,7 +83,7 @@ class Engine:
         """Load a checkpoint folder.
 
         Args:
-            checkpoint: folder written by training or `rayembed base-model --checkpoint`.
+            checkpoint: folder written by training, `rayembed import-checkpoint` or an export.
             device: auto, cpu, cuda or cuda:N.
             precision: auto takes bf16 where the processor has it. In bf16 the residual stream, the norms and
                 the pooled states are fp32.
@@ -183,10 +183,7 @@ class Engine:
         progress = tqdm(total=sum(tokenized.lengths), unit="tok", disable=not show_progress, desc="embedding")
         with progress:
             for members, batch in self.packed_batches(tokenized):
-                vectors_ND = self.forward(batch)
-                if width < self.dimensions:
-                    vectors_ND = F.normalize(vectors_ND[:, :width], dim=-1)
-                vectors[members] = vectors_ND.cpu().numpy()
+                vectors[members] = cut(self.forward(batch), width).cpu().numpy()
                 progress.update(batch.num_tokens)
         return vectors
 

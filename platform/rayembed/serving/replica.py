@@ -17,6 +17,7 @@ from ray.serve.exceptions import RayServeException
 from rayembed.common import logs
 from rayembed.common.errors import RequestError
 from rayembed.contract import TokenizedTexts
+from rayembed.contract.vectors import cut_array
 from rayembed.engine.engine import Engine
 from rayembed.serving import tracing
 from rayembed.serving.autoscaling import QUEUED_TOKENS
@@ -105,7 +106,7 @@ class EmbeddingReplica:
         if cached:
             vectors = np.stack([answer.vector for answer in answers])
         answer = Embeddings(
-            cut(np.asarray(vectors), request.dimensions, request.normalize),
+            cut_array(np.asarray(vectors), request.dimensions, normalize=request.normalize),
             tokens=sum(answer.tokens for answer in answers),
             truncated=sum(answer.truncated for answer in answers),
             digest=self._digests[request.adapter],
@@ -234,13 +235,3 @@ def _chosen(group: Inputs, positions: Sequence[int]) -> Inputs:
         texts=[group.texts[position] for position in positions] if group.texts else (),
         token_ids=[group.token_ids[position] for position in positions] if group.token_ids else (),
     )
-
-
-def cut(vectors: np.ndarray, dimensions: int | None, normalize: bool = True) -> np.ndarray:
-    """First `dimensions` components of unit vectors (N, D), scaled back to unit length unless told not to."""
-    if dimensions is None or dimensions == vectors.shape[1]:
-        return vectors
-    kept = vectors[:, :dimensions]
-    if not normalize:
-        return kept
-    return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), np.finfo(np.float32).tiny)
