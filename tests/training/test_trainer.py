@@ -1,7 +1,102 @@
-"""The loop: what a step may do, who is told, and a learning rate."""
+"""The loop: who is told of what, what a bad loss leaves behind, and the learning rate."""
 
-from rayembed.training.trainer import learning_rate_factor
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rayembed.config import TrainingConfig
+from rayembed.training.callbacks import Callback, TrainerState
+from rayembed.training.step import BadBatch, StepOutput, spoiled_unless_finite
+from rayembed.training.trainer import learning_rate_factor, run_steps
 from tests.training.sources import stage
+from tests.training.spawn import run_ranks
+from tests.training.test_deepspeed import make_model
+
+
+class Told(Callback):
+    """Writes down what it is told, with the weights at that time."""
+
+    def __init__(self, state):
+        super().__init__(state)
+        self.calls = []
+
+    def on_step(self, batch, output, gradient_norm):
+        self.calls.append((f"step {batch.step}", self.weights()))
+
+    def on_bad_batch(self, batch, error):
+        self.calls.append((f"bad {batch.step}: {error}", self.weights()))
+
+    def after_step(self, next_step):
+        self.calls.append((f"next {next_step}", self.weights()))
+        self.state.leaving = next_step == 4
+
+    def close(self):
+        self.calls.append(("closed", self.weights()))
+
+    def weights(self):
+        return {name: value.detach().clone() for name, value in self.state.wrapped.module.named_parameters()}
+
+
+class InfiniteOnOneRank:
+    """A step whose loss is infinite with a finite gradient, in step 1 and on rank 1 only."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def backward(self, wrapped, batch, timer):
+        loss = wrapped(torch.ones(2, 7)).pow(2).mean()
+        if batch.step == 1 and self.rank == 1:
+            loss = loss + torch.inf
+        wrapped.backward(spoiled_unless_finite(loss))
+        return StepOutput(loss.detach(), {}, {})
+
+
+def told(rank, world_size):
+    from rayembed.training import deepspeed
+
+    settings, training = stage(steps=8), TrainingConfig(zero_stage=1)
+    wrapped = deepspeed.wrap(make_model(), settings, training, rows_per_rank=2, dtype=torch.float32)
+    here = SimpleNamespace(settings=settings, training=training, name="test", seed=1, steps_before=0)
+    state = TrainerState(here, wrapped, torch.device("cpu"), rank, world_size, first_step=0)
+    callback = Told(state)
+    packed = SimpleNamespace(num_tokens=1)
+    batches = [SimpleNamespace(step=step, packed=packed) for step in range(8)]
+    run_steps(state, InfiniteOnOneRank(rank), batches, [callback])
+    return callback.calls
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_infinite_on_one_rank_moves_nothing_on_any(tmp_path):
+    for calls in run_ranks(told, 2, tmp_path):
+        assert [what for what, _ in calls] == [
+            "step 0", "next 1", "bad 1: the loss is not finite", "next 2", "step 2", "next 3", "step 3",
+            "next 4", "closed",
+        ]  # fmt: skip
+        before, bad, better = calls[1][1], calls[2][1], calls[4][1]
+        assert all(torch.equal(bad[name], value) for name, value in before.items())
+        assert all(torch.isfinite(value).all() for value in better.values())
+        assert any(not torch.equal(better[name], value) for name, value in before.items())
+
+
+def test_a_bad_batch_can_end_the_stage_at_once():
+    class Stops(Callback):
+        def on_bad_batch(self, batch, error):
+            self.state.stopped = True
+
+        def after_step(self, next_step):
+            pytest.fail("the stage goes on")
+
+    class Bad:
+        def backward(self, wrapped, batch, timer):
+            raise BadBatch("the loss is not finite")
+
+    settings = stage()
+    here = SimpleNamespace(settings=settings, training=TrainingConfig(), name="test", seed=1, steps_before=0)
+    wrapped = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[]))
+    state = TrainerState(here, wrapped, torch.device("cpu"), 0, 1, first_step=0)
+    batches = [SimpleNamespace(step=step, packed=SimpleNamespace(num_tokens=1)) for step in range(2)]
+    run_steps(state, Bad(), batches, [Stops(state)])
 
 
 def test_learning_rate_rises_then_falls_to_nothing():

@@ -1,9 +1,15 @@
 """Gathering vectors across workers with their gradients.
 
 Exact cross-rank InfoNCE: every rank scores its own queries against the documents of all ranks. The backward
-of the gather sums what all ranks want from a document at the rank that encoded it, and DeepSpeed then
-averages parameter gradients over ranks, so that the result is the gradient of the mean loss over the global
-batch. Nothing is multiplied by the world size.
+of the gather sums what all ranks want from a document at the rank that encoded it. DeepSpeed then averages
+parameter gradients over ranks. The result is the gradient of the mean loss over the global batch.
+
+Three rows q1 q2 q3 with documents d1 d2 d3; rank 0 has q1 q2 d1, rank 1 has q3 d2 d3:
+    both ranks hold             d1 d2 d3 after the gather
+    rank 0 minimises            (loss of q1 + loss of q2) * 2 ranks / 3 rows
+    rank 1 minimises             loss of q3               * 2 ranks / 3 rows
+    d1 gets on rank 0           what q1, q2 and q3 want from it, q3's part sent by rank 1
+    average over the 2 ranks    the gradient of (loss of q1 + q2 + q3) / 3
 """
 
 from collections.abc import Sequence
