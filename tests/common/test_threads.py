@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rayembed.common.threads import keep_to_one_processor
-from rayembed.data.prefetch import Prefetched
+from rayembed.data.stream import Prefetched
 
 
 @pytest.fixture

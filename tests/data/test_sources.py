@@ -12,7 +12,7 @@ import pytest
 
 from rayembed.common.errors import DataError
 from rayembed.data.sources import SOURCES, python_docstrings, vader, word_similarity, wordnet
-from rayembed.data.splits import SPLITS
+from rayembed.data.sources.base import SPLITS
 from rayembed.data.store import drop_repeats
 
 MODULE = '''

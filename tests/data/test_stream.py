@@ -13,8 +13,7 @@ import torch
 from rayembed.common.ray_cluster import connect
 from rayembed.data.collate import to_training_batch
 from rayembed.data.plan_store import PlanReader
-from rayembed.data.prefetch import Prefetched
-from rayembed.data.stream import StreamSpec, local_batches, stream_batches
+from rayembed.data.stream import Prefetched, StreamSpec, local_batches, stream_batches
 from rayembed.data.token_cache import cache_tokens
 from rayembed.model.checkpoint import load_tokenizer
 from tests.training.sources import stage, stream_spec, write_source

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from rayembed.data.texts import text_rows
+from rayembed.data.contrastive import text_rows
 from tests.training.sources import write_source
 
 

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from rayembed.common.errors import DataError
-from rayembed.data.splits import split_of
+from rayembed.data.sources.base import split_of
 from rayembed.records.schema import PAIR_SCHEMA, check_table, document_id, label_row, pair_row, to_table
 
 

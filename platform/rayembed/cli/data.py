@@ -15,7 +15,7 @@ from rayembed.config.data import RowLimits, SourceFormat, SourceKind
 from rayembed.data.build import REJECTS_FILE, build_user_source
 from rayembed.data.card import built_names, full_card, read_card, readable_card
 from rayembed.data.sources import SOURCES
-from rayembed.data.splits import SPLITS
+from rayembed.data.sources.base import SPLITS
 from rayembed.data.store import build_source, built_in_source, is_built
 
 app = typer.Typer(help="List, check, build and describe data sources.", no_args_is_help=True)

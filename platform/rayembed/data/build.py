@@ -23,13 +23,12 @@ from filelock import FileLock
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_directory, clear_disk_errors, resolve
 from rayembed.config import DataConfig, UserSourceConfig
-from rayembed.data.card import CARD_VERSION, make_card, read_card, write_card
+from rayembed.data.card import CARD_VERSION, SourceStatistics, make_card, read_card, write_card
 from rayembed.data.part_writer import FinishJob, PartJob, finish_part, write_part
 from rayembed.data.sources import SOURCES
-from rayembed.data.statistics import Statistics
 from rayembed.data.store import build_source
 from rayembed.records import find_files, find_parts
-from rayembed.records.columns import Columns
+from rayembed.records.checks import Columns
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def _build(name: str, source: UserSourceConfig, data_dir: Path, rejects: Path) -
             )
             for index, job in enumerate(_with_rows(jobs, summaries))
         ]
-        statistics = Statistics()
+        statistics = SourceStatistics()
         for part_statistics in _on_all_cpus(finish_part, finishing, f"source {name}, writing"):
             statistics.add(part_statistics)
         _write_rejects(jobs, summaries, duplicates, folder / REJECTS_FILE)

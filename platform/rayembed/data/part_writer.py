@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 
 from rayembed.common.paths import atomic_write, clear_disk_errors
 from rayembed.config import UserSourceConfig
-from rayembed.data.statistics import Statistics
+from rayembed.data.card import SourceStatistics
 from rayembed.records import Part, Row, Unreadable, read_part
-from rayembed.records.checks import BadRow, RowChecker
-from rayembed.records.columns import Columns
+from rayembed.records.checks import BadRow, Columns, RowChecker
 from rayembed.records.schema import SCHEMAS, row_texts
 
 ROWS = 4096  # written at a time
@@ -114,7 +113,7 @@ class FinishJob:
     duplicates: tuple[int, ...]  # positions in the part
 
 
-def finish_part(job: FinishJob) -> Statistics:
+def finish_part(job: FinishJob) -> SourceStatistics:
     """Copy a written part without its duplicates and look at what is left; the written one stays."""
     with clear_disk_errors(job.finished.parent):
         if job.duplicates:
@@ -122,7 +121,7 @@ def finish_part(job: FinishJob) -> Statistics:
         else:
             _link(job.written, job.finished)
     with pq.ParquetFile(job.finished) as opened:
-        return Statistics.of(pa.Table.from_batches([batch]) for batch in opened.iter_batches(ROWS))
+        return SourceStatistics.of(pa.Table.from_batches([batch]) for batch in opened.iter_batches(ROWS))
 
 
 def _write_without(written: Path, finished: Path, duplicates: tuple[int, ...]) -> None:

@@ -7,15 +7,15 @@ have the same number of steps by construction and another number of workers cont
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from rayembed.common.errors import DataError
 from rayembed.data.clashes import KeyReader, SharedKeys, find_shared_keys
-from rayembed.data.row_sequence import RowSequence
-from rayembed.data.shares import Batching, rows_of_sources, shares, unit_size
 
 _WAITING_LOOKED_AT = 4  # times the rows wanted; keeps a step short where many rows wait
 
@@ -23,6 +23,130 @@ _WAITING_LOOKED_AT = 4  # times the rows wanted; keeps a step short where many r
 def fingerprint(description: Mapping[str, object]) -> str:
     """SHA-256 of everything that a plan, or any other derived file, depends on."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+class RowSequence:
+    """Walk over a source's rows: a new seeded permutation each epoch, and rows that have to wait.
+
+    A row waits when a batch cannot take it, and is offered again to the next one.
+    """
+
+    def __init__(self, num_rows: int, seed: tuple[int, ...], *, cap: int | None, epochs: float | None):
+        self._seed = seed
+        self._chosen = self._choose(num_rows, cap)
+        self._epoch = 0
+        self._order = self._chosen[:0]
+        self._unread: float = np.inf if epochs is None else round(epochs * self.num_rows)
+        self.waiting: deque[int] = deque()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self._chosen)
+
+    @property
+    def remaining(self) -> float:
+        """Rows still to come, infinite without a limit on the epochs."""
+        return self._unread + len(self.waiting)
+
+    def take_waiting(self, count: int) -> np.ndarray:
+        """Up to `count` of the rows that have waited longest."""
+        return np.array(
+            [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))], dtype=np.int64
+        )
+
+    def take_fresh(self, count: int) -> np.ndarray:
+        """Up to `count` rows of the present epoch; none when all epochs are over."""
+        if not len(self._order) and self._unread:
+            self._order = self._next_epoch()
+        taken = self._order[: int(min(count, self._unread))]
+        self._order = self._order[len(taken) :]
+        self._unread -= len(taken)
+        return taken
+
+    def defer(self, rows: np.ndarray) -> None:
+        """Move rows that were taken to the end of the present epoch."""
+        if len(rows):
+            self._order = np.concatenate([self._order, rows])
+            self._unread += len(rows)
+
+    def put_back(self, rows: Iterable[int]) -> None:
+        """Return rows that were taken, so that they come next."""
+        self.waiting.extendleft(reversed(list(rows)))
+
+    def _choose(self, num_rows: int, cap: int | None) -> np.ndarray:
+        rows = np.arange(num_rows, dtype=np.uint32 if num_rows < 1 << 32 else np.uint64)
+        if cap is None or cap >= num_rows:
+            return rows
+        chosen = np.random.default_rng([*self._seed, _CAP]).choice(num_rows, size=cap, replace=False)
+        return np.sort(chosen).astype(rows.dtype)
+
+    def _next_epoch(self) -> np.ndarray:
+        order = np.random.default_rng([*self._seed, self._epoch]).permutation(self._chosen)
+        self._epoch += 1
+        if len(self.waiting) < self.num_rows:
+            return order
+        # A whole epoch is waiting already, as with few large clusters; its rows are not queued once more.
+        return order[~np.isin(order, np.fromiter(self.waiting, dtype=order.dtype))]
+
+
+_CAP = 0xCA9
+"""Sets the generator that chooses the rows under a cap apart from those of the epochs."""
+
+
+Batching = Literal["blended", "homogeneous", "interleaved"]
+
+
+def shares(weights: Sequence[float | None], num_rows: Sequence[int], size_temperature: float) -> np.ndarray:
+    """Share of each source among the rows of a blend: float [sources], adding up to one.
+
+    A source has its declared weight; without one it has rows ** (1 / size_temperature), so that 1 follows
+    the sizes and a high temperature treats all sources alike.
+    Source: temperature-based sampling as in arXiv 1907.05019.
+    """
+    parts = [
+        float(rows) ** (1 / size_temperature) if weight is None else weight
+        for weight, rows in zip(weights, num_rows, strict=True)
+    ]
+    return np.array(parts) / sum(parts)
+
+
+def unit_size(batching: Batching, batch_size: int, sub_batch_size: int | None) -> int:
+    """Rows that come from one source together.
+
+    blended mixes row by row, as NV-Embed does; homogeneous gives a batch one source, as SFR-Embedding does;
+    interleaved lays sub-batches of one source each side by side, as VLM2Vec-V2 does.
+    """
+    if batching == "interleaved":
+        assert sub_batch_size is not None, "checked by the stage's configuration"
+        return sub_batch_size
+    return batch_size if batching == "homogeneous" else 1
+
+
+def rows_of_sources(owed: np.ndarray, available: np.ndarray, batch_size: int, unit: int) -> np.ndarray:
+    """Rows of each source in the next batch: int [sources].
+
+    They are whole units and add up to the batch, or to less where all sources together have too few rows.
+
+    Args:
+        owed: rows that each source is due by the end of this batch and did not get in earlier ones.
+        available: rows that each source has left, infinite where it is walked over again and again.
+        batch_size: rows of the batch.
+        unit: rows that come from one source together.
+    """
+    owed_units, available_units = owed / unit, np.floor(available / unit)
+    units = np.clip(np.floor(owed_units), 0, available_units)
+    missing = batch_size // unit - int(units.sum())
+    while missing < 0:
+        surplus = np.where(units > 0, units - owed_units, -np.inf)
+        units[int(np.argmax(surplus))] -= 1
+        missing += 1
+    while missing > 0 and (units < available_units).any():
+        by_debt = np.argsort(units - owed_units, kind="stable")
+        chosen = by_debt[(units < available_units)[by_debt]][:missing]
+        units[chosen] += 1
+        missing -= len(chosen)
+    return units.astype(int) * unit
 
 
 @dataclass(frozen=True)

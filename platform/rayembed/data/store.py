@@ -10,11 +10,9 @@ import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError, ResourceError
 from rayembed.common.paths import atomic_directory, clear_disk_errors
-from rayembed.data.card import CARD_VERSION, make_card, read_card, write_card
+from rayembed.data.card import CARD_VERSION, SourceStatistics, make_card, read_card, write_card
 from rayembed.data.sources import SOURCES, BuiltInSource
-from rayembed.data.sources.base import Example, LabelExample, PairExample
-from rayembed.data.splits import SPLITS
-from rayembed.data.statistics import Statistics
+from rayembed.data.sources.base import SPLITS, Example, LabelExample, PairExample
 from rayembed.records.schema import Kind, check_table, to_table
 
 logger = logging.getLogger(__name__)
@@ -46,7 +44,7 @@ def build_source(name: str, data_dir: Path) -> Path:
         tables = _split_tables(source, examples)
         for split, table in tables.items():
             pq.write_table(table, folder / f"{split}.parquet", compression="zstd")
-        statistics = {split: Statistics.of([table]) for split, table in tables.items()}
+        statistics = {split: SourceStatistics.of([table]) for split, table in tables.items()}
         write_card(make_card(_description(source), statistics, dropped, folder), folder)
     logger.info(
         "built %s: %s", name, ", ".join(f"{table.num_rows} {split}" for split, table in tables.items())

@@ -13,7 +13,7 @@ from rayembed.config import UserSourceConfig
 from rayembed.records.base import Part, Reader, Row, Unreadable
 from rayembed.records.json_lines import lines
 from rayembed.records.locations import StoredFile
-from rayembed.records.texts import Texts, build_texts
+from rayembed.records.triples import Texts, build_texts
 
 QUERIES = 50_000  # of a part
 

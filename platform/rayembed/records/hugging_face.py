@@ -14,8 +14,8 @@ from rayembed.common.errors import DataError
 from rayembed.config import UserSourceConfig
 from rayembed.records import parquet
 from rayembed.records.base import Part, Reader, Row
-from rayembed.records.class_names import ClassNames
 from rayembed.records.locations import StoredFile
+from rayembed.records.parquet import ClassNames
 
 SPLITS = ("train", "validation", "valid", "dev", "test")
 

@@ -1,6 +1,8 @@
-"""Parquet files, cut into row groups."""
+"""Names of classes that a Hugging Face file stores as numbers."""
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,38 @@ import pyarrow.parquet as pq
 from rayembed.common.errors import DataError
 from rayembed.config import UserSourceConfig
 from rayembed.records.base import PART_BYTES, Part, Reader, Row, Unreadable, by_suffix
-from rayembed.records.class_names import ClassNames
 from rayembed.records.locations import StoredFile
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """Column -> names of its classes, from the metadata that the `datasets` library writes."""
+
+    names: dict[str, list[str]]
+
+    @staticmethod
+    def of(schema: pa.Schema) -> "ClassNames":
+        """Class names in the metadata of a schema; none in a file of another origin."""
+        stored = (schema.metadata or {}).get(b"huggingface")
+        features = json.loads(stored).get("info", {}).get("features", {}) if stored else {}
+        return ClassNames(
+            {
+                column: feature["names"]
+                for column, feature in features.items()
+                if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+            }
+        )
+
+    def named(self, record: dict[str, Any] | Unreadable) -> dict[str, Any] | Unreadable:
+        """The record with names in place of numbers; -1, which means "no class", becomes None."""
+        if isinstance(record, Unreadable):
+            return record
+        for column, names in self.names.items():
+            value = record.get(column)
+            if isinstance(value, int):
+                record[column] = names[value] if 0 <= value < len(names) else None
+        return record
+
 
 SUFFIXES = (".parquet",)
 ROWS = 4096  # read at a time

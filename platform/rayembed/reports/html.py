@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from rayembed.common.paths import atomic_write
 from rayembed.common.progress import duration
-from rayembed.data.splits import SPLITS
+from rayembed.data.sources.base import SPLITS
 from rayembed.evaluation.scores import COLUMNS, Scores, mean_rows
 from rayembed.reports import metrics, svg
 from rayembed.reports.page import Chart, render

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import atomic_file, atomic_write, resolve
-from rayembed.data.near_duplicates import NearDuplicates
+from rayembed.data.contamination import NearDuplicates
 from rayembed.data.plan import fingerprint
 from rayembed.records.schema import PAIR_SCHEMA, document_id, pair_row
 from rayembed.synthesis.config import KindSynthesis, SynthesisRecipe

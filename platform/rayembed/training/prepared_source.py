@@ -24,12 +24,11 @@ from rayembed.data.contamination import (
     compared_sources,
     make_guard,
 )
-from rayembed.data.contrastive import contrastive_rows, is_symmetric
+from rayembed.data.contrastive import contrastive_rows, is_symmetric, text_rows
 from rayembed.data.plan import fingerprint
 from rayembed.data.prepared import write_rows
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import read_tables, split_files
-from rayembed.data.texts import text_rows
 from rayembed.mining.in_memory import mine_bm25
 from rayembed.records.schema import Kind
 

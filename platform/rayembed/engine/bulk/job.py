@@ -17,10 +17,17 @@ from rayembed.common.errors import DataError
 from rayembed.common.paths import resolve
 from rayembed.common.progress import Progress
 from rayembed.common.ray_work import ATTEMPTS, ItemsFailed, reason_of, run_items
-from rayembed.engine.bulk.manifest import check_same, read_manifest, write_manifest
-from rayembed.engine.bulk.output import VECTORS_FOLDER, Statistics, read_statistics, shard_path
+from rayembed.engine.bulk.output import (
+    VECTORS_FOLDER,
+    ShardStatistics,
+    check_same,
+    read_manifest,
+    read_statistics,
+    shard_path,
+    write_manifest,
+)
 from rayembed.engine.bulk.request import EmbedRequest, plan_work
-from rayembed.engine.bulk.worker import ShardWorker, Work
+from rayembed.engine.bulk.worker import EmbeddingWork, ShardWorker
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +82,7 @@ def embed_files(
         leftover.unlink()
 
     failed = _embed(work, missing, done, actors, worker) if missing else {}
-    statistics = Statistics()
+    statistics = ShardStatistics()
     for shard in done.values():
         statistics.add(shard)
     manifest |= {
@@ -94,10 +101,10 @@ def embed_files(
     return manifest
 
 
-def _finished(work: Work) -> dict[int, Statistics]:
+def _finished(work: EmbeddingWork) -> dict[int, ShardStatistics]:
     """Shards whose files are there, and what they are made of."""
 
-    def read(shard: int) -> Statistics | None:
+    def read(shard: int) -> ShardStatistics | None:
         path = shard_path(work.output, shard)
         if not path.is_file():
             return None
@@ -113,9 +120,9 @@ def _finished(work: Work) -> dict[int, Statistics]:
 
 
 def _embed(
-    work: Work,
+    work: EmbeddingWork,
     missing: Sequence[int],
-    done: dict[int, Statistics],
+    done: dict[int, ShardStatistics],
     actors: int | None,
     worker: type[ShardWorker],
 ) -> dict[int, str]:

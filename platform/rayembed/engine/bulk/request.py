@@ -11,10 +11,9 @@ from rayembed.common.errors import RequestError
 from rayembed.common.paths import resolve
 from rayembed.contract import Contract
 from rayembed.contract.instructions import Side, chosen_instruction
-from rayembed.engine.bulk.inputs import find_files, index_files
+from rayembed.engine.bulk.inputs import ROW_FIELD, BadRows, find_files, index_files, kept_schema
 from rayembed.engine.bulk.output import VECTOR_COLUMN
-from rayembed.engine.bulk.reading import ROW_FIELD, BadRows, kept_schema
-from rayembed.engine.bulk.worker import Work
+from rayembed.engine.bulk.worker import EmbeddingWork
 from rayembed.engine.vector_formats import Quantisation, quantise
 from rayembed.model import checkpoint as checkpoints
 from rayembed.model.configuration import Precision
@@ -74,7 +73,7 @@ class EmbedRequest:
 
 def plan_work(
     request: EmbedRequest, known_files: Sequence[dict[str, Any]] = ()
-) -> tuple[Work, dict[str, Any]]:
+) -> tuple[EmbeddingWork, dict[str, Any]]:
     """Look at checkpoint and input; returns the work and the manifest of its output.
 
     Args:
@@ -95,7 +94,7 @@ def plan_work(
     contract = Contract.load(folder)
     keep = tuple(dict.fromkeys(request.keep))
     rows = index_files(find_files(request.files), known_files)
-    work = Work(
+    work = EmbeddingWork(
         checkpoint=folder,
         output=resolve(request.output),
         rows=rows,

@@ -8,16 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from rayembed.common.errors import DataError
-from rayembed.engine.bulk.inputs import InputRows
-from rayembed.engine.bulk.output import Statistics, shard_path, vector_column, write_shard
-from rayembed.engine.bulk.reading import BadRows, Rows, read_rows
+from rayembed.engine.bulk.inputs import BadRows, InputRows, Rows, read_rows
+from rayembed.engine.bulk.output import ShardStatistics, shard_path, vector_column, write_shard
 from rayembed.engine.engine import Engine
 from rayembed.engine.vector_formats import Quantisation, quantise
 from rayembed.model.configuration import Precision
 
 
 @dataclass(frozen=True)
-class Work:
+class EmbeddingWork:
     """All that an actor needs to know to embed any shard."""
 
     checkpoint: Path
@@ -45,7 +44,7 @@ class Work:
 class ShardWorker:
     """Embeds shards; the model is loaded with the first one."""
 
-    def __init__(self, work: Work):
+    def __init__(self, work: EmbeddingWork):
         self.work = work
 
     @cached_property
@@ -53,11 +52,11 @@ class ShardWorker:
         """The engine."""
         return Engine.load(self.work.checkpoint, precision=self.work.precision)
 
-    def __call__(self, shard: int) -> tuple[int, Statistics]:
+    def __call__(self, shard: int) -> tuple[int, ShardStatistics]:
         """Embed a shard and write its file; returns its number and what it is made of."""
         return shard, self.embed(shard)
 
-    def embed(self, shard: int) -> Statistics:
+    def embed(self, shard: int) -> ShardStatistics:
         """Embed one shard and write its file.
 
         Raises:
@@ -76,7 +75,7 @@ class ShardWorker:
                 pa.array([position not in rows.problems for position in range(len(rows.texts))])
             )
             missing = []
-        statistics = Statistics(
+        statistics = ShardStatistics(
             rows=stop - start,
             vectors=len(texts),
             tokens=sum(encoded.token_counts),
