@@ -19,9 +19,56 @@ INTRODUCTION = """\
 
 <!-- Written by scripts/make_configuration_docs.py; change the descriptions in the code and run it again. -->
 
-A run is one YAML file, a recipe; `jobs/configs/quickstart.yaml` is a complete one. Override any setting on
-the command line by its dotted name, with a YAML value: `--set stages.0.steps=20 --set lora=null`. Unknown
-keys, missing keys and wrong values are refused by name. `--dry-run` prints the recipe with every default.
+A run is one YAML file, a recipe; `jobs/configs/quickstart.yaml` is a complete one. All mistakes of a recipe
+are told at once, each with its address. `--dry-run` prints the recipe with every default.
+
+## Extend a recipe
+
+`extends` names one recipe or a list of them, relative to the recipe's own folder:
+
+```yaml
+extends: nv-embed-v2.yaml
+name: only-the-blend
+stages:
+  retrieval: null        # null takes something out
+  blend:                 # entries of a list are changed by their name
+    steps: 38000
+    blend: {nq: 200}     # a number is the weight of a source
+```
+
+Mappings merge. Lists whose entries have a `name`, `source` or `kind` merge by it; any other list replaces.
+Recipes of `rayembed mine`, `synthesize` and `ablate` extend one another in the same way.
+
+## State facts at the source
+
+What holds for a source in every blend may stand under `data.sources.NAME`, of a built-in source too:
+`instruction`, `paraphrases`, `symmetric`, `labels`, `negatives_per_query`, `mining` and `in_batch_negatives`.
+A blend then names its sources and their weights, and overrides a fact where it differs. A stage may state
+`in_batch_negatives` and `negatives_per_query` for the sources that say nothing.
+
+```yaml
+data:
+  sources:
+    nq: {path: nq.parquet, instruction: Find the answer, negatives_per_query: 7}
+    wordnet-glosses: {instruction: Find the definition of this word}
+stages:
+  - name: retrieval
+    in_batch_negatives: true
+    blend: {nq: 100, wordnet-glosses: {weight: 5, negatives_per_query: 0}}
+```
+
+## Override a setting
+
+`--set ADDRESS=VALUE` takes a value in YAML. An address has keys, names, or numbers that count from 0. The
+key of a list may be left out in front of the name of its entry:
+
+| address | sets |
+|---|---|
+| `stages.retrieval.steps=20` or `stages.0.steps=20` | the steps of stage `retrieval` |
+| `stages.blend.nq.weight=2` or `stages.blend.blend.nq.weight=2` | the weight of `nq` in stage `blend` |
+| `stages.blend.nq=null` | takes `nq` out of the blend |
+| `data.sources.nq.instruction=...` | a fact of a source, in every blend that does not override it |
+| `lora=null` | trains all weights |
 
 Relative paths start at the workspace: the folder in `RAYEMBED_HOME`, or the current one. [Stop and
 resume](resume.md#what-may-change-between-start-and-resume) says what may change while a run is unfinished.

@@ -83,7 +83,7 @@ def test_an_override_that_does_not_fit_is_quoted(load, override, message):
     ("override", "message"),
     [
         ("sed=3", "unknown key 'sed'; did you mean 'seed'?"),
-        ("stages.0.stepz=3", "unknown key 'stages.0.stepz'; did you mean 'steps'?"),
+        ("stages.0.stepz=3", "unknown key 'stages.retrieval.stepz'; did you mean 'steps'?"),
         ("training.worker=3", "unknown key 'training.worker'; did you mean 'workers'?"),
         ("xyzzy=1", "unknown key 'xyzzy'; remove it"),
     ],
@@ -105,8 +105,8 @@ def test_a_missing_key_is_named(load, key):
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("stages.0.steps=many", ["stages.0.steps", "'many'"]),
-        ("stages.0.learning_rate=-1", ["stages.0.learning_rate", "-1"]),
+        ("stages.0.steps=many", ["stages.retrieval.steps", "'many'"]),
+        ("stages.0.learning_rate=-1", ["stages.retrieval.learning_rate", "-1"]),
         ("training.zero_stage=4", ["training.zero_stage", "4"]),
         ("training.precision=fp16", ["training.precision", "'fp16'", "'bf16'"]),
         ("name=Not/a/name", ["name", "'Not/a/name'"]),
@@ -158,7 +158,7 @@ def test_a_file_that_is_no_recipe_is_refused(load, content, message):
 
 
 def test_a_missing_file_points_to_the_shipped_recipes(tmp_path):
-    with pytest.raises(ConfigError, match=r"no recipe at .*jobs/configs"):
+    with pytest.raises(ConfigError, match=r"no recipe at .*name of a shipped one: .*quickstart"):
         load_config(tmp_path / "none.yaml")
 
 

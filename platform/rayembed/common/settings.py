@@ -1,8 +1,9 @@
 """The base of all settings, and what differs between two of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict
 
 _ABSENT = object()
@@ -12,6 +13,16 @@ class Frozen(BaseModel):
     """Immutable settings that refuse unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_yaml(self) -> str:
+        """All settings as YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """End a check of settings: ValueError with all its problems, one a line; nothing when there are none."""
+    if listed := "\n".join(problems):
+        raise ValueError(listed)
 
 
 def differences(before: Any, now: Any, address: str = "") -> Iterator[str]:

@@ -1,16 +1,20 @@
-"""One YAML recipe plus dotted overrides -> one validated configuration."""
+"""A recipe, what it extends and overrides by address -> one validated configuration."""
 
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rayembed.common.errors import ConfigError
 from rayembed.common.settings import Frozen
+from rayembed.config.blend import SourceConfig
+from rayembed.config.facts import facts_of, list_blends, spread_facts
+from rayembed.config.layering import assign, merge, names_in
 from rayembed.config.run import RunConfig
 
 Recipe = TypeVar("Recipe", bound=Frozen)
@@ -26,39 +30,87 @@ def load_config(recipe: RecipeSource, overrides: Sequence[str] = ()) -> RunConfi
     return load_recipe(recipe, RunConfig, overrides)
 
 
-def load_recipe(recipe: RecipeSource, model: type[Recipe], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe of any kind and apply `a.b.0.c=value` overrides; values are YAML.
+def load_recipe(
+    recipe: RecipeSource, model: type[Recipe], overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Recipe:
+    """Read a recipe of any kind and apply overrides.
 
     Args:
         recipe: YAML file, name of a shipped recipe such as `quickstart`, or the content as a mapping.
         model: kind of recipe.
-        overrides: each `key=value`.
+        overrides: each `address=value` with the value in YAML, or address -> value; see `layering.assign`.
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown or missing key, or a value of the wrong kind.
+        ConfigError: no such file, not YAML, recipes that extend each other in a circle, or all
+            mistakes in the settings, each with its address.
     """
     if isinstance(recipe, Mapping):
-        raw, origin = copy.deepcopy(dict(recipe)), "the recipe"
+        raw, origin = _extended(copy.deepcopy(dict(recipe)), model, Path(), ()), "the recipe"
     else:
-        raw, origin = _read(Path(recipe)), str(recipe)
-    for override in overrides:
-        _apply_override(raw, override)
+        raw, origin = _read(Path(recipe), model), str(recipe)
+
+    def is_setting(path: Sequence[str], key: str) -> bool:
+        return any(key in found.model_fields for found in _models_at(model, path))
+
+    changes = overrides.items() if isinstance(overrides, Mapping) else map(_parsed, overrides)
+    for address, value in changes:
+        assign(raw, address, value, is_setting)
     return validate_recipe(raw, model, origin=origin)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, model: type[Frozen], extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Content of a recipe file, merged over what it extends."""
     if not path.is_file() and (SHIPPED / f"{path}.yaml").is_file():
         path = SHIPPED / f"{path}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-        raise ConfigError(f"no recipe at {path}; give a file or the name of a shipped one: {names}")
+        cause = f", which {extending[-1]} extends" if extending else ""
+        raise ConfigError(f"no recipe at {path}{cause}; give a file or the name of a shipped one: {names}")
+    path = path.resolve()
+    if path in extending:
+        chain = " -> ".join(file.name for file in (*extending, path))
+        raise ConfigError(f"recipes extend each other in a circle: {chain}; remove one of their `extends`")
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, not {type(raw).__name__}")
-    return raw
+    return _extended(raw, model, path.parent, (*extending, path))
+
+
+def _extended(
+    raw: dict[str, Any], model: type[Frozen], folder: Path, extending: tuple[Path, ...]
+) -> dict[str, Any]:
+    """The recipe over those that it extends, from first to last."""
+    names = raw.pop("extends", None) or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"extends is {names!r}; give the name of a recipe or a list of names")
+    base: dict[str, Any] = {}
+    for name in names:
+        base = merge(base, _read(folder / name, model, extending))
+    merged = merge(base, raw)
+    for key, field in model.model_fields.items():
+        # `lora: null` turns something off that is on by default, so it must not merely delete the key.
+        if (
+            key in raw
+            and raw[key] is None
+            and field.default is not None
+            and NoneType in get_args(field.annotation)
+        ):
+            merged[key] = None
+    return list_blends(merged)
+
+
+def _parsed(override: str) -> tuple[str, Any]:
+    address, separator, text = override.partition("=")
+    if not separator or not address:
+        raise ConfigError(f"override {override!r} must have the form key.subkey=value")
+    try:
+        return address, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
 
 
 def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
@@ -67,61 +119,103 @@ def validate_config(raw: dict[str, Any], origin: str) -> RunConfig:
 
 
 def validate_recipe(raw: dict[str, Any], model: type[Recipe], origin: str) -> Recipe:
-    """Build a configuration object, turning the first problem into one sentence.
+    """Build a configuration object from settings that extend nothing.
 
     Raises:
-        ConfigError: an unknown or missing key, or a value of the wrong kind.
+        ConfigError: all mistakes, each with its address.
     """
+    raw = list_blends(raw)
+    complete = spread_facts(raw)
+    problems = dict.fromkeys(_wrong_facts(raw))
     try:
-        return model.model_validate(raw)
+        found = model.model_validate(complete)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_first_problem(error, model)}") from error
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    name, separator, text = override.partition("=")
-    if not separator or not name:
-        raise ConfigError(f"override {override!r} must have the form key.subkey=value")
-    *parents, last = name.split(".")
-    node: Any = raw
-    try:
-        for key in parents:
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        if isinstance(node, list):
-            node[int(last)] = yaml.safe_load(text)
-        else:
-            node[last] = yaml.safe_load(text)
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        problems |= dict.fromkeys(_problems(error, model, complete, raw))
+    if problems:
+        listed = list(problems)
+        one = f"{origin}: {listed[0]}"
         raise ConfigError(
-            f"override {override!r} does not fit the recipe: {name!r} cannot be set there"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+            one if len(listed) == 1 else "\n  ".join([f"{origin}: {len(listed)} mistakes", *listed])
+        )
+    return found
 
 
-def _first_problem(error: ValidationError, model: type[Frozen]) -> str:
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
+def _wrong_facts(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Facts of sources with a value of the wrong kind, whether or not a blend uses them."""
+    for name, facts in facts_of(raw).items():
+        try:
+            SourceConfig.model_validate({"source": name, "in_batch_negatives": False} | facts)
+        except ValidationError as error:
+            for problem in error.errors(include_url=False):
+                if problem["loc"]:  # what facts exclude is only known of a whole entry
+                    where = ".".join(map(str, ("data.sources", name, *problem["loc"])))
+                    yield from _sentences(problem, where, SourceConfig)
+
+
+def _problems(
+    error: ValidationError, model: type[Frozen], complete: Mapping[str, Any], raw: Mapping[str, Any]
+) -> Iterator[str]:
+    facts = facts_of(raw)
+    for problem in error.errors(include_url=False):
+        if problem["type"] == "too_short" and problem["input"]:
+            continue  # its entries have mistakes of their own
+        path, node = list[str](), complete
+        for part in problem["loc"]:
+            if isinstance(node, list) and isinstance(part, int):
+                names = names_in(node)
+                path.append(names[part] if names else str(part))
+                node = node[part] if part < len(node) else None
+            elif (
+                isinstance(node, Mapping)
+                and part not in node
+                and part in (node.get("type"), node.get("kind"))
+            ):
+                continue  # pydantic names the variant of a loss or pooling head, which is no key
+            else:
+                path.append(str(part))
+                node = node.get(part) if isinstance(node, Mapping) else None
+        is_fact = len(path) > 4 and path[2] == "blend" and path[4] in facts.get(path[3], {})
+        if is_fact and path[4] not in _written(raw, problem["loc"][:4]):
+            continue  # told at the source already
+        yield from _sentences(problem, ".".join(path), *_models_at(model, path[:-1]))
+
+
+def _written(raw: Any, location: Sequence[Any]) -> Mapping[str, Any]:
+    for part in location:
+        raw = raw[part]
+    return raw
+
+
+def _sentences(problem: Any, where: str, *models: type[BaseModel]) -> Iterator[str]:
+    """One problem of pydantic in words; a check of ours may tell several, one a line."""
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_nearest_key(problem['loc'], model)}"
-    if problem["type"] == "missing":
-        return f"missing key {where!r}; add it to the recipe"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = (
-        ""
-        if isinstance(problem["input"], dict | list) or problem["type"] == "value_error"
-        else (f" (value {problem['input']!r})")
-    )
-    return f"{where}: {message}{shown}" if where else message
+        known = sorted({key for found in models for key in found.model_fields})
+        nearest = difflib.get_close_matches(where.rsplit(".", 1)[-1], known, n=1)
+        yield f"unknown key {where!r}; " + (f"did you mean {nearest[0]!r}?" if nearest else "remove it")
+    elif problem["type"] == "missing":
+        yield f"missing key {where!r}; add it to the recipe"
+    elif problem["type"] == "value_error":
+        for line in problem["msg"].removeprefix("Value error, ").splitlines():
+            yield f"{where}: {line}" if where else line
+    else:
+        given = problem["input"]
+        shown = "" if isinstance(given, dict | list) else f" (value {given!r})"
+        yield f"{where}: {problem['msg']}{shown}"
 
 
-def _nearest_key(location: tuple[int | str, ...], model: type[Frozen]) -> str:
-    known = _known_keys(model)
-    nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else "; remove it"
+def _models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
+    """Settings that may stand at a path; its indices, names and variants are no settings and are skipped."""
+    found = [model]
+    for part in path:
+        fields = [one.model_fields[part] for one in found if part in one.model_fields]
+        if fields:
+            found = [inner for field in fields for inner in _models_in((field.annotation, *field.metadata))]
+    return found
 
 
-def _known_keys(model: type[Frozen]) -> list[str]:
-    definitions = model.model_json_schema().get("$defs", {})
-    nested = [key for definition in definitions.values() for key in definition.get("properties", {})]
-    return [*model.model_fields, *nested]
+def _models_in(annotations: Sequence[Any]) -> Iterator[type[BaseModel]]:
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield annotation
+        else:
+            yield from _models_in(get_args(annotation))

@@ -1,6 +1,5 @@
 """A whole run."""
 
-import yaml
 from pydantic import Field, model_validator
 
 from rayembed.common.settings import Frozen
@@ -64,7 +63,3 @@ class RunConfig(Frozen):
                 f"stage {stage.name}: simcse needs dropout to tell two encodings of a text apart; set "
                 "attention_dropout of the stage or lora.dropout"
             )
-
-    def to_yaml(self) -> str:
-        """Resolved configuration as YAML, every value spelled out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from rayembed.common.endpoint_client import EndpointConfig
@@ -142,10 +141,6 @@ class MiningRecipe(Frozen):
     actors: int | None = Field(
         None, ge=0, description="Ray actors; None: one per GPU or CPU, 0: this process"
     )
-
-    def to_yaml(self) -> str:
-        """Resolved recipe as YAML, every value spelled out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     @model_validator(mode="after")
     def _check(self) -> "MiningRecipe":

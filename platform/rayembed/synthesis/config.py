@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from rayembed.common.endpoint_client import EndpointConfig
@@ -80,10 +79,6 @@ class SynthesisRecipe(Frozen):
     similarity: float = Field(
         0.8, gt=0, le=1, description="share of common word triples from which two texts are near-duplicates"
     )
-
-    def to_yaml(self) -> str:
-        """Resolved recipe as YAML, every value spelled out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     @model_validator(mode="after")
     def _check(self) -> "SynthesisRecipe":
