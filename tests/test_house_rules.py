@@ -44,3 +44,15 @@ def test_weights_are_never_pickled_and_remote_code_never_trusted(sources):
         for keyword in call.keywords:
             trusted = keyword.arg == "trust_remote_code" and ast.unparse(keyword.value) != "False"
             assert not trusted, name
+
+
+def test_public_classes_of_the_library_have_names_of_their_own(sources):
+    places: dict[str, list[str]] = {}
+    for path in sources:
+        if "platform" in path.relative_to(ROOT).parts:
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert places
+    left = {"Progress", "Run"}  # of evaluation and reports
+    assert {name: found for name, found in places.items() if len(found) > 1 and name not in left} == {}

@@ -204,3 +204,14 @@ def test_the_resolved_form_of_a_published_recipe_stays(name):
 def test_the_three_recipes_of_nv_embed_v2_are_short():
     files = RECIPES.glob("nv-embed-v2*.yaml")
     assert sum(len(file.read_text().splitlines()) for file in files) < 250
+
+
+def test_settings_that_exclude_each_other_are_all_told(load):
+    with pytest.raises(ConfigError) as raised:
+        load(
+            "extends: base.yaml\nstages: {retrieval: {warmup_steps: 30, sub_batch_size: 2},"
+            " blend: {warmup_steps: 5}}"
+        )
+    assert "3 mistakes" in str(raised.value)
+    assert "warmup_steps 30 must be below steps 20" in str(raised.value)
+    assert "stages.blend: " in str(raised.value)

@@ -1,10 +1,11 @@
 """One source of a stage's blend and how its hard negatives are mined."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rayembed.common.settings import Frozen
+from rayembed.common.settings import Frozen, refuse
 
 
 class MiningConfig(Frozen):
@@ -65,23 +66,26 @@ class SourceConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "SourceConfig":
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> Iterator[str]:
         if self.mining and self.negatives_per_query == 0:
-            raise ValueError(
+            yield (
                 f"source {self.source}: mining looks for negatives and negatives_per_query is 0; raise it or "
                 "remove mining"
             )
         if self.paraphrases and not self.instruction:
-            raise ValueError(
+            yield (
                 f"source {self.source}: paraphrases need the instruction that they reword; set instruction, "
                 "which evaluation and serving use, or remove paraphrases"
             )
         if len(set(self.wordings)) != len(self.wordings):
-            raise ValueError(
+            yield (
                 f"source {self.source}: a wording appears twice among instruction and paraphrases; remove one"
             )
         if self.symmetric and not self.instruction:
-            raise ValueError(
+            yield (
                 f"source {self.source}: symmetric puts the instruction in front of the documents and there "
                 "is none; set instruction or remove symmetric"
             )
-        return self

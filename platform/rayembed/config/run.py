@@ -1,8 +1,10 @@
 """A whole run."""
 
+from collections.abc import Iterator
+
 from pydantic import Field, model_validator
 
-from rayembed.common.settings import Frozen
+from rayembed.common.settings import Frozen, refuse
 from rayembed.config.data import DataConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
@@ -40,26 +42,29 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> Iterator[str]:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
-            raise ValueError(f"two stages share a name in {names}; names are folder names and must differ")
+            yield f"two stages share a name in {names}; names are folder names and must differ"
         for stage in self.stages:
             if stage.batch_size < self.training.workers:
-                raise ValueError(
+                yield (
                     f"stage {stage.name}: batch_size {stage.batch_size} is below training.workers "
                     f"{self.training.workers}; every worker needs a row"
                 )
-            self._check_adapters(stage)
-        return self
+            yield from self._check_adapters(stage)
 
-    def _check_adapters(self, stage: StageConfig) -> None:
+    def _check_adapters(self, stage: StageConfig) -> Iterator[str]:
         if self.lora is None and (stage.adapters == "merge" or stage.kind == "mntp"):
             cause = "adapters: merge" if stage.adapters == "merge" else "kind: mntp"
-            raise ValueError(f"stage {stage.name}: {cause} needs adapters and lora is null; set lora")
+            yield f"stage {stage.name}: {cause} needs adapters and lora is null; set lora"
         if stage.adapters == "merge" and stage is self.stages[0]:
-            raise ValueError(f"stage {stage.name} is the first, no adapters come before it; remove adapters")
+            yield f"stage {stage.name} is the first, no adapters come before it; remove adapters"
         if stage.kind == "simcse" and not (stage.attention_dropout or (self.lora and self.lora.dropout)):
-            raise ValueError(
+            yield (
                 f"stage {stage.name}: simcse needs dropout to tell two encodings of a text apart; set "
                 "attention_dropout of the stage or lora.dropout"
             )

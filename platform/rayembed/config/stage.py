@@ -1,10 +1,11 @@
 """One stage of training."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rayembed.common.settings import Frozen
+from rayembed.common.settings import Frozen, refuse
 from rayembed.config.blend import SourceConfig
 from rayembed.losses import LOSSES, LossConfig, MatryoshkaConfig
 from rayembed.losses.base import StageKind
@@ -90,94 +91,93 @@ class StageConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "StageConfig":
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> Iterator[str]:
         names = [entry.source for entry in self.blend]
         if len(set(names)) != len(names):
-            raise ValueError(
-                f"stage {self.name}: a source appears twice in the blend {names}; merge the entries"
-            )
+            yield (f"stage {self.name}: a source appears twice in the blend {names}; merge the entries")
         if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"stage {self.name}: warmup_steps {self.warmup_steps} must be below steps {self.steps}"
-            )
+            yield (f"stage {self.name}: warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         for entry in self.blend:
             if not entry.in_batch_negatives and entry.negatives_per_query == 0 and self.kind == "contrastive":
-                raise ValueError(
+                yield (
                     f"stage {self.name}, source {entry.source}: without in-batch negatives and with "
                     "negatives_per_query 0 a row has nothing to learn from; set one of them"
                 )
             if entry.mining is not None and self.kind != "contrastive":
-                raise ValueError(
+                yield (
                     f"stage {self.name}, source {entry.source}: a stage of kind {self.kind} has no hard "
                     "negatives; remove mining"
                 )
-        self._check_batching()
-        self._check_weights()
-        self._check_losses()
+        yield from self._check_batching()
+        yield from self._check_weights()
+        yield from self._check_losses()
         if self.kind == "simcse":
-            self._check_simcse()
-        return self
+            yield from self._check_simcse()
 
-    def _check_batching(self) -> None:
+    def _check_batching(self) -> Iterator[str]:
         if (self.batching == "interleaved") != (self.sub_batch_size is not None):
-            raise ValueError(
+            yield (
                 f"stage {self.name}: batching is {self.batching} and sub_batch_size {self.sub_batch_size}; "
                 "interleaved batches need it and no others have it"
             )
         if self.sub_batch_size and (
             self.batch_size % self.sub_batch_size or self.sub_batch_size == self.batch_size
         ):
-            raise ValueError(
+            yield (
                 f"stage {self.name}: sub_batch_size {self.sub_batch_size} must divide batch_size "
                 f"{self.batch_size} into two parts or more; choose another, or batching homogeneous"
             )
 
-    def _check_weights(self) -> None:
+    def _check_weights(self) -> Iterator[str]:
         weighted = [entry.source for entry in self.blend if entry.weight is not None]
         unweighted = [entry.source for entry in self.blend if entry.weight is None]
         if weighted and unweighted:
-            raise ValueError(
+            yield (
                 f"stage {self.name}: sources {', '.join(weighted)} have a weight and {', '.join(unweighted)} "
                 "have none; give all of them one, or none for shares by size"
             )
         if weighted and self.size_temperature != 1:
-            raise ValueError(
+            yield (
                 f"stage {self.name}: size_temperature {self.size_temperature:g} has no effect on weights; "
                 "remove it or the weights"
             )
 
-    def _check_losses(self) -> None:
+    def _check_losses(self) -> Iterator[str]:
         types = [loss.type for loss in self.loss]
         misplaced = sorted(set(types) - set(_losses_of(self.kind)))
         if misplaced:
-            raise ValueError(
+            yield (
                 f"stage {self.name} of kind {self.kind} cannot minimise {misplaced[0]}; it takes "
                 f"{', '.join(_losses_of(self.kind))}, or set another kind"
             )
         if len(set(types)) != len(types):
-            raise ValueError(f"stage {self.name}: a loss appears twice in {types}; merge the entries")
+            yield f"stage {self.name}: a loss appears twice in {types}; merge the entries"
         if self.matryoshka and self.kind == "mntp":
-            raise ValueError(f"stage {self.name}: mntp makes no vectors to cut; remove matryoshka")
+            yield f"stage {self.name}: mntp makes no vectors to cut; remove matryoshka"
         whole = [loss.type for loss in self.loss if loss.needs_full_width]
         if self.matryoshka and whole:
-            raise ValueError(
+            yield (
                 f"stage {self.name}: {whole[0]} compares whole vectors; remove matryoshka or use "
                 "score_distillation"
             )
         if self.sees_other_queries and not any(entry.in_batch_negatives for entry in self.blend):
-            raise ValueError(
+            yield (
                 f"stage {self.name}: document_to_query_weight and query_to_query compare rows with others "
                 "and no source has in_batch_negatives; turn that on for one or remove them"
             )
 
-    def _check_simcse(self) -> None:
+    def _check_simcse(self) -> Iterator[str]:
         for entry in self.blend:
             if not entry.in_batch_negatives:
-                raise ValueError(
+                yield (
                     f"stage {self.name}, source {entry.source}: the other texts of the batch are the only "
                     "negatives of simcse; set in_batch_negatives: true"
                 )
             if entry.instruction and not entry.symmetric:
-                raise ValueError(
+                yield (
                     f"stage {self.name}, source {entry.source}: simcse encodes the same text twice; "
                     "set symmetric: true or remove the instruction"
                 )

@@ -1,7 +1,12 @@
 """Candidates of every query with their scores, on disk, so that filters can be run again without encoding.
 
 Part 3 holds the queries of shard 3. Columns: `documents` and `scores`, best first; `positives` and
-`positive_scores` of the query's known positives. Documents are positions in the collection.
+`positive_scores` of the query's known positives. Documents are positions in the collection. Three queries:
+
+    documents  scores      positives  positive_scores
+    [7, 2]     [0.9, 0.4]  [1]        [0.8]             7 outscores the positive: a filter will reject it
+    [0]        [0.3]       [4, 5]     [0.7, 0.2]        top_k was 2, one candidate was excluded
+    []         []          [3]        [0.0]             BM25 found no shared word
 """
 
 import io

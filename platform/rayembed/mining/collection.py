@@ -78,6 +78,13 @@ def read_corpus(path: Path) -> pa.Array:
 def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collection:
     """Find the distinct texts of a pair table and what each query may not get as a candidate.
 
+    Three rows, of which the first two ask the same and the last two share a cluster:
+
+        row  query  positives  cluster        query_of_row = [0, 0, 1]: queries are a, b
+        0    a      [x]        -              documents = [x, y, z]
+        1    a      [y]        c              positives = pairs (0, x), (0, y), (1, z)
+        2    b      [z]        c              excluded adds (0, z) and (1, y), which cluster c joins
+
     Args:
         table: rows in the pair layout.
         extra_documents: further documents to search.

@@ -110,6 +110,11 @@ class TopK:
             # There is nothing to beat yet: take the K-th best of this block as just not good enough.
             kth_Q = score_QN.topk(count, dim=1).values[:, -1]
             bound_Q = kth_Q.nextafter(torch.full_like(kth_Q, float("-inf")))
+        # Two queries, K = 2, three scores of this block above their query's bound:
+        #   rows [0, 0, 1]  columns [4, 7, 2]   ->  found [2, 1]: hits of each query
+        #   slot [0, 1, 0]: place of the hit among those of its query;
+        #   it is written behind the K best so far:
+        #   query 0: [best, best, hit 4, hit 7]   query 1: [best, best, hit 2, -inf]; then sort and keep K.
         rows, columns = _above(score_QN, bound_Q)
         if len(rows) == 0:
             return
