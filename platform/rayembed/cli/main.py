@@ -1,5 +1,6 @@
 """The command `rayembed`: its verbs in the order of the work, and how a mistake of the user is shown."""
 
+import os
 import sys
 from collections.abc import Callable
 from inspect import getdoc
@@ -71,6 +72,8 @@ def main(*verb: str) -> None:
 
     A mistake of the user is shown as one line, with exit code 2.
     """
+    # Hugging Face libraries read it when they are imported; their bars would fill a job's log.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logs.configure()
     try:
         app([*verb, *sys.argv[1:]], prog_name="rayembed")

@@ -1,18 +1,13 @@
 """One log format for every entry point."""
 
 import logging
-import os
 import sys
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def configure(level: str = "INFO") -> None:
-    """Send the package's log records to standard error; calling it again only changes the level.
-
-    Hugging Face libraries read the variable when they are imported; their bars would fill a job's log.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    """Send the package's log records to standard error; calling it again only changes the level."""
     logger = logging.getLogger("rayembed")
     logger.setLevel(level)
     if not logger.handlers:

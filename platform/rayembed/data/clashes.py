@@ -79,6 +79,10 @@ def _one_pass(
 
 def _shared(rows: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(row, number of the key) wherever two rows or more have the key."""
+    # Row 0 has keys 7 and 9, row 1 has key 7 twice, row 2 has key 5:
+    #   sorted by key     keys 5 7 7 7 9, rows 2 0 1 1 0
+    #   repeats left out  rows 2 0 1 0, of which 2, 0 and the last 0 begin a run: runs 0 1 1 2
+    #   runs of two rows  rows 0 1, both with shared key number 0
     by_key = np.argsort(keys, kind="stable")
     rows, keys = rows[by_key], keys[by_key]
     same_key = np.concatenate([[False], keys[1:] == keys[:-1]]) if keys.size else np.empty(0, bool)

@@ -307,6 +307,9 @@ def _take_all(
 def _take(
     sequence: RowSequence, count: int, check: _ClashCheck | None, seen: _Seen, in_batch_negatives: bool
 ) -> np.ndarray:
+    # Two rows are wanted next to row 7 of the batch; row 4 waits, 9 and 2 are fresh, and 9 clashes with 7:
+    # 4 is taken, 9 begins to wait, 2 is taken. The budgets bound how many rows are looked at; a source with
+    # too few fitting rows gives fewer than `count`.
     taken = [np.empty(0, dtype=np.int64)]
     passed_over: list[int] = []  # rows that have waited keep their place before those that begin to
     clashing: list[int] = []

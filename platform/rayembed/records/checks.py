@@ -100,23 +100,11 @@ def nearest(name: str, known: Sequence[str], *other_names: str) -> str:
     return f" (did you mean {' or '.join(found)}?)" if found else ""
 
 
-REASONS = (
-    "empty",
-    "no positive",
-    "contradiction",
-    "too long",
-    "wrong type",
-    "broken encoding",
-    "broken JSON",
-    "unknown id",
-    "duplicate",
-)
-
 NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order in which data sets number them
 
 
 class BadRow(Exception):
-    """A row that is left out: a reason of REASONS, and what is wrong with it in particular."""
+    """A row that is left out: a reason such as "empty", and what is wrong with it in particular."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -111,9 +110,3 @@ _CHECK = "check the address, the network and the credentials in the environment,
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:300]
-
-
-def local_path(uri: str) -> Path | None:
-    """The local path behind a path or file URI, None for other stores."""
-    filesystem, path = open_location(uri)
-    return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else None
