@@ -159,7 +159,8 @@ def _problems(
     for problem in error.errors(include_url=False):
         if problem["type"] == "too_short" and problem["input"]:
             continue  # its entries have mistakes of their own
-        path, node = list[str](), complete
+        path: list[str] = []
+        node: Any = complete
         for part in problem["loc"]:
             if isinstance(node, list) and isinstance(part, int):
                 names = names_in(node)
