@@ -32,7 +32,7 @@ from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.results import Candidate
 from rayembed.evaluation.run import run
-from rayembed.evaluation.units import Unit, WorkQueue, task_units, text_sets
+from rayembed.evaluation.units import Unit, UnitQueue, task_units, text_sets
 from rayembed.model.base_model import save_untrained
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -134,7 +134,7 @@ def makespan(tokens_per_second: float) -> Bar:
 
 def simulated_end(units: list[Unit], workers: int) -> float:
     """When the last unit ends if workers take units from the real queue, in the unit of their costs."""
-    queue, now = WorkQueue(units), 0.0
+    queue, now = UnitQueue(units), 0.0
     running: list[tuple[float, int, Unit]] = []
     while len(queue) or running:
         while len(running) < workers and (unit := queue.take()) is not None:

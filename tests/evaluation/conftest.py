@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayembed.common.ray_work import ActorPool
 from rayembed.contract import Contract
 from rayembed.engine.engine import Encoded
 from rayembed.evaluation import catalogue, run
 from rayembed.evaluation.shards import ShardEncoder
-from rayembed.evaluation.units import task_units, text_sets
-from rayembed.evaluation.worker import Worker
+from rayembed.evaluation.units import UnitQueue, task_units, text_sets
+from rayembed.evaluation.worker import EvaluationWorker
 from rayembed.records.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA, document_id
 
 DIMENSIONS = 32
@@ -53,7 +54,12 @@ def units_of(candidate, catalogue, tasks, **sharding):
     ]
 
 
-class WordWorker(Worker):
+def pool(units, start_actor, actors, **options):
+    """Actors that do units of work as an evaluation lets them do it."""
+    return ActorPool("evaluation", UnitQueue(units), start_actor, actors, try_again=False, **options)
+
+
+class WordWorker(EvaluationWorker):
     """An evaluation actor that loads a word engine for any candidate."""
 
     def _encoder(self, candidate):

@@ -4,7 +4,7 @@ import pytest
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.contract import Contract
 from rayembed.evaluation.instructions import InstructionPolicy
-from rayembed.evaluation.results import overlap_note, published_overlap, trained_sources
+from rayembed.evaluation.results import overlap_note, trained_sources
 
 UNTRAINED = Contract()
 
@@ -65,5 +65,3 @@ def test_overlap_with_the_training_data_is_noted(tmp_path):
     assert overlap_note(task, sources) == "trained on a source named scifact"
     assert overlap_note(mteb.get_task("STS12").metadata, sources) is None
     assert overlap_note(task, trained_sources(tmp_path / "none")) == "training data not recorded"
-    assert published_overlap("nvidia/NV-Embed-v2", "MSMARCO") == "training split seen"
-    assert published_overlap("nvidia/NV-Embed-v2", "TRECCOVID") is None

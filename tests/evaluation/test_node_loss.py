@@ -16,10 +16,9 @@ from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.results import Candidate
-from rayembed.evaluation.scheduler import Scheduler
-from rayembed.evaluation.worker import Setup
+from rayembed.evaluation.worker import EvaluationSetup
 from tests.evaluation import conftest
-from tests.evaluation.conftest import WordEngine, WordWorker, units_of
+from tests.evaluation.conftest import WordEngine, WordWorker, pool, units_of
 
 TASKS = ["DocstringRetrieval", "VaderTweets"]
 NODE = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
@@ -77,10 +76,10 @@ def test_a_lost_node_costs_at_most_the_shard_of_its_actor(two_nodes, data_dir, t
     killer = threading.Thread(target=lose_the_node)
     killer.start()
     actor = ray.remote(num_cpus=1)(LoggingWorker)
-    setup = Setup(catalogue, InstructionPolicy(), tmp_path)
+    setup = EvaluationSetup(catalogue, InstructionPolicy(), tmp_path)
     across = {
         unit.reference.name: outcome.result.get_score()
-        for unit, outcome in Scheduler(units, lambda: actor.remote(setup, 1), 2).run()
+        for unit, outcome in pool(units, lambda: actor.remote(setup, 1), 2).run()
         if outcome.result
     }
     killer.join()

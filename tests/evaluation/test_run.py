@@ -9,17 +9,17 @@ import ray
 
 from rayembed.common.errors import UserError
 from rayembed.common.ray_cluster import connect
+from rayembed.common.ray_work import ATTEMPTS
 from rayembed.evaluation import run
 from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.results import Candidate, ResultStore
-from rayembed.evaluation.scheduler import MAX_ATTEMPTS, Progress, Scheduler
 from rayembed.evaluation.scores import format_table
-from rayembed.evaluation.worker import Setup
+from rayembed.evaluation.worker import EvaluationSetup
 from tests.evaluation import conftest
-from tests.evaluation.conftest import WordEngine, WordWorker, units_of
+from tests.evaluation.conftest import WordEngine, WordWorker, pool, units_of
 
 TASKS = ["DocstringRetrieval", "VaderTweets", "WordSim353"]
 
@@ -113,11 +113,9 @@ def cluster():
     ray.shutdown()
 
 
-class Hurried(Progress):
-    """Ends an evaluation in which nothing runs."""
-
-    def heartbeat(self, running):
-        assert running, "no actor runs anything"
+def something_runs(running):
+    """A heartbeat that ends an evaluation in which nothing runs."""
+    assert running, "no actor runs anything"
 
 
 @pytest.mark.ray
@@ -141,12 +139,12 @@ def test_an_idle_actor_takes_the_unit_of_a_dead_one_that_nothing_can_replace(clu
             return outcome
 
     cpus = iter((1, 1, 1000))
-    setup = Setup(catalogue, InstructionPolicy(), tmp_path)
+    setup = EvaluationSetup(catalogue, InstructionPolicy(), tmp_path)
 
     def start():
         return ray.remote(OneDies).options(num_cpus=next(cpus)).remote(setup, 1)
 
-    outcomes = dict(Scheduler(units, start, 2, Hurried(units)).run())
+    outcomes = dict(pool(units, start, 2, heartbeat=something_runs).run())
     assert set(outcomes) == set(units)
 
 
@@ -167,11 +165,11 @@ def test_two_actors_score_shards_as_one_process_and_a_killed_actor_is_replaced(c
     catalogue = Catalogue(data_dir)
     units = units_of(candidate, catalogue, TASKS, shard_tokens=40)
     assert sum(unit.shard is not None for unit in units) > 6
-    setup = Setup(catalogue, InstructionPolicy(), tmp_path)
+    setup = EvaluationSetup(catalogue, InstructionPolicy(), tmp_path)
     actor = ray.remote(MortalWorker)
     across = {
         unit.reference.name: outcome.result
-        for unit, outcome in Scheduler(units, lambda: actor.remote(setup, 1), 2).run()
+        for unit, outcome in pool(units, lambda: actor.remote(setup, 1), 2).run()
         if outcome.result
     }
     assert marker.exists()
@@ -189,15 +187,15 @@ def test_actors_that_die_together_as_they_start_do_not_end_the_run(cluster, data
             os._exit(1)
 
     catalogue = Catalogue(data_dir)
-    setup = Setup(catalogue, InstructionPolicy(), tmp_path)
+    setup = EvaluationSetup(catalogue, InstructionPolicy(), tmp_path)
     candidate = Candidate("trained", "f" * 64, Path("good"))
     units = units_of(candidate, catalogue, TASKS)
-    kinds = [Stillborn] * MAX_ATTEMPTS
+    kinds = [Stillborn] * ATTEMPTS
     remote = ray.remote(num_cpus=1)
 
     def start():
         return remote(kinds.pop()).remote() if kinds else remote(WordWorker).remote(setup, 1)
 
-    assert len(list(Scheduler(units, start, 2).run())) == len(TASKS)
-    with pytest.raises(RuntimeError, match="evaluation actors die as they start"):
-        list(Scheduler(units, lambda: remote(Stillborn).remote(), 1).run())
+    assert len(list(pool(units, start, 2).run())) == len(TASKS)
+    with pytest.raises(RuntimeError, match="evaluation: actors die as they start"):
+        list(pool(units, lambda: remote(Stillborn).remote(), 1).run())

@@ -8,7 +8,7 @@ from rayembed.evaluation.catalogue import Catalogue, TaskReference
 from rayembed.evaluation.local_tasks import TaskDescription, local_task
 from rayembed.evaluation.results import Candidate
 from rayembed.evaluation.shards import best_documents, merged, shard_texts
-from rayembed.evaluation.units import Shard, TextSet, WorkQueue, task_units, text_sets
+from rayembed.evaluation.units import Shard, TextSet, UnitQueue, task_units, text_sets
 
 TASKS = ["DocstringRetrieval", "DocstringReranking", "VaderTweets", "WordSim353"]
 
@@ -102,7 +102,7 @@ def test_large_tasks_go_first_and_wait_for_their_shards():
     small = [TextSet("default", "test", "text", 10, 4_400, divisible=False)]
     units = task_units(model, TaskReference("Small", "mteb"), small, max_length=512, shard_tokens=2_000)
     units += task_units(model, TaskReference("Huge", "mteb"), huge, max_length=512, shard_tokens=2_000)
-    queue = WorkQueue(units)
+    queue = UnitQueue(units)
     order = []
     while (unit := queue.take()) is not None:
         order.append(str(unit).removeprefix("trained "))

@@ -273,11 +273,5 @@ def overlap_note(task: TaskMetadata, sources: Iterable[str] | None) -> str | Non
     return None
 
 
-def published_overlap(model: str, task: str) -> str | None:
-    """The same note for a published model, from the training data that its entry in mteb declares."""
-    declared = mteb.get_model_meta(model).training_datasets
-    return "training split seen" if declared and task in declared else None
-
-
 def _folded(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())

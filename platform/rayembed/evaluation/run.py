@@ -14,7 +14,7 @@ from mteb.results import TaskResult
 from rayembed.common.errors import UserError
 from rayembed.common.paths import resolve
 from rayembed.common.ray_cluster import connect
-from rayembed.common.ray_work import pool_resources
+from rayembed.common.ray_work import ActorPool, pool_resources
 from rayembed.contract import Contract
 from rayembed.evaluation import bm25
 from rayembed.evaluation.catalogue import QUICKSTART, Catalogue, Selection, TaskReference, aggregate
@@ -30,11 +30,10 @@ from rayembed.evaluation.results import (
     trained_sources,
     write_record,
 )
-from rayembed.evaluation.scheduler import Progress, Scheduler
 from rayembed.evaluation.scores import Scores, format_table, score_table, write_scores
 from rayembed.evaluation.shards import EmbeddingStore
-from rayembed.evaluation.units import SHARD_TOKENS, Unit, WorkQueue, task_units, text_sets
-from rayembed.evaluation.worker import Outcome, Setup, Worker
+from rayembed.evaluation.units import SHARD_TOKENS, Unit, UnitQueue, task_units, text_sets
+from rayembed.evaluation.worker import EvaluationSetup, EvaluationWorker, Outcome, UnitProgress
 from rayembed.model.checkpoint import read_manifest
 from rayembed.model.configuration import Precision
 
@@ -51,7 +50,7 @@ Results = dict[Candidate, dict[str, TaskResult]]
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationPlan:
     """What is evaluated and how.
 
     Attributes:
@@ -63,7 +62,7 @@ class Run:
     """
 
     selection: Selection
-    setup: Setup
+    setup: EvaluationSetup
     actors: int | None = None
     shard_tokens: float = SHARD_TOKENS
     keep_embeddings: bool = False
@@ -130,7 +129,13 @@ def run(
         candidates["base"] = _candidate(baseline[0], baseline[1], None)
     if with_bm25:
         candidates["bm25"] = Candidate(BM25_LABEL, bm25.REVISION, None)
-    plan = Run(selection, Setup(catalogue, policy, output, precision), actors, shard_tokens, keep_embeddings)
+    plan = EvaluationPlan(
+        selection,
+        EvaluationSetup(catalogue, policy, output, precision),
+        actors,
+        shard_tokens,
+        keep_embeddings,
+    )
     store = ResultStore(output)
     with store.writing():
         catalogue.prepare(selection.references)
@@ -192,7 +197,10 @@ def contract_of(candidate: Candidate) -> Contract:
 
 
 def _results(
-    candidates: Sequence[Candidate], tasks: Mapping[TaskReference, AbsTask], plan: Run, store: ResultStore
+    candidates: Sequence[Candidate],
+    tasks: Mapping[TaskReference, AbsTask],
+    plan: EvaluationPlan,
+    store: ResultStore,
 ) -> Results:
     """Results of all candidates on all tasks that apply to them; stored ones are not run again."""
     results: Results = {candidate: {} for candidate in candidates}
@@ -243,33 +251,41 @@ def _join_aggregates(results: Results, tasks: Mapping[TaskReference, AbsTask], s
                 store.save(candidate, found[name])
 
 
-def _computed(units: list[Unit], plan: Run) -> Iterator[tuple[Unit, Outcome]]:
+def _computed(units: list[Unit], plan: EvaluationPlan) -> Iterator[tuple[Unit, Outcome]]:
+    """Units with their outcomes, in the order in which they are done."""
     if not units:
         return
+    queue = UnitQueue(units)
     if plan.actors == 0:
-        progress = Progress(units)
-        yield from _in_this_process(units, Worker(plan.setup), progress)
-        return
-    connect()
-    local = plan.setup.catalogue.mirror is not None or all(
-        reference.origin != "mteb" for reference in plan.selection.references
-    )
-    pool, options = pool_resources(len(units), plan.actors)
-    environment = {"runtime_env": {"env_vars": _QUIET | (_OFFLINE if local else {})}}
-    remote = ray.remote(Worker).options(**environment, **options)
-    progress = Progress(units, pool)
-    scheduler = Scheduler(units, lambda: remote.remote(plan.setup, options["num_cpus"]), pool, progress)
-    for unit, outcome in scheduler.run():
+        progress = UnitProgress(queue)
+        outcomes = _in_this_process(queue, EvaluationWorker(plan.setup))
+    else:
+        connect()
+        size, resources = pool_resources(len(units), plan.actors)
+        progress = UnitProgress(queue, size)
+        local = plan.setup.catalogue.mirror is not None or all(
+            reference.origin != "mteb" for reference in plan.selection.references
+        )
+        environment = {"env_vars": _QUIET | (_OFFLINE if local else {})}
+        remote = ray.remote(EvaluationWorker).options(runtime_env=environment, **resources)
+        outcomes = ActorPool(
+            "evaluation",
+            queue,
+            lambda: remote.remote(plan.setup, resources["num_cpus"]),
+            size,
+            message=progress.started,
+            try_again=False,
+            heartbeat=progress.heartbeat,
+        ).run()
+    for unit, outcome in outcomes:
         progress.finished(unit, outcome)
         yield unit, outcome
 
 
-def _in_this_process(units: list[Unit], worker: Worker, progress: Progress) -> Iterator[tuple[Unit, Outcome]]:
-    queue = WorkQueue(units)
-    holds = None
-    while (unit := queue.take(holds)) is not None:
-        holds = unit.candidate
+def _in_this_process(queue: UnitQueue, worker: EvaluationWorker) -> Iterator[tuple[Unit, Outcome]]:
+    before: list[Unit] = []
+    while (unit := queue.take(before)) is not None:
+        before.append(unit)
         outcome = worker.run(unit)
         queue.done(unit)
-        progress.finished(unit, outcome)
         yield unit, outcome

@@ -1,7 +1,9 @@
 """What does a unit of work: the code that runs in an actor, or in this process."""
 
+import logging
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.results import TaskResult
 
+from rayembed.common.progress import duration
 from rayembed.engine.engine import Engine
 from rayembed.evaluation.bm25 import BM25
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
@@ -19,14 +22,16 @@ from rayembed.evaluation.endpoint import EndpointEngine
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.results import Candidate
 from rayembed.evaluation.shards import ShardEncoder, is_searched
-from rayembed.evaluation.units import Unit
+from rayembed.evaluation.units import Unit, UnitQueue
 from rayembed.model.configuration import Precision
+
+logger = logging.getLogger(__name__)
 
 _TASKS_IN_MEMORY = 2
 
 
 @dataclass(frozen=True)
-class Setup:
+class EvaluationSetup:
     """What all workers of a run share.
 
     Attributes:
@@ -57,7 +62,7 @@ class Outcome:
     seconds: float
 
 
-class Worker:
+class EvaluationWorker:
     """Does one unit at a time and keeps the last model and the last tasks loaded.
 
     Args:
@@ -65,7 +70,7 @@ class Worker:
         threads: processor threads of torch; None leaves torch's choice.
     """
 
-    def __init__(self, setup: Setup, threads: int | None = None):
+    def __init__(self, setup: EvaluationSetup, threads: int | None = None):
         datasets.disable_progress_bars()
         if threads is not None:
             torch.set_num_threads(threads)
@@ -130,3 +135,57 @@ def load_engine(candidate: Candidate, precision: Precision) -> Any:
         return EndpointEngine.connect(candidate.endpoint)
     assert candidate.checkpoint is not None
     return Engine.load(candidate.checkpoint, precision=precision)
+
+
+class UnitProgress:
+    """Logs what is done, at which measured rate, and about how long the rest will take.
+
+    Args:
+        queue: where the units come from.
+        actors: how many of them work at a time.
+    """
+
+    def __init__(self, queue: UnitQueue, actors: int = 1):
+        self._queue, self._actors = queue, max(1, actors)
+        self._done = 0
+        self._done_cost = self._busy_seconds = 0.0
+        self._started: dict[str, float] = {}
+
+    def started(self, unit: Unit) -> Unit:
+        """Note the start of `unit` and return it."""
+        self._started[unit.key] = time.monotonic()
+        return unit
+
+    def finished(self, unit: Unit, outcome: Outcome) -> None:
+        """Log a unit that the queue knows as done."""
+        self._done += 1
+        self._done_cost += unit.cost
+        self._busy_seconds += outcome.seconds
+        left = sum(other.cost for other in self._queue.undone.values())
+        score = "" if outcome.result is None else f" {outcome.result.get_score():.3f}"
+        rate = f", {outcome.tokens / outcome.seconds:.0f} tokens/s" if outcome.tokens else ""
+        logger.info(
+            "%d/%d %s:%s (%.1f s%s); about %s left",
+            self._done,
+            self._done + len(self._queue.undone),
+            unit,
+            score,
+            outcome.seconds,
+            rate,
+            duration(self._expected(left) / self._actors),
+        )
+
+    def heartbeat(self, running: Sequence[Unit]) -> None:
+        """Say what runs and how long each of it will still take."""
+        lines = [f"{unit}{self._time_left(unit)}" for unit in running]
+        logger.info("running: %s", ", ".join(lines) or "nothing yet, actors start or wait for free CPUs")
+
+    def _time_left(self, unit: Unit) -> str:
+        if not self._done_cost:
+            return ""
+        elapsed = time.monotonic() - self._started[unit.key]
+        return f" (about {duration(max(0.0, self._expected(unit.cost) - elapsed))} left)"
+
+    def _expected(self, cost: float) -> float:
+        """Seconds of one actor for `cost`, at the rate measured so far."""
+        return cost * self._busy_seconds / max(1.0, self._done_cost)
