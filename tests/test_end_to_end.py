@@ -15,8 +15,8 @@ from rayembed.engine.engine import Engine
 from rayembed.evaluation.run import run as evaluate
 from rayembed.model.checkpoint import read_manifest
 from rayembed.quickstart.head import local_head
-from rayembed.reports.html import write_report
 from rayembed.reports.metrics import read_metrics
+from rayembed.reports.run_report import write_report
 from rayembed.serving.deploy import deploy
 from tests.training_jobs import (
     ROOT,

@@ -21,10 +21,8 @@ from rayembed.evaluation.scores import format_table, read_scores
 from rayembed.model.checkpoint import installed_versions
 from rayembed.quickstart.head import Head, local_head
 from rayembed.quickstart.questions import answers
-from rayembed.reports.html import write_report
 from rayembed.reports.metrics import read_metrics
-from rayembed.reports.samples import embedding_map, sample_searches
-from rayembed.reports.summary import write_summary
+from rayembed.reports.run_report import embedding_map, sample_searches, write_report, write_summary
 from rayembed.serving.deploy import check_port
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from typing import Any
 
 from rayembed.common.paths import atomic_write
 from rayembed.common.progress import duration
-from rayembed.reports import metrics, plots, svg
-from rayembed.reports.page import Chart, render
+from rayembed.reports import metrics
+from rayembed.reports.charts import Line, bars, line_chart
+from rayembed.reports.page import Chart, aligned, render
 from rayembed.reports.runs import Run
-from rayembed.reports.text import aligned
 
 _MISSING = "-"
 _NOT_COMPARED = ("name", "output", "models_directory")
@@ -98,8 +98,8 @@ def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
     yield from _smoothed_chart(runs, "Throughput", "tokens a second", training("tokens_per_second"))
     validated = [metrics.curve(run.validations, "score") for run in runs]
     if any(validated):
-        lines = [svg.Line(points, color=color) for color, points in enumerate(validated) if points]
-        figure = svg.line_chart("Score of checkpoints", lines, ())
+        lines = [Line(points, color=color) for color, points in enumerate(validated) if points]
+        figure = line_chart("Score of checkpoints", lines, ())
         yield Chart("Score", "mean over the validation tasks", figure, labels(runs))
     tasks = list(dict.fromkeys(task for run in runs for task in run.scores))
     if tasks:
@@ -107,7 +107,7 @@ def _charts(runs: Sequence[Run]) -> Iterator[Chart]:
             label: [run.scores.get(task) for task in tasks]
             for label, run in zip(labels(runs), runs, strict=True)
         }
-        yield Chart("Tasks", "of the finished models", plots.bars("Main scores", tasks, series), labels(runs))
+        yield Chart("Tasks", "of the finished models", bars("Main scores", tasks, series), labels(runs))
 
 
 def _smoothed_chart(
@@ -118,10 +118,10 @@ def _smoothed_chart(
     for color, run in enumerate(runs):
         points = points_of(run)
         smooth = metrics.by_stage(points, metrics.stage_spans(run.records), metrics.smoothed)
-        lines += [svg.Line(points, color=color, faint=True)] if points else []
-        lines += [svg.Line(part, color=color) for part in smooth if part]
+        lines += [Line(points, color=color, faint=True)] if points else []
+        lines += [Line(part, color=color) for part in smooth if part]
     if lines:
-        yield Chart(title, note, svg.line_chart(title, lines, _common_spans(runs)), labels(runs))
+        yield Chart(title, note, line_chart(title, lines, _common_spans(runs)), labels(runs))
 
 
 def _common_spans(runs: Sequence[Run]) -> list[metrics.StageSpan]:

@@ -10,7 +10,7 @@ from rayembed.common.paths import atomic_write
 from rayembed.evaluation.comparison import ModelComparison, compare, interval, overall_sentence
 from rayembed.evaluation.published import PUBLISHED, PUBLISHED_TASKS, TASKS_PUBLISHED_ON
 from rayembed.evaluation.results import ModelRecord, TaskRecord
-from rayembed.reports import plots
+from rayembed.reports.charts import bars, radar
 from rayembed.reports.page import Chart, render
 
 _SHOWN_PUBLISHED = 3
@@ -81,7 +81,7 @@ def _charts(record: ModelRecord, others: Sequence[ModelRecord]) -> list[Chart]:
     for model in models:
         scores = {task.name: task.score for task in model.tasks}
         by_model[model.label] = [scores.get(name) for name in names]
-    figure = plots.bars("Main scores", names, by_model)
+    figure = bars("Main scores", names, by_model)
     charts = [Chart("Tasks", "main score of each task", figure, list(by_model))]
     axes = [name for name in record.categories() if name != "mean"]
     if len(axes) >= 3:
@@ -91,7 +91,7 @@ def _charts(record: ModelRecord, others: Sequence[ModelRecord]) -> list[Chart]:
         published = PUBLISHED.get(record.benchmark or "", {})
         for name, scores in list(published.items())[:_SHOWN_PUBLISHED]:
             series[name] = [scores[axis] / 100 if axis in scores else None for axis in axes]
-        figure = plots.radar("Mean score by task type", axes, series)
+        figure = radar("Mean score by task type", axes, series)
         charts.append(Chart("Task types", "mean of the main scores", figure, list(series)))
     return charts
 

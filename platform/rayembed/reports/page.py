@@ -1,4 +1,4 @@
-"""Pages of one file each: a template with the shared style sheet, layout and charts."""
+"""What a report is written with: a page of one file from a template, and tables as text."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rayembed.common.progress import duration
-from rayembed.reports.svg import PALETTE_SIZE
+from rayembed.reports.charts import PALETTE_SIZE
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as lines with columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 @dataclass(frozen=True)

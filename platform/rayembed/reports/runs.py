@@ -15,8 +15,8 @@ import yaml
 from rayembed.common.errors import DataError
 from rayembed.common.progress import duration
 from rayembed.reports.metrics import read_metrics
-from rayembed.reports.summary import SUMMARY_FILE
-from rayembed.reports.text import aligned
+from rayembed.reports.page import aligned
+from rayembed.reports.run_report import SUMMARY_FILE
 from rayembed.training.run_folder import METRICS_FILE, RECIPE_FILE, VALIDATION_FILE, is_trained_now, read_note
 
 logger = logging.getLogger(__name__)

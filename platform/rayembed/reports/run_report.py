@@ -1,5 +1,7 @@
-"""The report of a run: one HTML file with everything inside, for a browser or a mail."""
+"""The report of a run: one HTML file with everything inside, and summary.json for programs."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,13 @@ from markupsafe import Markup
 from rayembed.common.paths import atomic_write
 from rayembed.common.progress import duration
 from rayembed.data.sources.base import SPLITS
+from rayembed.engine.engine import Engine
+from rayembed.evaluation.builtin_tasks import load_task
+from rayembed.evaluation.encoder import EngineEncoder
 from rayembed.evaluation.scores import COLUMNS, Scores, mean_rows
-from rayembed.reports import metrics, svg
+from rayembed.reports import metrics
+from rayembed.reports.charts import Line, line_chart, principal_components, scatter
 from rayembed.reports.page import Chart, render
-from rayembed.reports.projection import principal_components
 
 REPORT_FILE = "report.html"
 
@@ -134,26 +139,26 @@ def _charts(records: Sequence[dict[str, Any]]) -> list[Chart]:
     spans = metrics.stage_spans(records)
     loss = metrics.curve(records, "loss")
     smooth = metrics.by_stage(loss, spans, metrics.smoothed)
-    loss_lines = [svg.Line(loss, faint=True), *(svg.Line(points) for points in smooth)]
-    rate_lines = [svg.Line(metrics.curve(records, "learning_rate"), color=1)]
+    loss_lines = [Line(loss, faint=True), *(Line(points) for points in smooth)]
+    rate_lines = [Line(metrics.curve(records, "learning_rate"), color=1)]
     throughput = metrics.curve(records, "tokens_per_second")
-    throughput_lines = [svg.Line(throughput, color=2, faint=True)]
+    throughput_lines = [Line(throughput, color=2, faint=True)]
     throughput_lines += [
-        svg.Line(part, color=2) for part in metrics.by_stage(throughput, spans, metrics.smoothed)
+        Line(part, color=2) for part in metrics.by_stage(throughput, spans, metrics.smoothed)
     ]
     charts = [
-        Chart("Loss", "InfoNCE, each step and moving average", svg.line_chart("Loss", loss_lines, spans)),
-        Chart("Learning rate", "of the optimiser", svg.line_chart("Learning rate", rate_lines, spans)),
-        Chart("Throughput", "tokens a second", svg.line_chart("Tokens a second", throughput_lines, spans)),
+        Chart("Loss", "InfoNCE, each step and moving average", line_chart("Loss", loss_lines, spans)),
+        Chart("Learning rate", "of the optimiser", line_chart("Learning rate", rate_lines, spans)),
+        Chart("Throughput", "tokens a second", line_chart("Tokens a second", throughput_lines, spans)),
     ]
     accuracy = metrics.source_curves(records, "accuracy")
     if accuracy:
         lines = [
-            svg.Line(part, color=color)
+            Line(part, color=color)
             for color, points in enumerate(accuracy.values())
             for part in metrics.by_stage(points, spans, metrics.smoothed)
         ]
-        figure = svg.line_chart("Training accuracy by source", lines, spans)
+        figure = line_chart("Training accuracy by source", lines, spans)
         note = "share of queries that score their positive highest"
         charts.append(Chart("Training accuracy", note, figure, list(accuracy)))
     return charts
@@ -182,9 +187,94 @@ def _panels(embeddings: EmbeddingMap) -> list[tuple[str, Markup]]:
     return [
         (
             name,
-            svg.scatter(
-                f"{embeddings.title}, {name}", principal_components(vectors), embeddings.labels, order
-            ),
+            scatter(f"{embeddings.title}, {name}", principal_components(vectors), embeddings.labels, order),
         )
         for name, vectors in (("untrained", embeddings.untrained), ("trained", embeddings.trained))
     ]
+
+
+def embedding_map(
+    untrained: Engine, trained: Engine, data_dir: Path, *, labels: int = 8, texts: int = 480
+) -> EmbeddingMap:
+    """Embed WordNet glosses of the test split with both models.
+
+    Args:
+        untrained: model before training.
+        trained: model after training.
+        data_dir: folder of the built sources.
+        labels: how many of the most frequent lexicographer files to show.
+        texts: most glosses to embed.
+    """
+    task = load_task("WordNetLexnameClustering", data_dir)
+    rows = list(zip(task.dataset["test"]["sentences"], task.dataset["test"]["labels"], strict=True))
+    shown = {label for label, _ in Counter(label for _, label in rows).most_common(labels)}
+    chosen = [(text, label) for text, label in rows if label in shown][:texts]
+    vectors = [
+        engine.encode(
+            [text for text, _ in chosen],
+            instruction=EngineEncoder(engine, "map").instructions(task.metadata).query,
+        ).vectors
+        for engine in (untrained, trained)
+    ]
+    return EmbeddingMap("WordNet definitions by lexicographer file", [label for _, label in chosen], *vectors)
+
+
+def sample_searches(engine: Engine, data_dir: Path, *, queries: int = 6, hits: int = 3) -> list[Search]:
+    """Search the functions of the test split with docstrings of it.
+
+    The queries are those with the smallest hash, good and bad alike.
+
+    Args:
+        engine: model to search with.
+        data_dir: folder of the built sources.
+        queries: number of searches.
+        hits: number of documents kept of each.
+    """
+    task = load_task("DocstringRetrieval", data_dir)
+    split = task.dataset["default"]["test"]
+    sides = EngineEncoder(engine, "search").instructions(task.metadata)
+    asked = split["queries"].select(range(min(queries, len(split["queries"]))))
+    query_vectors = engine.encode(list(asked["text"]), instruction=sides.query).vectors
+    texts = list(split["corpus"]["text"])
+    similarity = query_vectors @ engine.encode(texts, instruction=sides.document).vectors.T
+    best = np.argsort(-similarity, axis=1, kind="stable")[:, :hits]
+    identifiers = list(split["corpus"]["id"])
+    return [
+        Search(
+            query["text"],
+            [
+                Hit(
+                    texts[found],
+                    float(scores[found]),
+                    identifiers[found] in split["relevant_docs"][query["id"]],
+                )
+                for found in ranked.tolist()
+            ],
+        )
+        for query, ranked, scores in zip(asked, best, similarity, strict=True)
+    ]
+
+
+SUMMARY_FILE = "summary.json"
+
+
+def write_summary(
+    run_dir: Path,
+    *,
+    tasks: Mapping[str, Mapping[str, Any]],
+    seconds: Mapping[str, float],
+    versions: Mapping[str, str],
+) -> Path:
+    """Write summary.json into `run_dir` and return its path.
+
+    Args:
+        run_dir: folder of the run.
+        tasks: task -> {"metric", "base", "bm25", "trained"}, as `rayembed.evaluation.run` returns it.
+        seconds: wall time of each phase in seconds.
+        versions: version of each package that decides the numbers.
+    """
+    path = run_dir / SUMMARY_FILE
+    rounded = {phase: round(duration, 1) for phase, duration in seconds.items()}
+    content = {"tasks": dict(tasks), "seconds": rounded, "versions": dict(versions)}
+    atomic_write(path, json.dumps(content, indent=2) + "\n")
+    return path
