@@ -30,7 +30,7 @@ from inputs import quickstart
 
 from rayembed.common.paths import resolve
 from rayembed.common.ray_cluster import connect
-from rayembed.config import RunConfig
+from rayembed.config.run import RunConfig
 from rayembed.data.plan import PlannedSource, plan_batches
 from rayembed.data.plan_store import write_plan
 from rayembed.data.stream import StreamSpec, local_batches, stream_batches

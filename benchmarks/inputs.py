@@ -4,7 +4,8 @@ import random
 from pathlib import Path
 
 from rayembed.common.paths import workspace
-from rayembed.config import RunConfig, load_config
+from rayembed.config.loading import load_config
+from rayembed.config.run import RunConfig
 from rayembed.data.store import build_source, read_split
 
 RECIPE = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"

@@ -29,7 +29,8 @@ from harness import Bar, arguments, write_report
 from scipy.stats import wilcoxon
 
 from rayembed.common.paths import atomic_write, workspace
-from rayembed.config import RunConfig, validate_config
+from rayembed.config.loading import validate_config
+from rayembed.config.run import RunConfig
 from rayembed.data.store import build_source, read_split
 from rayembed.data.stream import local_batches
 from rayembed.engine.engine import Engine

@@ -40,7 +40,7 @@ from training_runs import WARM_UP, Runs, overhead_bar, scaling_bar
 from training_steps import Batch, Ours, distinct_batches, plain, pooled_batches
 
 from rayembed.common.paths import resolve
-from rayembed.config import RunConfig
+from rayembed.config.run import RunConfig
 from rayembed.data.prepared import PreparedRows
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.training.prepare import resolve_data

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rayembed.common.paths import resolve
 from rayembed.common.ray_cluster import processor_settings
-from rayembed.config import RunConfig
+from rayembed.config.run import RunConfig
 from rayembed.data.stream import StreamSpec, local_batches
 from rayembed.model.base_model import prepare_base_model
 from rayembed.model.precision import resolve_device, resolve_precision

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rayembed.config import RunConfig
+from rayembed.config.run import RunConfig
 from rayembed.contract import Contract
 from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from rayembed.cli.data import app
 from rayembed.common.errors import DataError
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.data.build import build_user_source
 from rayembed.data.sources import SOURCES
 

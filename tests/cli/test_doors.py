@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import rayembed
 from rayembed.cli import main
-from rayembed.config import load_config
+from rayembed.config.loading import load_config
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 FUNCTIONS = ["train", "evaluate", "mine", "embed", "serve", "synthesize"]

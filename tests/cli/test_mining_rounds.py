@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from rayembed.cli.mining_rounds import mining_of_round, training_of_round
-from rayembed.config import load_config, load_recipe
+from rayembed.config.loading import load_config, load_recipe
 from rayembed.mining.config import MiningRecipe
 
 ROOT = Path(__file__).resolve().parents[2]

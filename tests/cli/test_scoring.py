@@ -7,7 +7,7 @@ import pytest
 from rayembed.cli.train import score_of, train_and_score
 from rayembed.common.errors import UserError
 from rayembed.common.ray_cluster import connect
-from rayembed.config import validate_config
+from rayembed.config.loading import validate_config
 from rayembed.model.checkpoint import read_manifest
 from rayembed.reports.runs import open_run
 

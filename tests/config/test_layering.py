@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from rayembed.common.errors import ConfigError
-from rayembed.config import RunConfig, load_config
 from rayembed.config.layering import merge
+from rayembed.config.loading import load_config
+from rayembed.config.run import RunConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 STAGES = """

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from rayembed.common.errors import ConfigError
-from rayembed.config import RunConfig, load_config
+from rayembed.config.loading import load_config
+from rayembed.config.run import RunConfig
 from rayembed.data.sources import SOURCES
 from rayembed.training.prepare import check_sources
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rayembed.common.errors import ConfigError
-from rayembed.config import validate_config
+from rayembed.config.loading import validate_config
 from rayembed.losses import MNTPConfig
 
 BLEND = [{"source": "one", "weight": 1, "in_batch_negatives": True}]

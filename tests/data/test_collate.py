@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rayembed.config import SourceConfig
+from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.collate import ChosenRow, Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch

@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from rayembed.config import DataConfig
+from rayembed.config.data import DataConfig
 from rayembed.data import contamination
 from rayembed.data.contamination import ContaminationGuard, NearDuplicates, evaluation_texts
 from rayembed.records.schema import label_row, pair_row, to_table

@@ -9,7 +9,7 @@ import datasets
 import pytest
 import yaml
 
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
 from rayembed.records import READERS

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayembed.common.errors import ConfigError, DataError
-from rayembed.config import UserSourceConfig, load_recipe
+from rayembed.config.data import UserSourceConfig
+from rayembed.config.loading import load_recipe
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
 from rayembed.mining import run, vectors

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rayembed.common.errors import CheckpointError
-from rayembed.config import RunConfig
+from rayembed.config.run import RunConfig
 from rayembed.contract.packing import pack
 from rayembed.engine.engine import Engine
 from rayembed.model.configuration import LoraSettings, ModelConfig

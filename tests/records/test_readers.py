@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from rayembed.common.errors import ConfigError, DataError, ResourceError
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.data import build
 from rayembed.data.store import read_split
 from rayembed.records import json_lines, mteb_tasks

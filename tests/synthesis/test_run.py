@@ -9,7 +9,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
 from rayembed.synthesis.config import SynthesisRecipe

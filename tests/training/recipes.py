@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from rayembed.config import RunConfig, validate_config
+from rayembed.config.loading import validate_config
+from rayembed.config.run import RunConfig
 from tests.training.sources import stage
 
 PAIRS = {"source": "pairs", "weight": 2, "in_batch_negatives": True, "negatives_per_query": 0}

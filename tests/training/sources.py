@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rayembed.config import SourceConfig, StageConfig
+from rayembed.config.blend import SourceConfig
+from rayembed.config.stage import StageConfig
 from rayembed.contract import Contract
 from rayembed.data.plan import plan_batches
 from rayembed.data.plan_store import write_plan

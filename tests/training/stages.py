@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rayembed.config import RunConfig
+from rayembed.config.run import RunConfig
 from rayembed.data.stream import StreamSpec
 from rayembed.training.handover import FinishedStage, ModelExport
 from rayembed.training.model import ModelSpec

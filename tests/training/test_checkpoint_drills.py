@@ -13,7 +13,7 @@ import ray
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from rayembed.common.ray_cluster import connect
-from rayembed.config import load_config
+from rayembed.config.loading import load_config
 from rayembed.model.checkpoint import read_manifest
 from rayembed.training import checkpoint
 from rayembed.training.run import train

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rayembed.config import StageConfig, TrainingConfig
+from rayembed.config.stage import StageConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.data.stream import local_batches
 from rayembed.training.resources import StepTimer
 from rayembed.training.step import contrastive_loss, encode_and_backward

@@ -6,7 +6,7 @@ All cases run in one set of processes, because starting them is what takes time.
 import pytest
 import torch
 
-from rayembed.config import TrainingConfig
+from rayembed.config.training import TrainingConfig
 from tests.training.sources import stage
 from tests.training.spawn import run_ranks
 

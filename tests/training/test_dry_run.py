@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from rayembed.config import load_config
+from rayembed.config.loading import load_config
 from rayembed.records.schema import label_row, pair_row, to_table
 from rayembed.training import prepared_source
 from rayembed.training.dry_run import describe

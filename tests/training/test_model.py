@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rayembed.common.errors import CheckpointError
-from rayembed.config import TrainingConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.contract.packing import pack_ids
 from rayembed.training.model import ModelSpec, load_trainable_weights, prepare_for_stage, trainable_weights
 from tests.training.models import make_embedder

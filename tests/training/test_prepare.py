@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rayembed.common.errors import ConfigError, DataError
-from rayembed.config import RunConfig, validate_config
+from rayembed.config.loading import validate_config
+from rayembed.config.run import RunConfig
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.training.prepare import check_sources, resolve_data

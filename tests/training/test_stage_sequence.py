@@ -10,7 +10,7 @@ from transformers import MistralForCausalLM
 
 from rayembed.common.errors import TrainingError
 from rayembed.common.ray_cluster import connect
-from rayembed.config import load_config
+from rayembed.config.loading import load_config
 from rayembed.model.checkpoint import load_model, read_manifest
 from rayembed.training.checkpoint import load_weights
 from rayembed.training.run import train

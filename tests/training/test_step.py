@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rayembed.config import TrainingConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.contract.packing import split_packed
 from rayembed.data.stream import local_batches
 from rayembed.training.model import prepare_for_stage

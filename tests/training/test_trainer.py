@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rayembed.config import TrainingConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.training.callbacks import Callback, TrainerState
 from rayembed.training.step import BadBatch, StepOutput, spoiled_unless_finite
 from rayembed.training.trainer import learning_rate_factor, run_steps

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rayembed.common.errors import ResourceError
-from rayembed.config import validate_config
+from rayembed.config.loading import validate_config
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import local_batches

@@ -15,7 +15,8 @@ import torch
 
 from rayembed.common.errors import ConfigError
 from rayembed.common.ray_cluster import connect
-from rayembed.config import RunConfig, validate_config
+from rayembed.config.loading import validate_config
+from rayembed.config.run import RunConfig
 from rayembed.data.stream import StreamSpec
 from rayembed.model.checkpoint import read_manifest
 from rayembed.reports.runs import Run

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from rayembed.common.errors import CheckpointError
-from rayembed.config import validate_config
+from rayembed.config.loading import validate_config
 from rayembed.contract import Contract
 from rayembed.contract.packing import pack_ids
 from rayembed.data.plan_store import PlanReader

@@ -9,9 +9,9 @@ import typer
 from rayembed.cli.options import FilePath
 from rayembed.cli.train import train_and_score
 from rayembed.common.paths import resolve
-from rayembed.config import RunConfig
 
 if TYPE_CHECKING:
+    from rayembed.config.run import RunConfig
     from rayembed.evaluation.ablation import Grid
 
 
@@ -45,7 +45,7 @@ def ablate(
     return tables
 
 
-def _train_and_evaluate(grid: "Grid", config: RunConfig, folder: Path) -> None:
+def _train_and_evaluate(grid: "Grid", config: "RunConfig", folder: Path) -> None:
     """Train one configuration and score it; its stages are deleted, model and results are kept."""
     from rayembed.evaluation.ablation import LABEL
     from rayembed.evaluation.run import run

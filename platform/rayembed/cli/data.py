@@ -10,8 +10,7 @@ import typer
 from rayembed.cli.options import FilePath, Recipe, Set
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_write, resolve
-from rayembed.config import UserSourceConfig, load_config
-from rayembed.config.data import RowLimits, SourceFormat, SourceKind
+from rayembed.config.data import RowLimits, SourceFormat, SourceKind, UserSourceConfig
 from rayembed.data.build import REJECTS_FILE, build_user_source
 from rayembed.data.card import built_names, full_card, read_card, readable_card
 from rayembed.data.sources import SOURCES
@@ -56,6 +55,8 @@ def build(
     out: Out = Path("data"),
 ) -> None:
     """Build sources that are missing or out of date."""
+    from rayembed.config.loading import load_config  # torch takes seconds to import; --help does without
+
     declared = load_config(config).data.sources if config else {}
     if bool(names) == every:
         known = ", ".join([*declared, *SOURCES])
@@ -129,9 +130,10 @@ def plan(
 
     Sources are built and prepared as training would; nothing is trained.
     """
-    config = load_config(recipe, set or ())
-    from rayembed.training.show_plan import show_plan  # torch and transformers; --help does without
+    from rayembed.config.loading import load_config  # torch and transformers; --help does without
+    from rayembed.training.show_plan import show_plan
 
+    config = load_config(recipe, set or ())
     for line in show_plan(config, show=show, step=step, stage_name=stage, full=full):
         typer.echo(line)
 

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from rayembed.cli.options import Recipe, Set
-from rayembed.config import load_recipe
 
 
 def mine(
@@ -36,6 +35,7 @@ def mine(
     Example:
         files = rayembed.mine("jobs/configs/mine.yaml", set=["sources.0.top_k=50"])
     """
+    from rayembed.config.loading import load_recipe
     from rayembed.mining.config import MiningRecipe  # torch takes seconds to import; --help does without
 
     config = load_recipe(recipe, MiningRecipe, set or ())

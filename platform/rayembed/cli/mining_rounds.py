@@ -9,9 +9,9 @@ import typer
 from rayembed.cli.options import Recipe
 from rayembed.cli.train import train_and_score
 from rayembed.common.errors import ConfigError
-from rayembed.config import RunConfig, load_config, load_recipe, validate_config
 
 if TYPE_CHECKING:
+    from rayembed.config.run import RunConfig
     from rayembed.mining.config import MiningRecipe
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ def mining_rounds(
 
     If it is interrupted, run it again to continue.
     """
+    from rayembed.config.loading import load_config, load_recipe
     from rayembed.mining.config import MiningRecipe  # torch takes seconds to import; --help does without
     from rayembed.mining.run import mine as run_mining
 
@@ -46,8 +47,10 @@ def mining_rounds(
     return model
 
 
-def training_of_round(config: RunConfig, mined: dict[str, Path], number: int) -> RunConfig:
+def training_of_round(config: "RunConfig", mined: dict[str, Path], number: int) -> "RunConfig":
     """The recipe of a later round: another name, and mined rows in place of the sources they came from."""
+    from rayembed.config.loading import validate_config
+
     raw: dict[str, Any] = config.model_dump(mode="json")
     raw["name"] = f"{config.name}-round-{number}"
     for name, path in mined.items():

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from rayembed.cli.options import Recipe, Set
-from rayembed.config import load_recipe
 
 
 def synthesize(
@@ -32,6 +31,7 @@ def synthesize(
     Example:
         files = rayembed.synthesize("jobs/configs/synthesize.yaml", set=["kinds.0.tasks=5"])
     """
+    from rayembed.config.loading import load_recipe
     from rayembed.synthesis.config import SynthesisRecipe  # heavy imports; --help does without
 
     config = load_recipe(recipe, SynthesisRecipe, set or ())

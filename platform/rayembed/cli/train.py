@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rayembed.cli.options import Recipe, Set
 from rayembed.common.paths import resolve
-from rayembed.config import RunConfig, load_config
+
+if TYPE_CHECKING:
+    from rayembed.config.run import RunConfig  # torch takes seconds to import; --help does without
 
 
 def train(
@@ -48,6 +50,8 @@ def train(
     Example:
         model = rayembed.train("recipe.yaml", set=["stages.0.steps=20"])
     """
+    from rayembed.config.loading import load_config
+
     config = load_config(recipe, set or ())
     if dry_run:
         _show_plan(config, with_step=step)
@@ -57,14 +61,14 @@ def train(
     return model
 
 
-def train_and_score(config: RunConfig) -> Path:
+def train_and_score(config: "RunConfig") -> Path:
     """Train a run whose checkpoints are scored by `rayembed.evaluation`, where its recipe asks for it."""
     from rayembed.training.run import train as run_training  # DeepSpeed takes seconds to import
 
     return run_training(config, score_of(config))
 
 
-def score_of(config: RunConfig) -> Callable[[Path, Path], dict[str, float]] | None:
+def score_of(config: "RunConfig") -> Callable[[Path, Path], dict[str, float]] | None:
     """How a recipe wants checkpoints scored, None where it does not.
 
     Raises:
@@ -90,7 +94,7 @@ def _score(
     return {task: row["trained"] for task, row in scores.items()}
 
 
-def _show_plan(config: RunConfig, *, with_step: bool) -> None:
+def _show_plan(config: "RunConfig", *, with_step: bool) -> None:
     """Print the resolved recipe, the memory, and the first batch and longest step of every stage."""
     score_of(config)  # refuses unknown tasks
     from rayembed.training.dry_run import describe

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_directory, clear_disk_errors, resolve
-from rayembed.config import DataConfig, UserSourceConfig
+from rayembed.config.data import DataConfig, UserSourceConfig
 from rayembed.data.card import CARD_VERSION, SourceStatistics, make_card, read_card, write_card
 from rayembed.data.part_writer import FinishJob, PartJob, finish_part, write_part
 from rayembed.data.sources import SOURCES

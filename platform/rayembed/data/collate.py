@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rayembed.common.errors import DataError
-from rayembed.config import SourceConfig
+from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
 from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.data.plan import PlannedBatch

@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasketch import MinHash, MinHashLSH
 
 from rayembed.common.paths import file_digest, resolve
-from rayembed.config import DataConfig
+from rayembed.config.data import DataConfig
 from rayembed.data.build import build_any
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import read_split, split_files

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.paths import atomic_write, clear_disk_errors
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.data.card import SourceStatistics
 from rayembed.records import Part, Row, Unreadable, read_part
 from rayembed.records.checks import BadRow, Columns, RowChecker

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import ray.data
 
 from rayembed.common.threads import keep_to_one_processor
-from rayembed.config import SourceConfig
+from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan_store import PlanReader

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rayembed.common.paths import atomic_directory
 from rayembed.common.progress import Progress
-from rayembed.config import SourceConfig
+from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.plan import fingerprint
 from rayembed.data.prepared import PreparedRows

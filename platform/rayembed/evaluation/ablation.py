@@ -25,8 +25,8 @@ from pydantic import Field, model_validator
 from rayembed.common.errors import ConfigError
 from rayembed.common.paths import atomic_write, resolve
 from rayembed.common.settings import Frozen
-from rayembed.config import RunConfig
 from rayembed.config.loading import load_recipe
+from rayembed.config.run import RunConfig
 from rayembed.evaluation.comparison import Comparison, adjusted, paired
 from rayembed.evaluation.results import RECORD_FILE, ModelRecord, read_record
 

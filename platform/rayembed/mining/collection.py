@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import resolve
-from rayembed.config import DataConfig
+from rayembed.config.data import DataConfig
 from rayembed.data.build import build_any
 from rayembed.data.store import built_in_source, read_parquet, read_split
 from rayembed.mining.search import Excluded

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from rayembed.common.endpoint_client import EndpointConfig
 from rayembed.common.settings import Frozen
-from rayembed.config import DataConfig
+from rayembed.config.data import DataConfig
 from rayembed.mining.filters import FILTERS
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayembed.common.paths import atomic_write, resolve, workspace
-from rayembed.config import load_config
+from rayembed.config.loading import load_config
 from rayembed.data.card import full_card
 from rayembed.data.store import build_source
 from rayembed.engine.engine import Engine

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rayembed.common.errors import DataError
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.records import beir, csv_pairs, hugging_face, json_lines, mteb_tasks, parquet, triples
 from rayembed.records.base import Part, Reader, Row, Unreadable, with_suffix
 from rayembed.records.locations import StoredFile, list_files

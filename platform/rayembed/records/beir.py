@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.errors import DataError
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import Part, Reader, Row, Unreadable
 from rayembed.records.json_lines import lines
 from rayembed.records.locations import StoredFile

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rayembed.common.errors import DataError
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import Part, Reader, Row, Unreadable, by_suffix
 from rayembed.records.locations import StoredFile
 

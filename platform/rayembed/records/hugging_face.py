@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rayembed.common.errors import DataError
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.records import parquet
 from rayembed.records.base import Part, Reader, Row
 from rayembed.records.locations import StoredFile

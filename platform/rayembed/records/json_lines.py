@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from rayembed.common.errors import DataError
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import PART_BYTES, Part, Reader, Row, Unreadable, by_suffix
 from rayembed.records.locations import StoredFile
 

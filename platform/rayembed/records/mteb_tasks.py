@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import Part, Reader, Row, by_suffix
 from rayembed.records.locations import StoredFile
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_file
-from rayembed.config import UserSourceConfig
+from rayembed.config.data import UserSourceConfig
 from rayembed.records import json_lines
 from rayembed.records.base import Part, Reader, Row, Unreadable, by_suffix
 from rayembed.records.json_lines import SUFFIXES as JSON_SUFFIXES

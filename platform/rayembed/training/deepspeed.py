@@ -24,7 +24,8 @@ from deepspeed.utils import (
 from torch import nn
 
 from rayembed.common.ray_compat import disable_shared_memory_transport
-from rayembed.config import StageConfig, TrainingConfig
+from rayembed.config.stage import StageConfig
+from rayembed.config.training import TrainingConfig
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rayembed.common.paths import resolve
-from rayembed.config import RunConfig, StageConfig
+from rayembed.config.run import RunConfig
+from rayembed.config.stage import StageConfig
 from rayembed.contract.packing import PackedBatch
 from rayembed.data.stream import StreamSpec, local_batches
 from rayembed.model.base_model import prepare_base_model

@@ -10,7 +10,7 @@ from ray.train.torch import TorchTrainer
 
 from rayembed.common.errors import TrainingError, UserError
 from rayembed.common.paths import atomic_directory
-from rayembed.config import TrainingConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.data.stream import DATA_CPUS
 from rayembed.training.callbacks.bad_batches import STOPPED_FILE
 from rayembed.training.callbacks.checkpoints import SCORE

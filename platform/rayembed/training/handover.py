@@ -9,7 +9,8 @@ import torch
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import atomic_directory
-from rayembed.config import RunConfig, StageConfig
+from rayembed.config.run import RunConfig
+from rayembed.config.stage import StageConfig
 from rayembed.contract import Contract
 from rayembed.data.sources import SOURCES
 from rayembed.model.base_model import PACKAGED_MODELS

@@ -9,7 +9,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import resolve
-from rayembed.config import RunConfig, StageConfig, TrainingConfig
+from rayembed.config.run import RunConfig
+from rayembed.config.stage import StageConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.contract import Contract
 from rayembed.model.backbone import load_backbone
 from rayembed.model.checkpoint import load_model, load_tokenizer

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from rayembed.common.errors import ResourceError
-from rayembed.config import RunConfig
+from rayembed.config.run import RunConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora
 from rayembed.model.precision import resolve_device, resolve_precision

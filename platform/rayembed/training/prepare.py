@@ -8,7 +8,9 @@ from typing import Any
 
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.settings import differences
-from rayembed.config import RunConfig, SourceConfig, StageConfig
+from rayembed.config.blend import SourceConfig
+from rayembed.config.run import RunConfig
+from rayembed.config.stage import StageConfig
 from rayembed.contract import Contract
 from rayembed.data.plan import PlannedBatch, PlannedSource, plan_batches
 from rayembed.data.plan_store import stored_description, write_plan

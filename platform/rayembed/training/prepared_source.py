@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_directory, atomic_write, clear_disk_errors, file_digest, resolve
-from rayembed.config import DataConfig, SourceConfig
+from rayembed.config.blend import SourceConfig
+from rayembed.config.data import DataConfig
 from rayembed.data.build import build_any
 from rayembed.data.contamination import (
     ContaminationGuard,

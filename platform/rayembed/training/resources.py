@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rayembed.common.errors import ResourceError
-from rayembed.config import TrainingConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.contract.packing import PackedBatch
 from rayembed.data.collate import TrainingBatch
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from rayembed.common.errors import ConfigError
 from rayembed.common.paths import atomic_write, resolve
 from rayembed.common.ray_cluster import connect
-from rayembed.config import RunConfig, TrainingConfig
+from rayembed.config.run import RunConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
 from rayembed.training.callbacks.trackers import check_trackers

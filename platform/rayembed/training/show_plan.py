@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from rayembed.common.errors import ConfigError
-from rayembed.config import RunConfig, SourceConfig, StageConfig
+from rayembed.config.blend import SourceConfig
+from rayembed.config.run import RunConfig
+from rayembed.config.stage import StageConfig
 from rayembed.data.collate import ChosenRow, Collator, DocumentKey
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows

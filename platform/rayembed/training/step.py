@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rayembed.config import StageConfig
+from rayembed.config.stage import StageConfig
 from rayembed.contract.packing import PackedBatch, split_packed
 from rayembed.data.collate import TrainingBatch
 from rayembed.losses import LossInputs, VectorDistillationConfig, row_losses

@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from rayembed.common import logs
-from rayembed.config import StageConfig
+from rayembed.config.stage import StageConfig
 from rayembed.data.collate import TrainingBatch
 from rayembed.data.stream import stream_batches
 from rayembed.model.precision import resolve_precision

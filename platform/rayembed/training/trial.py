@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import torch.distributed as dist
 
 from rayembed.common.errors import ResourceError, TrainingError
-from rayembed.config import SourceConfig
+from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.collate import CHARACTERS_PER_TOKEN, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch

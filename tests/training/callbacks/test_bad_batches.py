@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from rayembed.config import TrainingConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.training.callbacks.bad_batches import name_batch, record_batch
 from rayembed.training.step import BadBatch
 from tests.training.sources import stage, stream_spec

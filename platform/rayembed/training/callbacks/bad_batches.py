@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from rayembed.common.paths import atomic_write
-from rayembed.config import StageConfig
+from rayembed.config.stage import StageConfig
 from rayembed.data.collate import TrainingBatch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
