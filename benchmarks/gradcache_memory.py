@@ -21,9 +21,10 @@ from transformers import MistralConfig, MistralModel
 
 from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.model.backbone import prepare_backbone
-from rayembed.model.configuration import LoraSettings, MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora
+from rayembed.model.pooling import MeanPoolingConfig
 from rayembed.training.resources import StepTimer
 from rayembed.training.step import StepOutput, encode_and_backward
 

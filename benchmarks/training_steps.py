@@ -18,7 +18,8 @@ from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.model.checkpoint import load_tokenizer
-from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
+from rayembed.model.pooling import MeanPoolingConfig
 from rayembed.records.schema import pair_row, to_table
 from rayembed.training import deepspeed
 from rayembed.training.model import ModelSpec, prepare_for_stage, trainable_weights

@@ -54,5 +54,4 @@ def test_public_classes_of_the_library_have_names_of_their_own(sources):
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert places
-    left = {"Progress", "Run"}  # of evaluation and reports
-    assert {name: found for name, found in places.items() if len(found) > 1 and name not in left} == {}
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -4,8 +4,9 @@ import torch
 from rayembed.contract import Contract
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.checkpoint import save_model
-from rayembed.model.configuration import LatentPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.pooling import LatentPoolingConfig
 from tests.tiny import make_backbone, make_tokenizer
 
 

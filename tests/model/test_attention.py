@@ -11,9 +11,10 @@ from rayembed.contract.packing import PackedLengths, pack_ids
 from rayembed.model import attention
 from rayembed.model.attention import _attend_fused, _attend_plainly
 from rayembed.model.backbone import prepare_backbone
-from rayembed.model.configuration import LoraSettings, MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora
+from rayembed.model.pooling import MeanPoolingConfig
 from tests.tiny import make_backbone
 
 TEXTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14, 15], [16]]

@@ -18,8 +18,9 @@ from rayembed.contract.packing import pack_ids
 from rayembed.engine.engine import Engine
 from rayembed.model.backbone import MODEL_CLASSES, load_backbone
 from rayembed.model.checkpoint import save_model
-from rayembed.model.configuration import LatentPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.pooling import LatentPoolingConfig
 from tests.tiny import make_tokenizer
 
 SIZES = {

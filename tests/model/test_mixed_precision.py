@@ -6,9 +6,10 @@ import torch
 from rayembed.common.errors import ConfigError
 from rayembed.contract.packing import pack_ids
 from rayembed.model.backbone import prepare_backbone
-from rayembed.model.configuration import LatentPoolingConfig, MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.mixed_precision import ResidualNorm, use_mixed_precision
+from rayembed.model.pooling import LatentPoolingConfig, MeanPoolingConfig
 from tests.tiny import make_backbone
 
 TEXTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14, 15], [16], [40, 41, 42, 43]]

@@ -5,17 +5,16 @@ import torch
 
 from rayembed.contract.packing import pack_ids
 from rayembed.model.backbone import prepare_backbone
-from rayembed.model.configuration import (
+from rayembed.model.configuration import ModelConfig
+from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.pooling import (
     EosPoolingConfig,
     LatentPoolingConfig,
     MeanPoolingConfig,
-    ModelConfig,
     MultiLayerPoolingConfig,
     SelfAttentionPoolingConfig,
     WeightedMeanPoolingConfig,
 )
-from rayembed.model.embedding_model import EmbeddingModel
-from rayembed.model.pooling import build_pooling
 from tests.model import reference
 from tests.tiny import make_backbone
 
@@ -55,7 +54,7 @@ def check_gradients(ours, wanted, inputs):
 
 def randomised(config):
     torch.manual_seed(0)
-    head = build_pooling(config, WIDTH, LAYERS)
+    head = config.build(WIDTH, LAYERS)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return head, dict(head.named_parameters())
@@ -112,14 +111,14 @@ def test_vectors_come_back_in_the_order_given_with_unit_length(config):
 @pytest.mark.parametrize("config", [LatentPoolingConfig(num_latents=4), SelfAttentionPoolingConfig()])
 def test_residual_start_is_mean_pooling(config):
     states = torch.randn(len(TEXT_INDEX), WIDTH)
-    mean = build_pooling(MeanPoolingConfig(), WIDTH, LAYERS)(states, TEXT_INDEX, LENGTHS)
-    torch.testing.assert_close(build_pooling(config, WIDTH, LAYERS)(states, TEXT_INDEX, LENGTHS), mean)
+    mean = MeanPoolingConfig().build(WIDTH, LAYERS)(states, TEXT_INDEX, LENGTHS)
+    torch.testing.assert_close(config.build(WIDTH, LAYERS)(states, TEXT_INDEX, LENGTHS), mean)
 
 
 @pytest.mark.parametrize("config", [LatentPoolingConfig(), LatentPoolingConfig.scaled(4096, 32)])
 def test_published_sizes(config):
     with torch.device("meta"):
-        head = build_pooling(config, hidden_size=4096, num_layers=32)
+        head = config.build(hidden_size=4096, num_layers=32)
     assert sum(parameter.numel() for parameter in head.parameters()) == 740_356_096
     assert len(head.state_dict()) == 14
 
@@ -138,6 +137,6 @@ BACKBONES = {
 def test_scaling_rule_keeps_the_share_of_the_head(name):
     width, depth, backbone_size = BACKBONES[name]
     with torch.device("meta"):
-        head = build_pooling(LatentPoolingConfig.scaled(width, depth), width, depth)
+        head = LatentPoolingConfig.scaled(width, depth).build(width, depth)
     size = sum(parameter.numel() for parameter in head.parameters())
     assert 0.05 < size / (size + backbone_size) < 0.105

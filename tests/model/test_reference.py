@@ -5,8 +5,9 @@ import torch
 
 from rayembed.contract.packing import PackedLengths, pack_ids
 from rayembed.model.backbone import prepare_backbone
-from rayembed.model.configuration import LatentPoolingConfig, MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.pooling import LatentPoolingConfig, MeanPoolingConfig
 from tests.model.reference import decoder_states, nv_embed_vector
 from tests.tiny import make_backbone
 

@@ -3,9 +3,10 @@
 import torch
 
 from rayembed.model.backbone import prepare_backbone
-from rayembed.model.configuration import LatentPoolingConfig, LoraSettings, ModelConfig
+from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora
+from rayembed.model.pooling import LatentPoolingConfig
 from tests.tiny import make_backbone
 
 

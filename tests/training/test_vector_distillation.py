@@ -15,8 +15,9 @@ from rayembed.data.stream import local_batches
 from rayembed.engine.engine import Engine
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.checkpoint import load_tokenizer, save_model
-from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.pooling import MeanPoolingConfig
 from rayembed.training.resources import StepTimer
 from rayembed.training.start import step_of
 from tests.tiny import make_backbone, make_tokenizer

@@ -7,7 +7,7 @@ import typer
 
 from rayembed.cli.options import FilePath, Names, names_of
 from rayembed.common.errors import UserError
-from rayembed.model.configuration import Precision
+from rayembed.common.settings import Precision
 
 _QUICKSTART = "rayembed-quickstart"
 

@@ -1,10 +1,13 @@
 """The base of all settings, and what differs between two of them."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
+
+Precision = Literal["auto", "bf16", "fp32"]
+"""Number format of the weights; auto takes bf16 where the processor multiplies it natively."""
 
 _ABSENT = object()
 

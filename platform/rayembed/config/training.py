@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rayembed.common.settings import Frozen
-from rayembed.model.configuration import Precision
+from rayembed.common.settings import Frozen, Precision
 
 TrackerName = Literal["mlflow", "wandb"]
 

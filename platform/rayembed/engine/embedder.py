@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from rayembed.common.errors import RequestError
+from rayembed.common.settings import Precision
 from rayembed.contract import Contract
 from rayembed.contract.instructions import Side, chosen_instruction
 from rayembed.engine.engine import Engine
-from rayembed.model.configuration import Precision
 
 BLOCK_SIZE = 8192  # enough texts for passes of neighbours in length, few enough to hold in memory
 

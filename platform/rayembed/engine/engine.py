@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rayembed.common.errors import ConfigError, RequestError
 from rayembed.common.paths import resolve
+from rayembed.common.settings import Precision
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.contract.vectors import cut
@@ -23,7 +24,6 @@ from rayembed.engine.memory import keep_freed_memory
 from rayembed.model.adapters import Adapters
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.compilation import compile_token_wise_parts
-from rayembed.model.configuration import Precision
 from rayembed.model.mixed_precision import use_mixed_precision
 from rayembed.model.precision import resolve_device, resolve_precision
 

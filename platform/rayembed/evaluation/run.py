@@ -15,6 +15,7 @@ from rayembed.common.errors import UserError
 from rayembed.common.paths import resolve
 from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import ActorPool, pool_resources
+from rayembed.common.settings import Precision
 from rayembed.contract import Contract
 from rayembed.evaluation import bm25
 from rayembed.evaluation.catalogue import QUICKSTART, Catalogue, Selection, TaskReference, aggregate
@@ -35,7 +36,6 @@ from rayembed.evaluation.shards import EmbeddingStore
 from rayembed.evaluation.units import SHARD_TOKENS, Unit, UnitQueue, task_units, text_sets
 from rayembed.evaluation.worker import EvaluationSetup, EvaluationWorker, Outcome, UnitProgress
 from rayembed.model.checkpoint import read_manifest
-from rayembed.model.configuration import Precision
 
 logger = logging.getLogger(__name__)
 

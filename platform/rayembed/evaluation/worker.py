@@ -14,6 +14,7 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.results import TaskResult
 
 from rayembed.common.progress import duration
+from rayembed.common.settings import Precision
 from rayembed.engine.engine import Engine
 from rayembed.evaluation.bm25 import BM25
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
@@ -23,7 +24,6 @@ from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.results import Candidate
 from rayembed.evaluation.shards import ShardEncoder, is_searched
 from rayembed.evaluation.units import Unit, UnitQueue
-from rayembed.model.configuration import Precision
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,9 @@ from rayembed.common.paths import atomic_directory, resolve
 from rayembed.contract import Contract
 from rayembed.model.backbone import llama_to_mistral, load_backbone
 from rayembed.model.checkpoint import load_tokenizer, save_model
-from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.pooling import MeanPoolingConfig
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from rayembed.contract.packing import PackedBatch
 from rayembed.model.configuration import ModelConfig
-from rayembed.model.pooling import build_pooling
 
 
 class EmbeddingModel(nn.Module):
@@ -20,9 +19,7 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.pooling = build_pooling(
-            config.pooling, backbone.config.hidden_size, backbone.config.num_hidden_layers
-        )
+        self.pooling = config.pooling.build(backbone.config.hidden_size, backbone.config.num_hidden_layers)
 
     @property
     def dimensions(self) -> int:

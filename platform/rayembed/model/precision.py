@@ -5,7 +5,7 @@ import platform
 import torch
 
 from rayembed.common.errors import ConfigError
-from rayembed.model.configuration import Precision
+from rayembed.common.settings import Precision
 
 
 def resolve_device(device: str = "auto") -> torch.device:

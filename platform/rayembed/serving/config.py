@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rayembed.common.errors import ConfigError
 from rayembed.common.paths import resolve
-from rayembed.model.configuration import Precision
+from rayembed.common.settings import Precision
 from rayembed.serving.cache import CacheKind
 
 Authentication = Literal["auto", "required", "off"]

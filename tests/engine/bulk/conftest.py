@@ -5,8 +5,9 @@ import pytest
 from rayembed.contract import Contract
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.checkpoint import save_model
-from rayembed.model.configuration import MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.pooling import MeanPoolingConfig
 from tests.tiny import make_backbone, make_tokenizer
 
 

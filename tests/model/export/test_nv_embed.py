@@ -14,7 +14,7 @@ from rayembed.contract import Contract
 from rayembed.engine.engine import Engine
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.checkpoint import save_model
-from rayembed.model.configuration import LatentPoolingConfig, MeanPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.export.nv_embed import (
     expected_shapes,
@@ -22,6 +22,7 @@ from rayembed.model.export.nv_embed import (
     import_nv_embed,
     read_nv_embed_configuration,
 )
+from rayembed.model.pooling import LatentPoolingConfig, MeanPoolingConfig
 from tests.mistral_tokenizer import make_mistral_tokenizer, sentencepiece_file
 from tests.model.reference import nv_embed_vector
 from tests.tiny import make_backbone, make_tokenizer

@@ -17,9 +17,10 @@ from rayembed.contract import Contract
 from rayembed.engine.engine import Engine
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.checkpoint import save_model
-from rayembed.model.configuration import LatentPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.export.sentence_transformers import RayembedModule, load_sentence_transformer
+from rayembed.model.pooling import LatentPoolingConfig
 from tests.tiny import make_backbone, make_tokenizer
 
 TEXTS = ["a", "some longer text here", "3 things", "x" * 100]

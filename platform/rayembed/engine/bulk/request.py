@@ -9,6 +9,7 @@ import numpy as np
 
 from rayembed.common.errors import RequestError
 from rayembed.common.paths import resolve
+from rayembed.common.settings import Precision
 from rayembed.contract import Contract
 from rayembed.contract.instructions import Side, chosen_instruction
 from rayembed.engine.bulk.inputs import ROW_FIELD, BadRows, find_files, index_files, kept_schema
@@ -16,7 +17,6 @@ from rayembed.engine.bulk.output import VECTOR_COLUMN
 from rayembed.engine.bulk.worker import EmbeddingWork
 from rayembed.engine.vector_formats import Quantisation, quantise
 from rayembed.model import checkpoint as checkpoints
-from rayembed.model.configuration import Precision
 
 MOST_SHARD_ROWS = 8192  # thousands, so that the engine can sort by length
 LEAST_SHARD_ROWS = 1024

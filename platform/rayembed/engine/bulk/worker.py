@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from rayembed.common.errors import DataError
+from rayembed.common.settings import Precision
 from rayembed.engine.bulk.inputs import BadRows, InputRows, Rows, read_rows
 from rayembed.engine.bulk.output import ShardStatistics, shard_path, vector_column, write_shard
 from rayembed.engine.engine import Engine
 from rayembed.engine.vector_formats import Quantisation, quantise
-from rayembed.model.configuration import Precision
 
 
 @dataclass(frozen=True)

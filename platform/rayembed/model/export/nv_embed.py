@@ -23,9 +23,10 @@ from rayembed.model.checkpoint import (
     read_configuration,
     write_manifest,
 )
-from rayembed.model.configuration import LatentPoolingConfig, ModelConfig
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.export import shards
+from rayembed.model.pooling import LatentPoolingConfig
 
 logger = logging.getLogger(__name__)
 

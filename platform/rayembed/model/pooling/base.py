@@ -1,6 +1,10 @@
-"""What every pooling head has in common."""
+"""What every pooling head has in common: its settings, which build it, and the head."""
+
+from abc import abstractmethod
 
 from torch import nn
+
+from rayembed.common.settings import Frozen
 
 
 class PoolingHead(nn.Module):
@@ -15,3 +19,11 @@ class PoolingHead(nn.Module):
     """
 
     all_layers = False
+
+
+class PoolingSettings(Frozen):
+    """Base of a head's settings. Subclasses state their `type`, by which recipes choose them."""
+
+    @abstractmethod
+    def build(self, hidden_size: int, num_layers: int) -> PoolingHead:
+        """Head over a backbone of `num_layers` layers of width `hidden_size`."""

@@ -5,9 +5,21 @@ Parameter names follow the published NV-Embed checkpoint.
 Shapes: N sequences, Q queries, C context vectors, D hidden width, H heads, W width of a head.
 """
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
+
+HeadWidth = Annotated[int | None, Field(ge=1)]
+Init = Annotated[
+    Literal["residual", "published"],
+    Field(
+        description="residual starts both output projections at zero, so that training starts from mean "
+        "pooling; published leaves them at the framework's random values"
+    ),
+]
 
 
 class CrossAttention(nn.Module):

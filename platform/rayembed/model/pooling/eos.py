@@ -6,10 +6,21 @@ Shapes: P pooled tokens, N texts, D hidden width.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
-from rayembed.model.pooling.base import PoolingHead
+from rayembed.model.pooling.base import PoolingHead, PoolingSettings
+
+
+class EosPoolingConfig(PoolingSettings):
+    """State of the last pooled token, the end token; no parameters."""
+
+    type: Literal["eos"] = "eos"
+
+    def build(self, hidden_size: int, num_layers: int) -> "EosPooling":
+        """Head over a backbone of `num_layers` layers of width `hidden_size`."""
+        return EosPooling()
 
 
 class EosPooling(PoolingHead):

@@ -4,10 +4,11 @@ Shapes: P pooled tokens, N texts, D hidden width.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
-from rayembed.model.pooling.base import PoolingHead
+from rayembed.model.pooling.base import PoolingHead, PoolingSettings
 
 
 def mean_by_text(states_PD: torch.Tensor, text_index_P: torch.Tensor, num_texts: int) -> torch.Tensor:
@@ -20,6 +21,16 @@ def mean_by_text(states_PD: torch.Tensor, text_index_P: torch.Tensor, num_texts:
     sums_ND = sums_ND.index_add(0, text_index_P, states_PD.float())
     counts_N = torch.bincount(text_index_P, minlength=num_texts)
     return sums_ND / counts_N.clamp(min=1).unsqueeze(1)
+
+
+class MeanPoolingConfig(PoolingSettings):
+    """Mean of the pooled tokens' states; no parameters."""
+
+    type: Literal["mean"] = "mean"
+
+    def build(self, hidden_size: int, num_layers: int) -> "MeanPooling":
+        """Head over a backbone of `num_layers` layers of width `hidden_size`."""
+        return MeanPooling()
 
 
 class MeanPooling(PoolingHead):

@@ -10,14 +10,31 @@ Shapes: K layers, P pooled tokens, N texts, D hidden width, Z latents.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from rayembed.model.configuration import MultiLayerPoolingConfig
-from rayembed.model.pooling.base import PoolingHead
-from rayembed.model.pooling.blocks import CrossAttention, FeedForward, PreNorm
+from rayembed.model.pooling.base import PoolingHead, PoolingSettings
+from rayembed.model.pooling.blocks import CrossAttention, FeedForward, HeadWidth, PreNorm
 from rayembed.model.pooling.mean import mean_by_text
+
+
+class MultiLayerPoolingConfig(PoolingSettings):
+    """Latents that attend to one summary of every layer. The defaults are the source's at width 4096."""
+
+    type: Literal["multi_layer"] = "multi_layer"
+    num_latents: int = Field(768, ge=1, description="number of trainable latent vectors")
+    num_heads: int = Field(32, ge=1, description="heads of the cross attention")
+    head_width: HeadWidth = Field(None, description="width of one head; None: half of the hidden size")
+    feedforward_multiplier: int = Field(
+        4, ge=1, description="inner width of the feed-forward over the hidden size"
+    )
+
+    def build(self, hidden_size: int, num_layers: int) -> "MultiLayerPooling":
+        """Head over a backbone of `num_layers` layers of width `hidden_size`."""
+        return MultiLayerPooling(self, hidden_size, num_layers)
 
 
 class MultiLayerPooling(PoolingHead):

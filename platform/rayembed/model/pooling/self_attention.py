@@ -10,16 +10,33 @@ Shapes: P pooled tokens, N texts, D hidden width, H heads, W width of a head.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from rayembed.contract.packing import PackedLengths
 from rayembed.model.attention import packed_attention
-from rayembed.model.configuration import SelfAttentionPoolingConfig
-from rayembed.model.pooling.base import PoolingHead
-from rayembed.model.pooling.blocks import CrossAttention, FeedForward, start_as_identity
+from rayembed.model.pooling.base import PoolingHead, PoolingSettings
+from rayembed.model.pooling.blocks import CrossAttention, FeedForward, HeadWidth, Init, start_as_identity
 from rayembed.model.pooling.mean import mean_by_text
+
+
+class SelfAttentionPoolingConfig(PoolingSettings):
+    """Attention among a text's own pooled tokens; sizes as in the latent block."""
+
+    type: Literal["self_attention"] = "self_attention"
+    num_heads: int = Field(8, ge=1, description="heads of the attention")
+    head_width: HeadWidth = Field(None, description="width of one head; None: the hidden size")
+    feedforward_multiplier: int = Field(
+        4, ge=1, description="inner width of the feed-forward over the hidden size"
+    )
+    init: Init = "residual"
+
+    def build(self, hidden_size: int, num_layers: int) -> "SelfAttentionPooling":
+        """Head over a backbone of `num_layers` layers of width `hidden_size`."""
+        return SelfAttentionPooling(self, hidden_size)
 
 
 class SelfAttentionPooling(PoolingHead):

@@ -6,10 +6,21 @@ Shapes: P pooled tokens, N texts, D hidden width.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
-from rayembed.model.pooling.base import PoolingHead
+from rayembed.model.pooling.base import PoolingHead, PoolingSettings
+
+
+class WeightedMeanPoolingConfig(PoolingSettings):
+    """Mean with weights that grow linearly along the text; no parameters. Meant for causal attention."""
+
+    type: Literal["weighted_mean"] = "weighted_mean"
+
+    def build(self, hidden_size: int, num_layers: int) -> "WeightedMeanPooling":
+        """Head over a backbone of `num_layers` layers of width `hidden_size`."""
+        return WeightedMeanPooling()
 
 
 class WeightedMeanPooling(PoolingHead):
