@@ -74,7 +74,7 @@ def use_mixed_precision(embedder: EmbeddingModel, *, fp32_layers: int = 0) -> No
             module.to(torch.bfloat16)
     device = next(backbone.parameters()).device.type
     # Autocast hands bf16 to the projections; residual sums, norms and the mean stay fp32.
-    head.forward = torch.autocast(device, dtype=torch.bfloat16)(head.forward)
+    head.forward = torch.autocast(device, dtype=torch.bfloat16)(head.forward)  # type: ignore[method-assign]
 
 
 def _to_fp32(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
