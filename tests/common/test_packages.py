@@ -1,5 +1,6 @@
 import hashlib
 import subprocess
+import sys
 
 import pytest
 
@@ -69,7 +70,9 @@ def test_without_an_index_one_error_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_without_pip_the_error_names_ensurepip(tmp_path, monkeypatch):
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    folder = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    monkeypatch.setattr(packages.sys, "executable", str(folder / "bin" / "python"))
     with pytest.raises(ResourceError, match="-m ensurepip"):
         packages.fetch_package("thing", "1.0", sha256=SHA256, cache=tmp_path)
 

@@ -204,7 +204,7 @@ def test_recipes_that_make_no_sense_are_refused(source, tmp_path):
         recipe(teachers=["other"])
     path = tmp_path / "recipe.yaml"
     path.write_text("teachers: {words: {kind: bm25}}\nsources: [{source: mine, topk: 3}]\n")
-    with pytest.raises(ConfigError, match=r"unknown key 'sources.0.topk'; did you mean 'top_k'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'sources.mine.topk'; did you mean 'top_k'"):
         load_recipe(path, MiningRecipe)
 
 

@@ -5,7 +5,6 @@ of the running interpreter, so that its index, proxy and certificate settings ap
 pip compares the pinned hash before it looks inside the file, so only the pinned release is ever unpacked.
 """
 
-import importlib.util
 import logging
 import subprocess
 import sys
@@ -39,11 +38,6 @@ def fetch_package(
     folder = cache / f"{name}-{version}"
     if cached := _intact_file(folder, sha256):
         return cached
-    if importlib.util.find_spec("pip") is None:
-        raise ResourceError(
-            f"{name} {version} cannot be fetched because {sys.executable} has no pip; "
-            f"run `{sys.executable} -m ensurepip` once"
-        )
     options = ["--only-binary=:all:"] if kind == "wheel" else ["--no-binary", name]
     options += ["--platform", platform] if platform else []
     options += ["--python-version", python_version] if python_version else []
@@ -70,6 +64,13 @@ def _pip_download(requirement: str, sha256: str, options: list[str], folder: Pat
         command += ["--no-deps", "--require-hashes", *options]
         command += ["--dest", str(folder), "--requirement", str(requirements)]
         result = subprocess.run(command, capture_output=True, text=True)
+    # Asked of the other process: `find_spec("pip")` in this one makes setuptools hide the distutils that
+    # torch's compiler needs (`spec_for_pip` in its _distutils_hack).
+    if "No module named pip" in result.stderr:
+        raise ResourceError(
+            f"{requirement} cannot be fetched because {sys.executable} has no pip; "
+            f"run `{sys.executable} -m ensurepip` once"
+        )
     if result.returncode != 0:
         raise ResourceError(
             f"{requirement} could not be fetched: {_reason(result.stderr)}; check the network and pip's "
