@@ -85,7 +85,7 @@ def start_training(home: Path, recipe: Path, *overrides: str, **variables: str) 
 
 def finish(process: subprocess.Popen, home: Path, recipe: Path) -> Path:
     """Wait for a job to end well; returns the run folder."""
-    assert process.wait(timeout=240) == 0, (home / f"{recipe.stem}.log").read_text()[-5000:]
+    assert process.wait(timeout=480) == 0, (home / f"{recipe.stem}.log").read_text()[-5000:]
     return home / "runs" / recipe.stem
 
 
@@ -102,7 +102,7 @@ def assert_same_run(run_folder: Path, unbroken: Path) -> None:
 
 
 def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 480
     path = run_folder / "metrics.jsonl"
     while not (path.is_file() and len(path.read_text().splitlines()) > step):
         assert process.poll() is None
