@@ -111,7 +111,7 @@ def configuration(source: str, rows: Path, seed: int, settings: argparse.Namespa
             "data": {
                 "directory": str(rows.parent / "built"),
                 "sources": {"mined": {"path": str(rows), "kind": "pairs"}},
-                "contamination": {"enabled": False},
+                "contamination": {"against": []},
             },
             "stages": [
                 {

@@ -108,7 +108,7 @@ def test_labels_scores_and_sentence_pairs(tmp_path):
         ({"query": "q", "positive": "p", "teacher_scores": ["a"]}, "pairs", "wrong type", "not a number"),
         ({"query": "q", "positive": "p", "neg": ["", "n"]}, "pairs", "empty", "negative"),
         ({"query": "q", "positive": "p", "neg": ["p"]}, "pairs", "contradiction", "also a positive"),
-        ({"query": "q" * 99, "positive": "p"}, "pairs", "too long", "99 characters, 50 are allowed"),
+        ({"query": "q" * 100_001, "positive": "p"}, "pairs", "too long", "100001 characters, 100000 are"),
         ({"text": "", "label": "a"}, "labels", "empty", "text"),
         ({"text": "t", "label": None}, "labels", "empty", "label"),
         ({"text": "t", "label": "a", "group": [1]}, "labels", "wrong type", "group is not a text"),
@@ -127,15 +127,14 @@ def test_bad_rows_are_listed_with_reason_and_line(tmp_path, caplog, record, kind
         "duplicates": {"sentence1": "a", "sentence2": "b", "label": 0},
     }[kind]
     path = write(tmp_path / "a.jsonl", ["", good, record])
-    limits = {"longest_text": 50}
     with pytest.raises(
         DataError, match=rf"1 of 2 rows are bad .*1 x {reason}.*first is a.jsonl:3 .*allows 1.0%"
     ):
-        load(path, kind, row_limits=limits)
+        load(path, kind)
     assert [(row["place"], row["reason"]) for row in rejects(path)] == [("a.jsonl:3", reason)]
     assert detail in rejects(path)[0]["detail"]
     with caplog.at_level(logging.WARNING):
-        assert load(path, kind, row_limits=limits | EVERYTHING).num_rows == 1
+        assert load(path, kind, **EVERYTHING).num_rows == 1
     assert f"1 x {reason}" in caplog.text
     assert [row["place"] for row in rejects(path)] == ["a.jsonl:3"]
 
@@ -144,9 +143,9 @@ def test_broken_encodings_take_no_other_row_with_them(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(
         b'{"query": "caf\xe9", "positive": "p"}\n{"query": "q", "positive": "p"}\n'
     )
-    assert load(tmp_path / "a.jsonl", row_limits=EVERYTHING).num_rows == 1
+    assert load(tmp_path / "a.jsonl", **EVERYTHING).num_rows == 1
     (tmp_path / "a.csv").write_bytes(b"query,positive\ncaf\xe9,p\nq,p\n1,2,3\n")
-    assert load(tmp_path / "a.csv", row_limits=EVERYTHING).num_rows == 1
+    assert load(tmp_path / "a.csv", **EVERYTHING).num_rows == 1
     assert [(row["place"], row["reason"]) for row in rejects(tmp_path / "a.csv")] == [
         ("a.csv:2", "broken encoding"),
         ("a.csv:4", "wrong type"),
@@ -154,7 +153,7 @@ def test_broken_encodings_take_no_other_row_with_them(tmp_path):
     bad = pa.array([b"caf\xe9", b"q"]).cast(pa.binary())
     texts = pa.StringArray.from_buffers(2, *bad.buffers()[1:])
     pq.write_table(pa.table({"query": texts, "positive": ["p", "p"]}), tmp_path / "a.parquet")
-    assert load(tmp_path / "a.parquet", row_limits=EVERYTHING)["query"].to_pylist() == ["q"]
+    assert load(tmp_path / "a.parquet", **EVERYTHING)["query"].to_pylist() == ["q"]
 
 
 def test_parts_give_the_same_rows_and_lines_as_the_whole(tmp_path, monkeypatch):
@@ -163,30 +162,27 @@ def test_parts_give_the_same_rows_and_lines_as_the_whole(tmp_path, monkeypatch):
     ]
     records[150] = records[20]
     path = write(tmp_path / "a.jsonl", records)
-    whole, listed = load(path, row_limits=EVERYTHING), rejects(path)
+    whole, listed = load(path, **EVERYTHING), rejects(path)
     assert {row["reason"] for row in listed} == {"empty", "duplicate"}
     assert listed[-1] == {"place": "a.jsonl:151", "reason": "duplicate", "detail": "of an earlier row"} or (
         {"place": "a.jsonl:151", "reason": "duplicate", "detail": "of an earlier row"} in listed
     )
     monkeypatch.setattr(json_lines, "PART_BYTES", 777)
     (tmp_path / "data" / "mine" / "card.json").unlink()
-    assert load(path, row_limits=EVERYTHING).equals(whole)
+    assert load(path, **EVERYTHING).equals(whole)
     assert len(list((tmp_path / "data" / "mine").glob("train-*.parquet"))) > 10
     assert sorted(map(repr, rejects(path))) == sorted(map(repr, listed))
 
     monkeypatch.setattr(parquet, "PART_BYTES", 1)
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=30)
-    assert load(tmp_path / "a.parquet", row_limits=EVERYTHING).equals(whole)
+    assert load(tmp_path / "a.parquet", **EVERYTHING).equals(whole)
     assert {row["place"] for row in rejects(path)} == {
         row["place"].replace("jsonl", "parquet") for row in listed
     }
 
 
-def test_too_many_duplicates_can_be_an_error(tmp_path):
-    path = write(tmp_path / "a.jsonl", [GOOD, GOOD, GOOD])
-    with pytest.raises(DataError, match=r"2 are duplicates.*row_limits.largest_duplicate_share allows 50.0%"):
-        load(path, row_limits={"largest_duplicate_share": 0.5})
-    assert load(path).num_rows == 1
+def test_duplicates_are_left_out_and_are_no_error(tmp_path):
+    assert load(write(tmp_path / "a.jsonl", [GOOD, GOOD, GOOD])).num_rows == 1
 
 
 def test_columns_are_mapped_and_wrong_ones_get_one_error(tmp_path):

@@ -11,7 +11,7 @@ KNOWN = "The quick brown fox jumps over the lazy dog and then runs away into the
 
 @pytest.fixture
 def guard():
-    guard = ContaminationGuard(similarity=0.8)
+    guard = ContaminationGuard()
     guard.add("animals", [KNOWN, "one word", "Wie heißt der Fuchs im Wald?"])
     return guard
 
@@ -57,7 +57,7 @@ def test_a_run_is_compared_with_its_built_in_sources_unless_it_says_otherwise(mo
     assert contamination.compared_sources(DataConfig(), blend) == ("vader-tweets", "wordnet-glosses")
     chosen = DataConfig(contamination={"against": ["vader-amazon"]})
     assert contamination.compared_sources(chosen, blend) == ("vader-amazon",)
-    assert contamination.compared_sources(DataConfig(contamination={"enabled": False}), blend) == ()
+    assert contamination.compared_sources(DataConfig(contamination={"against": []}), blend) == ()
 
 
 def test_guard_reads_test_splits_and_declared_sources(home):

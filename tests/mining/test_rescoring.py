@@ -3,6 +3,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from rayembed.common import endpoint_client
 from rayembed.common.errors import ResourceError
 from rayembed.mining import run
 from rayembed.mining.config import MiningRecipe
@@ -12,7 +13,8 @@ FRUITS = ("apple", "pear", "plum", "fig", "lime")
 
 
 @pytest.fixture
-def source(home):
+def source(home, monkeypatch):
+    monkeypatch.setattr(endpoint_client, "RETRIES", 0)
     rows = [{"query": f"fruit {name}", "positive": f"fruit page about {name}"} for name in FRUITS]
     (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return home
@@ -26,8 +28,7 @@ def recipe(url, kind, **changes):
             "sources": [
                 {"source": "mine", "negatives_per_query": 2, "filters": [{"name": "naive"}], "fill": "none"}
             ],
-            "rescoring": {"kind": kind, "url": url, "model": "fake", "top": 4, "retries": 0, "concurrency": 2}
-            | changes,
+            "rescoring": {"kind": kind, "url": url, "model": "fake", "top": 4, "concurrency": 2} | changes,
             "actors": 0,
         }
     )

@@ -39,7 +39,6 @@ def test_a_veto_of_one_teacher_counts_for_all():
     first = candidates([1, 2, 3], [0.99, 0.8, 0.7])
     second = candidates([1, 5, 2], [0.6, 0.5, 0.4])
     assert chosen([first, second]).mined == [2, 5]
-    assert chosen([first, second], veto=False).mined == [2, 1]
 
 
 def test_sampling_draws_among_the_best_only_and_differs_with_the_seed():

@@ -77,7 +77,7 @@ def test_a_disk_that_fills_up_while_texts_are_indexed(tmp_path, beir, monkeypatc
         with pytest.raises(ResourceError, match="no space is left on the disk"):
             load(tmp_path / "data", beir)
     assert [path.name for path in tmp_path.rglob("corpus.*") if path.parent != beir] == []
-    assert len(load(tmp_path / "data", beir, row_limits={"largest_bad_share": 0.5})) == 1
+    assert len(load(tmp_path / "data", beir, largest_bad_share=0.5)) == 1
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -116,7 +116,7 @@ def sentiment():
 
 
 def test_hugging_face_folders(tmp_path, sentiment):
-    everything = {"row_limits": {"largest_bad_share": 1.0}}
+    everything = {"largest_bad_share": 1.0}
     sentiment.select([1, 0]).save_to_disk(tmp_path / "one")
     rows = load(tmp_path / "data", tmp_path / "one", kind="labels")
     assert [(row["text"], row["label"]) for row in rows] == [("b", "good"), ("a", "bad")]

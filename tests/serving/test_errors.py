@@ -6,6 +6,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
+from rayembed.serving import router
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
 from tests.serving.fakes import POISON, VOCABULARY, FakeEngine
@@ -137,7 +138,7 @@ def test_body_above_the_limit(make_client, chunked):
 @pytest.mark.parametrize(
     ("failure", "status"), [(BackPressureError(9, 9), 429), (RayActorError(), 503), (KeyError(SECRET), 500)]
 )
-def test_replica_out_of_reach(failure, status):
+def test_replica_out_of_reach(monkeypatch, failure, status):
     from fastapi.testclient import TestClient
 
     class Broken:
@@ -148,7 +149,8 @@ def test_replica_out_of_reach(failure, status):
         async def remote(self, _):
             raise failure
 
-    config = ServeConfig(checkpoint="unused", model_name="fake", retries=0)
+    monkeypatch.setattr(router, "RETRIES", 0)
+    config = ServeConfig(checkpoint="unused", model_name="fake")
     client = TestClient(create_app(config, {"fake": Broken()}), raise_server_exceptions=False)
     response = client.post("/v1/embeddings", json={"model": "fake", "input": SECRET})
     assert_error(response, status)

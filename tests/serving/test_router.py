@@ -33,7 +33,8 @@ class Dying:
 @pytest.fixture
 def ask(monkeypatch):
     monkeypatch.setattr(router_module, "_FIRST_PAUSE_S", 0)
-    config = ServeConfig(checkpoint="unused", model_name="fake", retries=2)
+    monkeypatch.setattr(router_module, "RETRIES", 2)
+    config = ServeConfig(checkpoint="unused", model_name="fake")
 
     def ask(deaths):
         replica = Dying(EmbeddingReplica(config, lambda _: FakeEngine()), deaths)

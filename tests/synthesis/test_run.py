@@ -8,10 +8,12 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from rayembed.common import endpoint_client
 from rayembed.common.errors import DataError, ResourceError
 from rayembed.config.data import UserSourceConfig
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
+from rayembed.synthesis import run
 from rayembed.synthesis.config import SynthesisRecipe
 from rayembed.synthesis.run import synthesize
 from tests.fake_endpoint import chat, fake_endpoint
@@ -63,21 +65,21 @@ def model():
 
 
 @pytest.fixture
-def url(home, model):
+def url(home, model, monkeypatch):
+    monkeypatch.setattr(endpoint_client, "RETRIES", 0)
+    monkeypatch.setattr(run, "_TASKS_PER_REQUEST", 3)
     with fake_endpoint(model) as address:
         yield address
 
 
 def recipe(url, *kinds, **changes):
-    generator = {"kind": "endpoint", "url": url, "model": "fake", "price_prompt": 1.0, "price_answer": 2.0}
+    generator = {"kind": "endpoint", "url": url, "model": "fake"}
     kinds = kinds or ({"kind": "short-long", "tasks": 6, "examples_per_task": 2},)
-    generator |= {"retries": 0, "concurrency": 2} | changes.pop("generator", {})
-    return SynthesisRecipe.model_validate(
-        {"generator": generator, "kinds": kinds, "tasks_per_request": 3, "similarity": 0.95} | changes
-    )
+    generator |= {"concurrency": 2} | changes.pop("generator", {})
+    return SynthesisRecipe.model_validate({"generator": generator, "kinds": kinds} | changes)
 
 
-def test_rows_are_an_ordinary_source_with_yield_and_cost(url, home):
+def test_rows_are_an_ordinary_source_with_yield_and_tokens(url, home):
     kinds = ({"kind": "short-long", "tasks": 6}, {"kind": "sts", "tasks": 4}, {"kind": "bitext", "tasks": 3})
     results = synthesize(recipe(url, *kinds))
     build_user_source("mixed", UserSourceConfig(path=str(results[0].path)), home)
@@ -90,7 +92,7 @@ def test_rows_are_an_ordinary_source_with_yield_and_cost(url, home):
     assert report.tasks == 6
     assert report.answers == 2 + 12 + sum(report.misfits.values())
     assert set(report.misfits) == {"no JSON"}
-    assert report.cost == pytest.approx(report.answers * (10 * 1.0 + 5 * 2.0) / 1e6)
+    assert (report.prompt_tokens, report.answer_tokens) == (10 * report.answers, 5 * report.answers)
     assert [result.report.kind for result in results] == ["short-long", "sts", "bitext"]
     assert "| sts |" in (home / "synthetic" / "report.md").read_text()
 
@@ -128,12 +130,13 @@ def test_repeated_tasks_and_rows_are_dropped_and_counted(url, model):
 def test_a_model_that_never_answers_in_json_is_refused_with_the_reason(home):
     with (
         fake_endpoint(lambda path, body: chat("Sorry")) as url,
-        pytest.raises(DataError, match=r"sts: none of 4 answers can be used \(4 x no JSON\)"),
+        pytest.raises(DataError, match=r"sts: none of 6 answers can be used \(6 x no JSON\)"),
     ):
-        synthesize(recipe(url, {"kind": "sts", "tasks": 2, "examples_per_task": 1}, attempts=2))
+        synthesize(recipe(url, {"kind": "sts", "tasks": 2, "examples_per_task": 1}))
 
 
-def test_an_address_where_nobody_listens_is_one_sentence(home):
+def test_an_address_where_nobody_listens_is_one_sentence(home, monkeypatch):
+    monkeypatch.setattr(endpoint_client, "RETRIES", 0)
     settings = recipe("http://127.0.0.1:9/v1", {"kind": "sts", "tasks": 1})
     with pytest.raises(ResourceError, match="gave no answer after 0 repetitions"):
         synthesize(settings)
@@ -150,9 +153,9 @@ def test_a_local_model_generates_and_its_misfits_are_counted(home):
     make_tokenizer().save_pretrained(home / "generator")
     local = {"kind": "local", "path": "generator", "max_tokens": 4, "batch_size": 2, "actors": 0}
     settings = SynthesisRecipe.model_validate(
-        {"generator": local, "kinds": [{"kind": "sts", "tasks": 3, "examples_per_task": 1}], "attempts": 1}
+        {"generator": local, "kinds": [{"kind": "sts", "tasks": 3, "examples_per_task": 1}]}
     )
-    with pytest.raises(DataError, match="sts: none of 3 answers can be used"):
+    with pytest.raises(DataError, match="sts: none of 9 answers can be used"):
         synthesize(settings)
     records = [json.loads(line) for line in next(home.rglob("examples.jsonl")).read_text().splitlines()]
     assert all(0 < record["answer_tokens"] <= 4 for record in records)

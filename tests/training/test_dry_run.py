@@ -42,7 +42,7 @@ def test_dry_run_of_a_large_recipe(home, tiny_base, monkeypatch, recipe):
     small = [f"stages.{n}.{key}" for n in stages for key in ("steps=2", "batch_size=16", "warmup_steps=0")]
     config = load_config(
         path,
-        [f"base_model={tiny_base}", "contract.max_length=200", "data.contamination.enabled=false", *small],
+        [f"base_model={tiny_base}", "contract.max_length=200", "data.contamination.against=[]", *small],
     )
     declared = config.data.sources
     # Building dozens of sources with Ray Data is tested elsewhere.

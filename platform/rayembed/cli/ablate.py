@@ -57,7 +57,6 @@ def _train_and_evaluate(grid: "Grid", config: "RunConfig", folder: Path) -> None
         data_dir=resolve(config.data.directory),
         benchmark=grid.benchmark,
         tasks=grid.tasks,
-        actors=config.evaluation.actors,
         name=LABEL,
     )
     shutil.rmtree(folder / "stages", ignore_errors=True)

@@ -10,7 +10,7 @@ import typer
 from rayembed.cli.options import FilePath, Recipe, Set
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_write, resolve
-from rayembed.config.data import RowLimits, SourceFormat, SourceKind, UserSourceConfig
+from rayembed.config.data import SourceFormat, SourceKind, UserSourceConfig
 from rayembed.data.build import REJECTS_FILE, build_user_source
 from rayembed.data.card import built_names, full_card, read_card, readable_card
 from rayembed.data.sources import SOURCES
@@ -106,7 +106,7 @@ def validate(
         kind=kind,
         format=format,
         columns=dict(_assignment(column) for column in columns or ()),
-        row_limits=RowLimits(largest_bad_share=largest_bad_share),
+        largest_bad_share=largest_bad_share,
     )
     with tempfile.TemporaryDirectory(prefix="rayembed-validate-") as folder:
         built = build_user_source("checked", source, Path(folder), rejects=resolve(rejects))

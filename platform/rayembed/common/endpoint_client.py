@@ -25,6 +25,10 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
+RETRIES = 5
+"""Times a failed request is repeated; the library's growing pauses add up to about a quarter of a minute."""
+
+
 class EndpointConfig(Frozen):
     """Where an endpoint is and how it is called."""
 
@@ -34,12 +38,11 @@ class EndpointConfig(Frozen):
         "OPENAI_API_KEY", description="environment variable with the key; unset for endpoints without one"
     )
     timeout: float = Field(120.0, gt=0, description="seconds to wait for one answer")
-    retries: int = Field(5, ge=0, description="times a failed request is repeated, after growing pauses")
     concurrency: int = Field(8, ge=1, description="requests in flight")
 
 
-def connect_endpoint(config: EndpointConfig) -> "openai.OpenAI":
-    """A client that repeats failed requests by itself; nothing is sent yet.
+def connect_endpoint(config: EndpointConfig, *, retries: int | None = None) -> "openai.OpenAI":
+    """A client that repeats failed requests by itself, by default `RETRIES` times; nothing is sent yet.
 
     Raises:
         ResourceError: the package openai is not installed.
@@ -54,7 +57,7 @@ def connect_endpoint(config: EndpointConfig) -> "openai.OpenAI":
         base_url=config.url,
         api_key=os.environ.get(config.key_variable, "none"),
         timeout=config.timeout,
-        max_retries=config.retries,
+        max_retries=RETRIES if retries is None else retries,
     )
 
 
@@ -117,12 +120,12 @@ def call(config: EndpointConfig, ask: "Callable[[Any], Answer]", item: Any) -> A
         ) from error
     except openai.APIStatusError as error:
         raise ResourceError(
-            f"{config.url}, model {config.model}: status {error.status_code} after {config.retries} "
+            f"{config.url}, model {config.model}: status {error.status_code} after {RETRIES} "
             f"repetitions; {_server_message(error)}"
         ) from error
     except openai.APIConnectionError as error:
         raise ResourceError(
-            f"{config.url} gave no answer after {config.retries} repetitions ({error}); check the address "
+            f"{config.url} gave no answer after {RETRIES} repetitions ({error}); check the address "
             "and that the server is up, then run the same command again"
         ) from error
 

@@ -11,18 +11,6 @@ SourceKind = Literal["pairs", "labels", "scores", "nli", "duplicates"]
 SourceFormat = Literal["auto", "parquet", "json-lines", "csv", "beir", "hugging-face", "mteb", "triples"]
 
 
-class RowLimits(Frozen):
-    """Which rows are bad, and how many of them are too many."""
-
-    largest_bad_share: float = Field(
-        0.01, ge=0, le=1, description="of all rows; more bad rows than that are an error"
-    )
-    largest_duplicate_share: float = Field(
-        1.0, ge=0, le=1, description="of all rows; more rows that occur again are an error"
-    )
-    longest_text: int = Field(100_000, ge=1, description="characters; a row with a longer text is bad")
-
-
 class UserSourceConfig(Frozen):
     """A source of the user's own."""
 
@@ -47,20 +35,18 @@ class UserSourceConfig(Frozen):
         4.0, description="of scores: sentences with this score or more are each other's positive"
     )
     licence: str = Field("unknown", description="recorded in the data card")
-    row_limits: RowLimits = Field(RowLimits(), description="bad rows and how many may be")
+    largest_bad_share: float = Field(
+        0.01, ge=0, le=1, description="of all rows; more bad rows than that are an error"
+    )
 
 
 class ContaminationConfig(Frozen):
     """Training rows that are near-duplicates of rows of an evaluation are dropped."""
 
-    enabled: bool = Field(True, description="compare, drop and count")
     against: tuple[str, ...] | None = Field(
         None,
         description="built-in sources whose test split is compared, and sources of yours whose rows all are; "
-        "None: the built-in ones of the blend",
-    )
-    similarity: float = Field(
-        0.8, gt=0, le=1, description="Jaccard similarity of word triples from which two texts are the same"
+        "None: the built-in ones of the blend; empty: nothing is compared",
     )
     documents: bool = Field(
         False, description="compare positives with the documents of the test split too, not only the queries"

@@ -17,7 +17,6 @@ class EvaluationConfig(Frozen):
     """What is evaluated after training."""
 
     benchmark: str = Field("rayembed-quickstart", description="name of a benchmark")
-    actors: int = Field(2, ge=1, description="Ray actors that do the tasks")
 
 
 class RunConfig(Frozen):

@@ -183,12 +183,12 @@ def _refuse_bad(
     duplicates: dict[int, list[int]],
     rejects: Path,
 ) -> None:
-    """Say what is left out; DataError when it is more than the source's limits allow, or everything."""
+    """Say what is left out; DataError when more rows are bad than the source allows, or all."""
     dropped = _dropped(summaries, duplicates)
     repeated = dropped.get("duplicate", 0)
     bad = sum(dropped.values()) - repeated
     total = bad + sum(summary["rows"] for summary in summaries)
-    name, limits = jobs[0].name, source.row_limits
+    name, allowed = jobs[0].name, source.largest_bad_share
     if total == 0:
         raise DataError(f"source {name}: {source.path} has no rows; supply a file that is not empty")
     if not dropped:
@@ -201,15 +201,10 @@ def _refuse_bad(
         f"source {name}: {bad} of {total} rows are bad and {repeated} are duplicates ({counts}); the first "
         f"is {first['place']} ({first['reason']}: {first['detail']})"
     )
-    over_bad, over_repeated = (
-        bad > limits.largest_bad_share * total,
-        repeated > limits.largest_duplicate_share * total,
-    )
-    if over_bad or over_repeated or bad == total:
-        setting = "largest_duplicate_share" if over_repeated and not over_bad else "largest_bad_share"
+    if bad > allowed * total or bad == total:
         raise DataError(
-            f"{message}. row_limits.{setting} allows {getattr(limits, setting):.1%}; {rejects} lists them "
-            "all: correct the file or raise the limit"
+            f"{message}. largest_bad_share allows {allowed:.1%}; {rejects} lists them all: correct the file "
+            "or raise the share"
         )
     logger.warning("%s; they are left out and listed in %s", message, REJECTS_FILE)
 

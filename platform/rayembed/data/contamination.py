@@ -59,9 +59,8 @@ class ContaminationReport:
 class ContaminationGuard:
     """The texts of evaluations, to which training rows are compared; see `near_duplicates`."""
 
-    def __init__(self, similarity: float = 0.8):
-        """Args: similarity: Jaccard similarity of word triples from which two texts are the same."""
-        self._texts = NearDuplicates(similarity)
+    def __init__(self) -> None:
+        self._texts = NearDuplicates()
         self._known: set[str] = set()
 
     def add(self, evaluation: str, texts: Iterable[str]) -> None:
@@ -128,8 +127,6 @@ def compared_sources(data: DataConfig, blend: Iterable[str]) -> tuple[str, ...]:
 
     Those of `contamination.against`; without it, the built-in sources of the blend that have a test split.
     """
-    if not data.contamination.enabled:
-        return ()
     if data.contamination.against is not None:
         return data.contamination.against
     return tuple(name for name in dict.fromkeys(blend) if name in SOURCES and SOURCES[name].kind != "scores")
@@ -144,7 +141,7 @@ def make_guard(data: DataConfig, names: Sequence[str]) -> ContaminationGuard:
         DataError: an unknown name, or a source that cannot be read.
         ResourceError: a built-in source cannot be fetched.
     """
-    guard = ContaminationGuard(data.contamination.similarity)
+    guard = ContaminationGuard()
     for name in names:
         build_any(name, data)
         table = read_split(resolve(data.directory), name, _compared_split(data, name))

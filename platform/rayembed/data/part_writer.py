@@ -66,7 +66,7 @@ def write_part(job: PartJob) -> dict[str, Any]:
 def _write_part(job: PartJob) -> dict[str, Any]:
     source, schema = job.source, SCHEMAS[job.source.kind]
     columns = Columns.of(source.kind, source.columns)
-    checker = RowChecker(source.kind, columns, job.name, source.task_type, source.row_limits.longest_text)
+    checker = RowChecker(source.kind, columns, job.name, source.task_type)
     rejected: Counter[str] = Counter()
     hashes, numbers, last = [], [], 0
     with (

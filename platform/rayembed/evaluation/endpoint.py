@@ -72,7 +72,7 @@ class EndpointEngine:
             ResourceError: the client library is not installed, or the endpoint does not answer.
             RequestError: it serves no model of that name.
         """
-        client = connect_endpoint(EndpointConfig(url=endpoint.url, model=endpoint.model, retries=patience))
+        client = connect_endpoint(EndpointConfig(url=endpoint.url, model=endpoint.model), retries=patience)
         import openai
 
         _show_waiting()

@@ -92,7 +92,6 @@ class SourceMining(Frozen):
     sample_from: int | None = Field(
         None, ge=1, description="draw negatives from this many of the best; None: take the best"
     )
-    veto: bool = Field(True, description="with several teachers: a candidate rejected for one is out for all")
     fill: Literal["random", "none"] = Field(
         "random", description="complete short rows with random documents, or leave them short"
     )

@@ -55,7 +55,7 @@ def choose(
 ) -> Choice:
     """Choose the negatives of one row.
 
-    Teachers take turns: the best of each, then the second best of each, every document once. With `veto` a
+    Teachers take turns: the best of each, then the second best of each, every document once. A
     document that one teacher's filters reject is rejected for all of them.
 
     Args:
@@ -78,7 +78,7 @@ def choose(
         [
             (rank, document)
             for rank, document in enumerate(one.documents.tolist(), start=1)
-            if keep[rank - 1] and document not in taken and not (settings.veto and document in rejected)
+            if keep[rank - 1] and document not in taken and document not in rejected
         ]
         for one, keep in zip(found, masks, strict=True)
     ]

@@ -141,7 +141,7 @@ def prepare_teacher(config: DenseTeacher, models_dir: Path) -> DenseTeacher:
 def identity(config: DenseTeacher) -> dict[str, Any]:
     """What the vectors of a teacher depend on, so that stored ones are used for no other teacher."""
     if isinstance(config, EndpointTeacher):
-        speed = {"timeout", "retries", "concurrency", "batch_size", "key_variable"}
+        speed = {"timeout", "concurrency", "batch_size", "key_variable"}
         return config.model_dump(mode="json", exclude=speed)
     settings = config.model_dump(mode="json", exclude={"path", "batch_size", "token_budget"})
     folder = Path(config.path)

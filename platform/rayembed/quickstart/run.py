@@ -75,7 +75,7 @@ def run_quickstart(recipe: str = RECIPE, *, port: int = 8000) -> Path:
                 *COMMAND, "evaluate", "--checkpoint", str(run_folder / "model"),
                 "--baseline", f"untrained={run_folder / 'untrained'}", "--bm25",
                 "--benchmark", config.evaluation.benchmark, "--data-dir", str(data_dir),
-                "--output", str(run_folder / "results"), "--actors", str(config.evaluation.actors),
+                "--output", str(run_folder / "results"),
             ]  # fmt: skip
             head.submit(evaluation)
         build_source("python-docstrings", data_dir)

@@ -10,6 +10,9 @@ from rayembed.common.errors import ConfigError, DataError
 from rayembed.records.base import Unreadable
 from rayembed.records.schema import Kind, label_row, pair_row, row_texts, score_row, sentence_label_row
 
+LONGEST_TEXT = 100_000
+"""Characters; a longer text is a book or a file read wrongly, and far above what any model reads."""
+
 REQUIRED: dict[Kind, dict[str, tuple[str, ...]]] = {
     "pairs": {"query": ("query",), "positives": ("positives", "positive", "pos", "positive_passages")},
     "labels": {"text": ("text",), "label": ("label",)},
@@ -120,7 +123,6 @@ class RowChecker:
     columns: Columns
     dataset: str
     task_type: str
-    longest_text: int
 
     def row(self, record: Mapping[str, Any] | Unreadable) -> dict[str, Any]:
         """Row of the layout.
@@ -132,8 +134,8 @@ class RowChecker:
             raise BadRow(record.reason, record.detail)
         row = _ROWS[self.kind](self, record)
         longest = max(map(len, row_texts(row)))
-        if longest > self.longest_text:
-            raise BadRow("too long", f"{longest} characters, {self.longest_text} are allowed")
+        if longest > LONGEST_TEXT:
+            raise BadRow("too long", f"{longest} characters, {LONGEST_TEXT} are allowed")
         return row
 
     def _text(self, record: Mapping[str, Any], column: str) -> str:

@@ -156,7 +156,6 @@ class ServeConfig(ModelSettings):
         description="replicas that an update adds before it stops old ones, in percent of the running ones; "
         "0 stops old ones first, for a cluster without room for both",
     )
-    retries: int = Field(4, ge=0, description="how often a request is sent again when its replica dies")
     authentication: Authentication = Field(
         "auto",
         description="auto asks for a key if keys are configured, and without keys listens on loopback only; "

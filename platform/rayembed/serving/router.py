@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _READY_TIMEOUT_S = 5
 _CARD_LIFETIME_S = 5
+RETRIES = 4  # after so many deaths the request itself may be what kills replicas
 _FIRST_PAUSE_S = 0.1
 
 
@@ -181,7 +182,7 @@ class ModelRouter:
 
     async def _ask(self, name: str, method: str, *arguments: Any) -> Any:
         """Call one replica; embedding twice does no harm, so a replica's death leads to another try."""
-        for attempt in range(self._config.retries + 1):
+        for attempt in range(RETRIES + 1):
             try:
                 return await getattr(self._replicas[name], method).remote(*arguments)
             except BackPressureError as error:
@@ -189,7 +190,7 @@ class ModelRouter:
             except (DeploymentUnavailableError, NoReplicaError) as error:
                 raise ApiError(unavailable(f"{name} could not be started")) from error
             except (RayActorError, WorkerCrashedError, ReplicaUnavailableError) as error:
-                if attempt == self._config.retries:
+                if attempt == RETRIES:
                     raise ApiError(unavailable("the model replica is not available")) from error
                 logger.warning("a replica of %s was lost, request sent again", name)
                 self._metrics.retries.labels(name).inc()

@@ -19,8 +19,6 @@ class EndpointGenerator(EndpointConfig):
     json_mode: bool = Field(
         False, description="request `response_format: json_object`, if the endpoint supports it"
     )
-    price_prompt: float = Field(0.0, ge=0, description="price of a million prompt tokens, for the report")
-    price_answer: float = Field(0.0, ge=0, description="price of a million answer tokens, for the report")
 
 
 class LocalGenerator(Frozen):
@@ -73,11 +71,6 @@ class SynthesisRecipe(Frozen):
         (("English", "German"), ("English", "French"), ("English", "Spanish")),
         min_length=1,
         description="pairs of languages, one drawn per bitext setting",
-    )
-    tasks_per_request: int = Field(20, ge=1, description="tasks per answer")
-    attempts: int = Field(3, ge=1, description="how often an unusable answer is requested again")
-    similarity: float = Field(
-        0.8, gt=0, le=1, description="share of common word triples from which two texts are near-duplicates"
     )
 
     @model_validator(mode="after")

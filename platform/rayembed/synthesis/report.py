@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rayembed.synthesis.config import EndpointGenerator, KindSynthesis, LocalGenerator
+from rayembed.synthesis.config import KindSynthesis
 from rayembed.synthesis.ledger import Usage
 
 
 @dataclass(frozen=True)
 class KindReport:
-    """Counts of one kind; `cost` is in the currency of the recipe's prices."""
+    """Counts of one kind."""
 
     kind: str
     tasks: int
@@ -21,7 +21,6 @@ class KindReport:
     near_duplicates: int
     prompt_tokens: int
     answer_tokens: int
-    cost: float
     rows_per_answer: float
 
     @classmethod
@@ -34,14 +33,8 @@ class KindReport:
         exact_duplicates: int,
         near_duplicates: int,
         usage: Usage,
-        generator: EndpointGenerator | LocalGenerator,
     ) -> "KindReport":
-        """Report of a kind; a local model costs nothing."""
-        cost = 0.0
-        if isinstance(generator, EndpointGenerator):
-            cost = (
-                usage.prompt_tokens * generator.price_prompt + usage.answer_tokens * generator.price_answer
-            ) / 1e6
+        """Report of a kind."""
         return cls(
             kind=entry.kind,
             tasks=tasks,
@@ -52,7 +45,6 @@ class KindReport:
             near_duplicates=near_duplicates,
             prompt_tokens=usage.prompt_tokens,
             answer_tokens=usage.answer_tokens,
-            cost=round(cost, 6),
             rows_per_answer=round(rows / usage.answers, 4) if usage.answers else 0.0,
         )
 
@@ -66,7 +58,7 @@ class KindReport:
             f"{self.rows} rows of {self.tasks} tasks from {self.answers} answers; "
             f"{sum(self.misfits.values())} did not fit, {self.exact_duplicates} exact and "
             f"{self.near_duplicates} near duplicates dropped; "
-            f"{self.prompt_tokens + self.answer_tokens} tokens, cost {self.cost:.4f}"
+            f"{self.prompt_tokens + self.answer_tokens} tokens"
         )
 
 
@@ -76,14 +68,14 @@ def markdown(name: str, reports: Sequence[KindReport]) -> str:
         f"# Synthetic rows: {name}",
         "",
         "| kind | tasks | rows | answers | rows per answer | duplicates, exact and near "
-        "| tokens, prompt and answer | cost |",
-        "|---|---|---|---|---|---|---|---|",
+        "| tokens, prompt and answer |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in reports:
         lines.append(
             f"| {one.kind} | {one.tasks:,} | {one.rows:,} | {one.answers:,} | {one.rows_per_answer:.2f} "
             f"| {one.exact_duplicates:,}, {one.near_duplicates:,} "
-            f"| {one.prompt_tokens:,}, {one.answer_tokens:,} | {one.cost:.4f} |"
+            f"| {one.prompt_tokens:,}, {one.answer_tokens:,} |"
         )
     misfits = [(one.kind, reason, count) for one in reports for reason, count in one.misfits.items()]
     if misfits:

@@ -31,6 +31,10 @@ from rayembed.synthesis.report import KindReport, markdown
 
 logger = logging.getLogger(__name__)
 
+ATTEMPTS = 3
+"""How often a prompt is asked until an answer can be used."""
+
+_TASKS_PER_REQUEST = 20  # few enough for one answer of 1,024 tokens
 _REQUESTS_PER_TASK = 3  # that step one may need at most where answers repeat each other
 
 
@@ -72,9 +76,9 @@ def _synthesize_kind(recipe: SynthesisRecipe, entry: KindSynthesis, seed: int) -
         name: partial(_example, recipe, entry, tasks[task], name, seed) for name, task in names.items()
     }
     parse = partial(_triplet, entry.kind)
-    examples.ask(recipe.generator, prompts, parse, attempts=recipe.attempts, seed=seed)
+    examples.ask(recipe.generator, prompts, parse, attempts=ATTEMPTS, seed=seed)
     accepted = {name: examples.accepted[name] for name in names if name in examples.accepted}
-    kept, exact, near = _without_duplicates(accepted, recipe.similarity)
+    kept, exact, near = _without_duplicates(accepted)
     if not kept:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in examples.usage.misfits.most_common(3))
         raise DataError(
@@ -92,7 +96,6 @@ def _synthesize_kind(recipe: SynthesisRecipe, entry: KindSynthesis, seed: int) -
         exact_duplicates=exact,
         near_duplicates=near,
         usage=merged([*steps, examples.usage]),
-        generator=recipe.generator,
     )
     atomic_write(folder / "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
     logger.info("%s: %s", entry.kind, report)
@@ -100,7 +103,7 @@ def _synthesize_kind(recipe: SynthesisRecipe, entry: KindSynthesis, seed: int) -
 
 
 def _settings_key(recipe: SynthesisRecipe, entry: KindSynthesis) -> str:
-    """Folder for the answers under these settings; more tasks or attempts continue in the same one."""
+    """Folder for the answers under these settings; more tasks continue in the same one."""
     generator = recipe.generator.model_dump(
         mode="json",
         include={"kind", "url", "model", "path", "temperature", "top_p", "max_tokens", "json_mode"},
@@ -110,7 +113,7 @@ def _settings_key(recipe: SynthesisRecipe, entry: KindSynthesis) -> str:
         "seed": recipe.seed,
         "kind": entry.kind,
         "languages": [list(recipe.languages), [list(pair) for pair in recipe.language_pairs]],
-        "tasks_per_request": recipe.tasks_per_request,
+        "tasks_per_request": _TASKS_PER_REQUEST,
     }
     return fingerprint(made_from)[:12]
 
@@ -120,17 +123,15 @@ def _invent_tasks(
 ) -> tuple[list[str], Ledger]:
     """The first `entry.tasks` different tasks, and the ledger of the step."""
     ledger = Ledger(work / "tasks.jsonl")
-    requests = -(-entry.tasks // recipe.tasks_per_request)
+    requests = -(-entry.tasks // _TASKS_PER_REQUEST)
     found: list[str] = []
     for wanted in range(requests, _REQUESTS_PER_TASK * requests + 1):
         prompts = {
             f"tasks/{number}": partial(_tasks, recipe, entry, f"tasks/{number}", seed)
             for number in range(wanted)
         }
-        ledger.ask(recipe.generator, prompts, parse_tasks, attempts=recipe.attempts, seed=seed)
-        found = _different(
-            [task for name in prompts for task in ledger.accepted.get(name, [])], recipe.similarity
-        )
+        ledger.ask(recipe.generator, prompts, parse_tasks, attempts=ATTEMPTS, seed=seed)
+        found = _different([task for name in prompts for task in ledger.accepted.get(name, [])])
         if len(found) >= entry.tasks:
             break
     else:
@@ -141,7 +142,7 @@ def _invent_tasks(
 def _tasks(recipe: SynthesisRecipe, entry: KindSynthesis, name: str, seed: int, attempt: int) -> str:
     generator = _generator(name, seed, attempt)
     language = str(generator.choice(recipe.languages))
-    return tasks_prompt(entry.kind, count=recipe.tasks_per_request, language=language, generator=generator)
+    return tasks_prompt(entry.kind, count=_TASKS_PER_REQUEST, language=language, generator=generator)
 
 
 def _example(
@@ -163,8 +164,8 @@ def _triplet(kind: str, answer: str) -> dict[str, str]:
     return parse_triplet(answer, kind).model_dump()
 
 
-def _different(texts: list[str], similarity: float) -> list[str]:
-    seen = NearDuplicates(similarity)
+def _different(texts: list[str]) -> list[str]:
+    seen = NearDuplicates()
     different: list[str] = []
     for text in dict.fromkeys(texts):
         if seen.find(text) is None:
@@ -173,13 +174,11 @@ def _different(texts: list[str], similarity: float) -> list[str]:
     return different
 
 
-def _without_duplicates(
-    accepted: dict[str, dict[str, str]], similarity: float
-) -> tuple[dict[str, Triplet], int, int]:
+def _without_duplicates(accepted: dict[str, dict[str, str]]) -> tuple[dict[str, Triplet], int, int]:
     """Triplets whose query, and whose query and positive together, did not come before; and the counts."""
     kept: dict[str, Triplet] = {}
     queries: set[str] = set()
-    seen = NearDuplicates(similarity)
+    seen = NearDuplicates()
     exact = near = 0
     for name, value in accepted.items():
         triplet = Triplet(**value)

@@ -60,7 +60,7 @@ class EvaluationTexts:
         """All that decides which rows are left out."""
         if not self.names:
             return {}
-        settings = self._data.contamination.model_dump(exclude={"enabled", "against"})
+        settings = {"documents": self._data.contamination.documents}
         return {"contamination": settings, "compared": compared_files(self._data, self.names)}
 
     def guard(self) -> ContaminationGuard:
