@@ -37,7 +37,15 @@ class ResourceError(UserError):
 
 
 class RequestError(UserError):
-    """An input to the embedding engine or endpoint is outside what the model accepts."""
+    """An input to the embedding engine or endpoint is outside what the model accepts.
+
+    Attributes:
+        parameter: field of a request that is at fault, where it is known.
+    """
+
+    def __init__(self, message: str, parameter: str | None = None):
+        super().__init__(message)
+        self.parameter = parameter
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], listing: str = "") -> str:

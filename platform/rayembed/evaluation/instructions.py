@@ -20,6 +20,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.contract import Contract
+from rayembed.contract.instructions import trained_instructions
 
 NAMES = ("auto", "contract", "mteb", "paper", "mteb-entry")
 
@@ -99,10 +100,8 @@ class InstructionPolicy:
         if self.name == "file":
             return self._from_table(task)
         if self.name in ("auto", "contract"):
-            for key in (task.name, str(task.dataset["path"])):
-                if key in contract.instructions:
-                    document = contract.instruction_for(key, side="document")
-                    return Instructions(contract.instruction_for(key), document, "contract")
+            if trained := trained_instructions(contract, (task.name, str(task.dataset["path"]))):
+                return Instructions(*trained, "contract")
             if self.name == "contract":
                 raise CheckpointError(
                     f"the checkpoint was trained with no instruction for {task.name}; it has some for "

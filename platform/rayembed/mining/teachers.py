@@ -7,7 +7,7 @@ import logging
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,13 +15,13 @@ from rayembed.common.endpoint_client import ask_all, connect_endpoint
 from rayembed.common.errors import DataError
 from rayembed.common.packages import fetch_package
 from rayembed.common.paths import atomic_directory, file_digest, resolve
+from rayembed.contract.instructions import Side
 from rayembed.engine.engine import Engine
 from rayembed.mining.config import CheckpointTeacher, EndpointTeacher, SentenceTransformersTeacher
 from rayembed.model.precision import resolve_device
 
 logger = logging.getLogger(__name__)
 
-Side = Literal["query", "document"]
 DenseTeacher = CheckpointTeacher | SentenceTransformersTeacher | EndpointTeacher
 
 MINILM = "all-minilm-l6-v2"

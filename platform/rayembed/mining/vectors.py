@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from rayembed.common.paths import atomic_write, file_digest
 from rayembed.common.ray_work import run_items
+from rayembed.contract.instructions import Side
 from rayembed.data.plan import fingerprint
-from rayembed.mining.teachers import DenseTeacher, Encoder, Side, identity, load_teacher, unit_vectors
+from rayembed.mining.teachers import DenseTeacher, Encoder, identity, load_teacher, unit_vectors
 
 logger = logging.getLogger(__name__)
 

@@ -83,7 +83,7 @@ class EmbeddingReplica:
             except ApiError as error:
                 return error.problem
             except RequestError as error:
-                return Problem(400, str(error))
+                return Problem(400, str(error), param=error.parameter)
 
     async def _encode(self, request: EncodeRequest) -> Embeddings:
         # Before the work of tokenising.
@@ -162,7 +162,7 @@ class EmbeddingReplica:
         except ApiError as error:
             return error.problem
         except RequestError as error:
-            return Problem(400, str(error))
+            return Problem(400, str(error), param=error.parameter)
 
     async def describe(self) -> list[ModelCard]:
         """The served model and its adapters; an answer also means that the replica is ready."""

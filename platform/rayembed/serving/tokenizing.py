@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayembed.contract import Contract, TokenizedTexts
+from rayembed.contract.instructions import requested_instruction
 from rayembed.serving.errors import ApiError, Problem
 from rayembed.serving.messages import Inputs, Token, TokenizeRequest, Truncation
-
-QUERY_INSTRUCTION = "query"
-"""Name of the contract's instruction that `input_type: query` stands for."""
-_WITHOUT_INSTRUCTION = ("passage", "document")
 
 
 class RequestTokenizer:
@@ -25,11 +22,16 @@ class RequestTokenizer:
         """Token ids of a group of inputs.
 
         Raises:
-            ApiError: an unknown instruction name, a token id out of range, or an input is too long and
-                `truncate` is NONE.
-            RequestError: the instruction leaves no room for text, or an input has no token to pool.
+            ApiError: a token id is out of range, or an input is too long and `truncate` is NONE.
+            RequestError: the instruction is unknown or leaves no room for text, or an input has no token to
+                pool.
         """
-        instruction = choose_instruction(self._contract, inputs)
+        instruction = requested_instruction(
+            self._contract,
+            instruction=inputs.instruction,
+            prompt_name=inputs.prompt_name,
+            input_type=inputs.input_type,
+        )
         if inputs.token_ids:
             self._check_ids(inputs.token_ids)
             tokenized = self._contract.tokenize_ids(
@@ -94,32 +96,3 @@ class RequestTokenizer:
         vocabulary = len(self._tokenizer)
         if any(token_id >= vocabulary for ids in token_ids for token_id in ids):
             raise ApiError(Problem(400, f"input: token ids must be below {vocabulary}", param="input"))
-
-
-def choose_instruction(contract: Contract, inputs: Inputs) -> str | None:
-    """Instruction text of a group of inputs: literal, by name, or through the input type; None for none.
-
-    Raises:
-        ApiError: the name is unknown, or the model was trained with instructions and has none for queries.
-    """
-    if inputs.instruction is not None:
-        return inputs.instruction or None
-    known = contract.instructions
-    names = ", ".join(sorted(known)) or "none; send `instruction` instead"
-    if inputs.prompt_name is not None:
-        if inputs.prompt_name not in known:
-            raise ApiError(Problem(400, f"unknown prompt_name; this model has: {names}", param="prompt_name"))
-        return known[inputs.prompt_name] or None
-    if inputs.input_type is None or inputs.input_type in _WITHOUT_INSTRUCTION or not known:
-        return None
-    if inputs.input_type in known:
-        return known[inputs.input_type] or None
-    if inputs.input_type != QUERY_INSTRUCTION:
-        return None
-    raise ApiError(
-        Problem(
-            400,
-            f"this model has no instruction for queries in general; choose one with prompt_name: {names}",
-            param="input_type",
-        )
-    )
