@@ -19,12 +19,13 @@ from gradcache_memory import Unwrapped
 from harness import Bar, ratio_bar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rayembed.common.device import resolve_device
 from rayembed.common.paths import resolve
 from rayembed.common.ray_cluster import processor_settings
 from rayembed.config.run import RunConfig
 from rayembed.data.stream import StreamSpec, local_batches
 from rayembed.model.base_model import prepare_base_model
-from rayembed.model.precision import resolve_device, resolve_precision
+from rayembed.model.precision import resolve_precision
 from rayembed.training.model import ModelSpec, prepare_for_stage
 from rayembed.training.prepare import resolve_data
 from rayembed.training.resources import StepTimer

@@ -20,6 +20,46 @@ def test_a_job_is_told_by_its_variable(monkeypatch):
     assert ray_compat.runs_inside_job()
 
 
+def test_node_types_that_an_autoscaler_reported(monkeypatch):
+    from ray._private.state import GlobalState, state
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+
+    groups = [
+        NodeGroupConfig(name="gpu", max_count=2, resources={"GPU": 8}),
+        NodeGroupConfig(name="cpu", max_count=-1, resources={"CPU": 4}),
+    ]
+    assert "self" in inspect.signature(GlobalState.get_cluster_config).parameters
+    monkeypatch.setattr(state, "get_cluster_config", lambda: ClusterConfig(node_group_configs=groups))
+    assert ray_compat.reported_node_types() == [(2, {"GPU": 8}), (10**6, {"CPU": 4})]
+    monkeypatch.setattr(state, "get_cluster_config", lambda: None)
+    assert ray_compat.reported_node_types() is None
+
+
+def test_node_groups_of_kubernetes_read_like_a_launcher_file(monkeypatch):
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    limits = {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "4"}
+    pod = {"spec": {"containers": [{"name": "ray", "resources": {"limits": limits, "requests": limits}}]}}
+    group = {
+        "groupName": "trainers",
+        "minReplicas": 0,
+        "maxReplicas": 2,
+        "rayStartParams": {},
+        "template": pod,
+    }
+    head = {"rayStartParams": {"num-cpus": "0"}, "template": pod}
+    answer = {
+        "metadata": {"name": "rayembed", "namespace": "here"},
+        "spec": {"headGroupSpec": head, "workerGroupSpecs": [group]},
+    }
+    client = types.SimpleNamespace(get=lambda path: answer if path == "rayclusters/rayembed" else None)
+    monkeypatch.setattr(autoscaling_config.node_provider, "KubernetesHttpApiClient", lambda namespace: client)
+    declared = ray_compat.kuberay_configuration("rayembed", "here")
+    assert declared["head_node_type"] not in ("trainers", None)
+    assert declared["available_node_types"]["trainers"]["max_workers"] == 2
+    assert declared["available_node_types"]["trainers"]["resources"]["GPU"] == 4
+
+
 def test_a_draining_node_is_told(monkeypatch):
     from ray.train.v2._internal.execution import context
     from ray.train.v2._internal.execution.preemption import PreemptionContext
@@ -67,6 +107,10 @@ def test_workers_have_the_niceness_that_was_asked_for(monkeypatch):
     options = ray_compat.worker_niceness_options(0)
     ray.init(address="local", num_cpus=1, include_dashboard=False, **options)
     assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+    command = ray_compat.monitor_command(ray.get_runtime_context().gcs_address)
+    assert command, "every head has a monitor"
+    assert not [part for part in command if part.startswith("--autoscaling-config")]
+    assert ray_compat.monitor_command("127.0.0.1:1") is None
 
 
 def test_the_users_own_niceness_of_workers_wins(monkeypatch):

@@ -1,14 +1,26 @@
-"""Connecting to Ray so that workers find this package whether or not it is installed on them."""
+"""Connecting to Ray so that workers find this package, and the GPUs that a cluster has or can still start."""
 
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
+import yaml
 
-from rayembed.common.ray_compat import runs_inside_job, worker_niceness_options
+from rayembed.common.device import FAKE_GPUS
+from rayembed.common.ray_compat import (
+    kuberay_configuration,
+    monitor_command,
+    reported_node_types,
+    runs_inside_job,
+    worker_niceness_options,
+)
 
+_HEAD = "node:__internal_head__"
+_PASSED_ON = ("RAYEMBED_HOME", FAKE_GPUS)
 _SETUP_HOOK = "rayembed.common.ray_compat.silence_cleaner"
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,9 +61,8 @@ def connect(
     source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
     environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | processor_settings()
     environment |= variables or {}
-    if home := os.environ.get("RAYEMBED_HOME"):
-        environment["RAYEMBED_HOME"] = home
-    existing = inside_job or "RAY_ADDRESS" in os.environ
+    environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    existing = joins_cluster()
     options = {} if existing or worker_niceness is None else worker_niceness_options(worker_niceness)
     ray.init(
         address="auto" if existing else "local",
@@ -64,3 +75,85 @@ def connect(
         **options,
     )
     logger.info("connected to Ray with %g CPUs", ray.cluster_resources().get("CPU", 0))
+
+
+def joins_cluster() -> bool:
+    """Whether `connect` joins a cluster, which nodes may join too, in place of starting one on loopback."""
+    return runs_inside_job() or "RAY_ADDRESS" in os.environ
+
+
+@dataclass(frozen=True)
+class ClusterGpus:
+    """GPUs of the connected cluster.
+
+    Attributes:
+        now: on nodes that are up.
+        startable: on all nodes that an autoscaler may have at a time; None where one runs that does not tell.
+    """
+
+    now: int
+    startable: int | None
+
+    @property
+    def most(self) -> int:
+        """As many as can be counted on."""
+        return max(self.now, self.startable or 0)
+
+
+def cluster_gpus() -> ClusterGpus:
+    """GPUs that the connected cluster has, and those that its autoscaler can have."""
+    now = sum(int(node.get("GPU", 0)) for node in live_nodes())
+    types = startable_nodes()
+    return ClusterGpus(now, None if types is None else sum(int(n * node.get("GPU", 0)) for n, node in types))
+
+
+def live_nodes() -> list[dict[str, float]]:
+    """Resources of each node that is up."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+NodeTypes = list[tuple[int, dict[str, float]]]
+"""Most nodes of a type, and the resources of one of them."""
+
+
+def startable_nodes() -> NodeTypes | None:
+    """Node types that an autoscaler of the connected cluster can start; none where there is no autoscaler.
+
+    None where an autoscaler runs and its node types cannot be found out. They are on the head alone: in the
+    file that its autoscaler was started with, or, under KubeRay, in the Kubernetes API.
+    """
+    reported = reported_node_types()
+    if reported is not None:
+        return reported
+    address = ray.get_runtime_context().gcs_address
+    own_node = ray.get_runtime_context().get_node_id()
+    on_head = any(node["NodeID"] == own_node and _HEAD in node["Resources"] for node in ray.nodes())
+    if on_head:
+        return _node_types_on_head(address)
+    asking = ray.remote(_node_types_on_head).options(num_cpus=0, resources={_HEAD: 0.001})
+    return ray.get(asking.remote(address))
+
+
+def _node_types_on_head(gcs_address: str) -> NodeTypes | None:
+    command = monitor_command(gcs_address)
+    if command is not None:
+        files = [part.partition("=")[2] for part in command if part.startswith("--autoscaling-config=")]
+        return node_types(yaml.safe_load(Path(files[0]).expanduser().read_text())) if files else []
+    cluster, namespace = os.environ.get("RAY_CLUSTER_NAME"), os.environ.get("RAY_CLUSTER_NAMESPACE")
+    if cluster is None or namespace is None:
+        return []
+    try:
+        return node_types(kuberay_configuration(cluster, namespace))
+    except Exception as error:  # noqa: BLE001  # whatever keeps the Kubernetes API from answering
+        logger.warning("the node groups of RayCluster %s cannot be read: %s", cluster, error)
+        return None
+
+
+def node_types(configuration: Mapping[str, Any]) -> NodeTypes:
+    """Worker types of a cluster launcher file, which `cluster.yaml` is an example of."""
+    most = int(configuration.get("max_workers", 0))
+    return [
+        (min(most, int(declared.get("max_workers", most))), dict(declared.get("resources", {})))
+        for name, declared in configuration.get("available_node_types", {}).items()
+        if name != configuration.get("head_node_type")
+    ]

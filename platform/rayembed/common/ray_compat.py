@@ -18,6 +18,50 @@ def runs_inside_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
+def reported_node_types() -> list[tuple[int, dict[str, float]]] | None:
+    """Most nodes and resources of each node type, as an autoscaler reported them to Ray's control service.
+
+    None where none did: the autoscaler of Ray itself does not report yet (Ray 2.60,
+    `ray._private.state.state.get_cluster_config`).
+    """
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if config is None or not config.node_group_configs:
+        return None
+    unlimited = 10**6
+    return [
+        (unlimited if group.max_count < 0 else group.max_count, dict(group.resources))
+        for group in config.node_group_configs
+    ]
+
+
+def monitor_command(gcs_address: str) -> list[str] | None:
+    """Command line of the process on this machine that scales a cluster; None where none runs.
+
+    Ray starts it on every head, with `--autoscaling-config=FILE` where there is something to scale (Ray 2.60:
+    ray/_private/services.py, start_monitor). KubeRay starts its own in another container.
+    """
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        starts_monitor = any(part.endswith("/monitor.py") and "/autoscaler/" in part for part in command)
+        if starts_monitor and f"--gcs-address={gcs_address}" in command:
+            return command
+    return None
+
+
+def kuberay_configuration(cluster: str, namespace: str) -> dict[str, Any]:
+    """The cluster launcher's view of a RayCluster of Kubernetes, asked from the Kubernetes API.
+
+    KubeRay's autoscaler reads its node groups the same way (Ray 2.60).
+    """
+    from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
+
+    return AutoscalingConfigProducer(cluster, namespace)()
+
+
 def was_told_of_preemption() -> bool:
     """Whether Ray Train has told this worker that its node drains.
 

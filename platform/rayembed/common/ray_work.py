@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rayembed.common.errors import UserError
 from rayembed.common.progress import Progress
-from rayembed.common.ray_cluster import connect
+from rayembed.common.ray_cluster import cluster_gpus, connect, live_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +98,11 @@ def pool_resources(items: int, actors: int | None = None, *, gpus: bool = True) 
 
     Args:
         items: pieces of work that can be done at the same time.
-        actors: wanted number; None takes one per GPU, else one per CPU.
+        actors: wanted number; None takes one per GPU that the cluster has or can start, else one per CPU.
         gpus: whether the work uses GPUs.
     """
-    nodes = [
-        node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-    ]
-    cpus = [int(node["CPU"]) for node in nodes]
-    devices = sum(int(node.get("GPU", 0)) for node in nodes) if gpus else 0
+    cpus = [int(node["CPU"]) for node in live_nodes() if node.get("CPU", 0) >= 1]
+    devices = cluster_gpus().most if gpus else 0
     size = min(items, actors or devices or sum(cpus) or 1)
     share = min([sum(cpus) // size, *cpus]) if cpus else 1
     return size, {"num_cpus": max(1, share), "num_gpus": 1 if devices else 0}

@@ -12,7 +12,21 @@ TrackerName = Literal["mlflow", "wandb"]
 class TrainingConfig(Frozen):
     """How training runs, whatever it learns."""
 
-    workers: int = Field(1, ge=1, description="training processes; each takes a GPU if there are any")
+    workers: int = Field(1, ge=1, description="training processes; each takes a GPU where `device` is cuda")
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto",
+        description=(
+            "what a worker computes on; auto: a GPU if the cluster has any or its autoscaler can start some, "
+            "else the CPU. cuda waits for nodes with GPUs that join later"
+        ),
+    )
+    accelerator_type: str | None = Field(
+        None, description="model of the workers' GPUs as Ray names it, such as H100; None: any"
+    )
+    worker_labels: dict[str, str] = Field(
+        {},
+        description='labels of the nodes that workers run on, as Ray\'s label selectors: `market: "!spot"`',
+    )
     min_workers: int | None = Field(
         None,
         ge=1,
@@ -84,6 +98,11 @@ class TrainingConfig(Frozen):
             raise ValueError(
                 f"training.min_workers {self.min_workers} is above training.workers {self.workers}, the most "
                 "there are; lower it or raise workers"
+            )
+        if self.accelerator_type and self.device == "cpu":
+            raise ValueError(
+                f"training.accelerator_type {self.accelerator_type} is a GPU and training.device is cpu; "
+                "remove one of them"
             )
         if self.compiled and self.zero_stage == 3:
             raise ValueError(

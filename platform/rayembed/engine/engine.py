@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from rayembed.common.device import resolve_device
 from rayembed.common.errors import ConfigError, RequestError
 from rayembed.common.paths import resolve
 from rayembed.common.settings import Precision
@@ -25,7 +26,7 @@ from rayembed.model.adapters import Adapters
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.mixed_precision import use_mixed_precision
-from rayembed.model.precision import resolve_device, resolve_precision
+from rayembed.model.precision import resolve_precision
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayembed.common.device import resolve_device
 from rayembed.common.paths import atomic_write, file_digest
 from rayembed.common.ray_work import run_items
 from rayembed.data.plan import fingerprint
@@ -27,7 +28,6 @@ from rayembed.mining.bm25 import BM25Search, best_documents
 from rayembed.mining.collection import Collection
 from rayembed.mining.search import Excluded, exact_top_k
 from rayembed.mining.vectors import VectorJob
-from rayembed.model.precision import resolve_device
 
 _SCHEMA = pa.schema(
     {

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rayembed.common.device import resolve_device
 from rayembed.common.endpoint_client import ask_all, connect_endpoint
 from rayembed.common.errors import DataError
 from rayembed.common.packages import fetch_package
@@ -18,7 +19,6 @@ from rayembed.common.paths import atomic_directory, file_digest, resolve
 from rayembed.contract.instructions import Side
 from rayembed.engine.engine import Engine
 from rayembed.mining.config import CheckpointTeacher, EndpointTeacher, SentenceTransformersTeacher
-from rayembed.model.precision import resolve_device
 
 logger = logging.getLogger(__name__)
 

@@ -1,26 +1,10 @@
-"""Choice of number format and device for a process."""
+"""Choice of number format for a device."""
 
 import platform
 
 import torch
 
-from rayembed.common.errors import ConfigError
 from rayembed.common.settings import Precision
-
-
-def resolve_device(device: str = "auto") -> torch.device:
-    """CUDA where there is one, else the CPU; a named device is taken as it is.
-
-    Raises:
-        ConfigError: a CUDA device is asked for and there is none.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {device!r} was asked for but no CUDA device is visible; use device: auto or cpu"
-        )
-    return torch.device(device)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:

@@ -17,7 +17,7 @@ from ray.serve.api import RunTarget, run_many
 from ray.serve.schema import ApplicationStatus
 
 from rayembed.common.errors import CheckpointError, ResourceError
-from rayembed.common.ray_cluster import connect
+from rayembed.common.ray_cluster import cluster_gpus, connect, live_nodes
 from rayembed.engine.engine import Engine
 from rayembed.model.checkpoint import read_manifest
 from rayembed.serving.authentication import load_keyring
@@ -108,7 +108,7 @@ def deploy(
 
     Args:
         arguments: fields of `ServeConfig`; without num_cpus and num_gpus a replica gets one GPU if the
-            cluster has any, else its share of the largest node's cores.
+            cluster has any or can start one, else its share of the largest node's cores.
         host: address to listen on; anything but a loopback address needs API keys.
         port: TCP port.
         timeout_s: longest wait for the model to load.
@@ -183,10 +183,9 @@ def with_fitting_resources(config: ServeConfig, arguments: Mapping[str, Any]) ->
 
 def _fitting_resources(replicas: int) -> dict[str, float]:
     """Processor cores and GPUs of a replica when the user names none."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(resources.get("GPU") for resources in nodes):
+    if cluster_gpus().most:
         return {"num_gpus": 1}
-    return {"num_cpus": max(1, max(int(resources.get("CPU", 0)) for resources in nodes) // replicas)}
+    return {"num_cpus": max(1, max(int(node.get("CPU", 0)) for node in live_nodes()) // replicas)}
 
 
 def _has_room_for_two(config: ServeConfig) -> bool:

@@ -45,7 +45,6 @@ def load_engine(settings: ModelSettings) -> Engine:
     """Load the checkpoint onto the device that the replica was given; adapters are added to it later."""
     return Engine.load(
         settings.checkpoint_path,
-        device="cuda" if settings.num_gpus else "cpu",
         precision=settings.precision,
         token_budget=settings.token_budget,
     )

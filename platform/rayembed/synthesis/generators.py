@@ -88,7 +88,8 @@ class LocalModel:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from rayembed.model.precision import resolve_device, resolve_precision
+        from rayembed.common.device import resolve_device
+        from rayembed.model.precision import resolve_precision
 
         folder, device = resolve(self._config.path), resolve_device("auto")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_precision("auto", device))

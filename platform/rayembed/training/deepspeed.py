@@ -12,6 +12,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -66,7 +67,7 @@ def wrap(
     model: nn.Module, stage: StageConfig, training: TrainingConfig, *, rows_per_rank: int, dtype: torch.dtype
 ) -> Any:
     """Wrap a model in DeepSpeed with AdamW over its trainable parameters; called by all ranks."""
-    if not torch.cuda.is_available():
+    if get_accelerator().device_name() == "cpu":
         disable_shared_memory_transport()
     optimizer = torch.optim.AdamW(
         parameter_groups(model, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True

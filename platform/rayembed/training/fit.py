@@ -1,15 +1,18 @@
 """One stage on Ray Train, through lost and returning nodes, to the checkpoint that it ends with."""
 
 import logging
+import os
 import shutil
 from pathlib import Path, PurePosixPath
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
-from rayembed.common.errors import TrainingError, UserError
+from rayembed.common.device import FAKE_GPUS
+from rayembed.common.errors import ResourceError, TrainingError, UserError
 from rayembed.common.paths import atomic_directory
+from rayembed.common.ray_cluster import cluster_gpus, joins_cluster
 from rayembed.config.training import TrainingConfig
 from rayembed.data.stream import DATA_CPUS
 from rayembed.training.callbacks.bad_batches import STOPPED_FILE
@@ -62,6 +65,7 @@ def fit_stage(stage: Stage, score: Score | None, stage_folder: Path, trained: Pa
 def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Result:
     """Train to the last step, or to the one after which workers are taken away."""
     training = stage.training
+    computes_on_gpus = training.device == "cuda" and FAKE_GPUS not in os.environ
     store = open_store(
         training.checkpoint_storage,
         run_name=stage.run_name,
@@ -72,8 +76,11 @@ def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Res
         train_stage,  # type: ignore[arg-type]  # Ray hands on any object, its annotation says a dictionary
         train_loop_config=stage,  # type: ignore[arg-type]
         scaling_config=_scaling(training),
+        torch_config=TorchConfig(backend="nccl" if computes_on_gpus else "gloo"),
         run_config=ray.train.RunConfig(
             name=FOLDER,
+            # Read by DeepSpeed as it is imported. A worker without a GPU may see those of its node.
+            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cuda" if computes_on_gpus else "cpu"}},
             storage_path=str(PurePosixPath(store.path).parent),
             storage_filesystem=store.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
@@ -92,19 +99,55 @@ def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Res
         raise
 
 
+def with_device(training: TrainingConfig) -> TrainingConfig:
+    """The settings with `device` decided for the connected cluster: cuda or cpu.
+
+    Raises:
+        ResourceError: no GPU can come, or nobody can tell whether one can.
+    """
+    if training.device == "cpu":
+        return training
+    gpus = cluster_gpus()
+    needed = training.min_workers or training.workers
+    if training.device == "auto" and gpus.startable is None and not gpus.now:
+        raise ResourceError(
+            "training.device is auto, no node has a GPU, and the cluster's autoscaler does not tell whether "
+            "it can start one that has; set training.device to cuda or cpu"
+        )
+    if training.device == "auto" and not gpus.most:
+        logger.info(
+            "training uses CPUs: no node has a GPU and no autoscaler can start one that has; set "
+            "training.device to cuda to wait for nodes that join later"
+        )
+        return training.model_copy(update={"device": "cpu"})
+    if not gpus.most and gpus.startable is not None and not joins_cluster():
+        raise ResourceError(
+            "training.device is cuda and no node of this cluster has a GPU or can get one; set it to cpu, or "
+            "add a node type with GPUs"
+        )
+    logger.info(
+        "training uses %d GPUs: nodes that are up have %d, the autoscaler can start nodes with %s",
+        training.workers,
+        gpus.now,
+        "an unknown number" if gpus.startable is None else gpus.startable,
+    )
+    if gpus.startable is not None and needed > gpus.most:
+        logger.warning("training waits for %d GPUs; otherwise lower training.workers", needed)
+    return training.model_copy(update={"device": "cuda"})
+
+
 def _scaling(training: TrainingConfig) -> ray.train.ScalingConfig:
     """Workers and what each reserves, its data stream included, so that Ray never starts one without."""
-    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    resources = {"CPU": training.cpus_per_worker + DATA_CPUS} | ({"GPU": 1} if use_gpu else {})
-    if training.min_workers is None:
-        return ray.train.ScalingConfig(
-            num_workers=training.workers, use_gpu=use_gpu, resources_per_worker=resources
-        )
+    on_gpus = training.device == "cuda"
+    elastic = training.min_workers is not None
+    resources = {"CPU": training.cpus_per_worker + DATA_CPUS} | ({"GPU": 1} if on_gpus else {})
     return ray.train.ScalingConfig(
-        num_workers=(training.min_workers, training.workers),  # type: ignore[arg-type]  # of v2
+        num_workers=(training.min_workers, training.workers) if elastic else training.workers,  # type: ignore[arg-type]  # of v2
         elastic_resize_monitor_interval_s=training.resize_seconds,  # type: ignore[call-arg]
-        use_gpu=use_gpu,
+        use_gpu=on_gpus,
         resources_per_worker=resources,
+        label_selector=training.worker_labels or None,  # type: ignore[call-arg]
+        accelerator_type=training.accelerator_type if on_gpus else None,
     )
 
 

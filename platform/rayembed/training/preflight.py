@@ -12,11 +12,12 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModel
 
+from rayembed.common.device import resolve_device
 from rayembed.common.errors import ResourceError
 from rayembed.config.run import RunConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora
-from rayembed.model.precision import resolve_device, resolve_precision
+from rayembed.model.precision import resolve_precision
 from rayembed.training.model import ModelSpec
 
 GIBIBYTE = 2**30

@@ -19,7 +19,7 @@ from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
 from rayembed.training.callbacks.trackers import check_trackers
 from rayembed.training.checkpoint import STATE_FILE
-from rayembed.training.fit import fit_stage
+from rayembed.training.fit import fit_stage, with_device
 from rayembed.training.handover import FinishedStage, ModelExport, merge_into_base
 from rayembed.training.model import ModelSpec
 from rayembed.training.preflight import check_resources
@@ -69,6 +69,7 @@ def _train(
     model, export = ModelSpec.of(config, base), ModelExport.of(config)
     check_resources(config, model, folder)
     connect(_environment(config.training))
+    training = with_device(config.training)
     if not (folder / "untrained" / MANIFEST_FILE).is_file():
         # Under the trained model's contract, so that both are asked in the same words.
         save_untrained(base, folder / "untrained", export.contract, layers=config.base_layers)
@@ -82,7 +83,7 @@ def _train(
         if not (trained / STATE_FILE).is_file():
             stage = Stage(
                 settings=settings,
-                training=config.training,
+                training=training,
                 validation=config.validation,
                 model=model,
                 stream=data[index].prepare(stage_folder, str(base)),

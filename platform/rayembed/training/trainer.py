@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterable, Sequence
 
 import ray.train
-import ray.train.torch
 import torch
 
 from rayembed.common import logs
+from rayembed.common.device import resolve_device
 from rayembed.config.stage import StageConfig
 from rayembed.data.collate import TrainingBatch
 from rayembed.data.stream import stream_batches
@@ -55,7 +55,7 @@ def train_stage(stage: Stage) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     set_threads(stage.training.threads_per_worker, context.get_local_world_size())
-    device = ray.train.torch.get_device()
+    device = resolve_device()
     dtype = resolve_precision(stage.training.precision, device)
     steps = stage.settings.steps
     resumed = last_good_state(stage)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch.distributed as dist
 
+from rayembed.common.device import resolve_device
 from rayembed.common.errors import ResourceError, TrainingError
 from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
@@ -26,7 +27,7 @@ from rayembed.data.plan import PlannedBatch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import StreamSpec
-from rayembed.model.precision import resolve_device, resolve_precision
+from rayembed.model.precision import resolve_precision
 from rayembed.training.callbacks import TrainerState
 from rayembed.training.resources import advising_on_memory, memory_advice, peak_memory
 from rayembed.training.stage import Stage
