@@ -15,6 +15,7 @@ from rayembed.model.pooling import (
     SelfAttentionPoolingConfig,
     WeightedMeanPoolingConfig,
 )
+from rayembed.model.pooling.blocks import CrossAttention
 from tests.model import reference
 from tests.tiny import make_backbone
 
@@ -140,3 +141,110 @@ def test_scaling_rule_keeps_the_share_of_the_head(name):
         head = LatentPoolingConfig.scaled(width, depth).build(width, depth)
     size = sum(parameter.numel() for parameter in head.parameters())
     assert 0.05 < size / (size + backbone_size) < 0.105
+
+
+def make_latent_head(width=64, latents=10, heads=3, head_width=24, dtype=torch.float64):
+    """Weights of every kind, biases and norms among them, are not what they start from."""
+    torch.manual_seed(0)
+    config = LatentPoolingConfig(num_latents=latents, num_heads=heads, head_width=head_width)
+    head = config.build(width, 1).to(dtype)
+    for name, parameter in head.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name), std=width**-0.5)
+    return head
+
+
+def plain_states(head, states):
+    """States behind the latent block whose latents are not folded."""
+    attend, transform = head.cross_attend_blocks
+    attended = attend.fn.attend_plainly(
+        attend.norm(states).unsqueeze(0), attend.norm_context(head.latents).unsqueeze(0)
+    )
+    states = states + attended.squeeze(0)
+    return states + transform(states)
+
+
+def count_folds(head, monkeypatch):
+    attention, folds = head.cross_attend_blocks[0].fn, []
+    fold = attention.fold
+    monkeypatch.setattr(attention, "fold", lambda context: folds.append(1) or fold(context))
+    return folds
+
+
+@pytest.mark.parametrize("tokens", [1, 200])
+def test_folded_latents_equal_plain_attention_in_value_and_gradient(tokens, monkeypatch):
+    head = make_latent_head().train()
+    folds = count_folds(head, monkeypatch)
+    states = torch.randn(tokens, 64, dtype=torch.float64, requires_grad=True)
+    inputs = [states, *head.parameters()]
+    ours, plain = head.token_states(states), plain_states(head, states)
+    assert len(folds) == (tokens > 1)
+    torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-12)
+    weight = torch.randn_like(plain)
+    for got, wanted in zip(
+        *(torch.autograd.grad((out * weight).sum(), inputs) for out in (ours, plain)), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, atol=1e-11, rtol=1e-11)
+    with torch.no_grad():
+        torch.testing.assert_close(head.eval().token_states(states), plain, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_folded_latents_equal_plain_attention_at_published_widths():
+    """One of NV-Embed's 8 heads and 128 of its 512 latents: all are alike, and the whole takes 9 GB."""
+    torch.manual_seed(0)
+    attention = CrossAttention(4096, num_heads=1, head_width=4096).double()
+    queries = torch.randn(1, 2, 4096, dtype=torch.float64, requires_grad=True)
+    latents = torch.randn(1, 128, 4096, dtype=torch.float64, requires_grad=True)
+    inputs = [queries, latents, *attention.parameters()]
+    folded = attention.read(queries, attention.fold(latents[0]))
+    plain = attention.attend_plainly(queries, latents)
+    torch.testing.assert_close(folded, plain, atol=1e-13, rtol=1e-12)
+    for got, wanted in zip(
+        *(torch.autograd.grad(out.square().sum(), inputs) for out in (folded, plain)), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, atol=1e-12, rtol=1e-11)
+
+
+def test_folding_pays_from_about_500_tokens_at_published_sizes():
+    with torch.device("meta"):
+        assert CrossAttention(4096, 8, 4096).folding_pays_from(512) == 512
+        assert CrossAttention(4096, 8, 16).folding_pays_from(512) == float("inf")
+
+
+def test_latents_are_folded_once_until_a_weight_changes(monkeypatch):
+    head = make_latent_head().eval()
+    folds = count_folds(head, monkeypatch)
+    states = torch.randn(3, 64, dtype=torch.float64)
+
+    def equal_to_plain():
+        ours, plain = head.token_states(states), plain_states(head, states)
+        return torch.allclose(ours.double(), plain.double(), atol=1e-5)
+
+    with torch.no_grad():
+        assert equal_to_plain()
+        assert equal_to_plain()
+        assert len(folds) == 1
+        for parameter in (head.latents, head.cross_attend_blocks[0].fn.to_out.weight):
+            parameter.add_(1.0)
+            assert equal_to_plain()
+        assert len(folds) == 3
+        head.load_state_dict(make_latent_head().state_dict())
+        assert equal_to_plain()
+        # As an optimizer of DeepSpeed does, past the counter of versions.
+        head.train()
+        head.latents.data.add_(1.0)
+        head.eval()
+        assert equal_to_plain()
+        states = states.float()
+        head.float()
+        assert equal_to_plain()
+    assert len(folds) == 6
+
+
+def test_heads_that_folding_makes_slower_stay_plain(monkeypatch):
+    head = make_latent_head(latents=40, head_width=2).eval()
+    folds = count_folds(head, monkeypatch)
+    states = torch.randn(500, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(head.token_states(states), plain_states(head, states))
+    assert not folds

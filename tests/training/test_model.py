@@ -49,6 +49,21 @@ def gradients(*, compiled: bool, checkpointing: bool, lengths: list[int]) -> dic
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
+def test_activation_checkpointing_recomputes_the_head_too():
+    passes, found = {}, {}
+    for checkpointing in (False, True):
+        model = make_embedder(lora=True).train()
+        prepare_for_stage(model, stage(), TrainingConfig(activation_checkpointing=checkpointing))
+        seen = []
+        model.pooling.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        model(pack_ids([[1, 2, 3], [4, 5]], [0, 0]))[:, 0].sum().backward()
+        passes[checkpointing] = len(seen)
+        found[checkpointing] = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
+    assert passes == {False: 1, True: 2}
+    assert found[False].keys() == found[True].keys()
+    assert all(torch.equal(found[False][name], found[True][name]) for name in found[False])
+
+
 @NEEDS_COMPILER
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_kernels_give_the_gradients_of_plain_ones(checkpointing):

@@ -51,7 +51,8 @@ class TrainingConfig(Frozen):
         ),
     )
     activation_checkpointing: bool = Field(
-        False, description="keep only each layer's input for the backward pass; recompute the rest"
+        False,
+        description="keep only each layer's and the head's input for the backward pass; recompute the rest",
     )
     compiled: bool = Field(
         False,

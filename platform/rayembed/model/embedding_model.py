@@ -6,6 +6,7 @@ Shapes: T packed tokens, P pooled tokens, N texts, D hidden width.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rayembed.contract.packing import PackedBatch
@@ -13,7 +14,13 @@ from rayembed.model.configuration import ModelConfig
 
 
 class EmbeddingModel(nn.Module):
-    """A decoder whose token states are pooled into one unit vector a text."""
+    """A decoder whose token states are pooled into one unit vector a text.
+
+    Attributes:
+        checkpoints_pooling: keep only the head's input for the backward pass; recompute the rest.
+    """
+
+    checkpoints_pooling = False
 
     def __init__(self, backbone: PreTrainedModel, config: ModelConfig):
         super().__init__()
@@ -41,5 +48,10 @@ class EmbeddingModel(nn.Module):
             states = [states_1TD[0, pooled_T] for states_1TD in output.hidden_states[1:]]
         else:
             states = output.last_hidden_state[0, pooled_T]
-        vectors_ND = self.pooling(states, batch.text_index_T[pooled_T], batch.pooled_lengths)
+        pooled = (states, batch.text_index_T[pooled_T], batch.pooled_lengths)
+        if self.checkpoints_pooling:
+            # No head draws random numbers, and reading the generator's state would wait for the device.
+            vectors_ND = checkpoint(self.pooling, *pooled, use_reentrant=False, preserve_rng_state=False)
+        else:
+            vectors_ND = self.pooling(*pooled)
         return F.normalize(vectors_ND, dim=-1)[batch.order_N]

@@ -66,6 +66,8 @@ def prepare_for_stage(model: nn.Module, settings: StageConfig, training: Trainin
             module.__dict__["attention_dropout"] = settings.attention_dropout
     if training.activation_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        if isinstance(model, EmbeddingModel):
+            model.checkpoints_pooling = True
     if training.compiled:
         compile_token_wise_parts(backbone)
 

@@ -8,8 +8,9 @@ where the paper's prose is shorter.
 Shapes: P pooled tokens, N texts, D hidden width, Z latents.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +20,7 @@ from rayembed.model.pooling.base import PoolingHead, PoolingSettings
 from rayembed.model.pooling.blocks import (
     CrossAttention,
     FeedForward,
+    Folded,
     HeadWidth,
     Init,
     PreNorm,
@@ -71,6 +73,7 @@ class LatentAttentionPooling(PoolingHead):
 
     def __init__(self, config: LatentPoolingConfig, hidden_size: int):
         super().__init__()
+        self._folded: tuple[list[tuple], Folded] | None = None
         attention = CrossAttention(hidden_size, config.num_heads, config.head_width or hidden_size)
         feedforward = FeedForward(hidden_size, config.feedforward_multiplier)
         self.latents = nn.Parameter(torch.randn(config.num_latents, hidden_size))
@@ -85,9 +88,31 @@ class LatentAttentionPooling(PoolingHead):
 
     def token_states(self, states_PD: torch.Tensor) -> torch.Tensor:
         """States after both residual blocks, before pooling; same shape."""
-        attend, transform = self.cross_attend_blocks
-        states_PD = states_PD + attend(states_PD.unsqueeze(0), self.latents.unsqueeze(0)).squeeze(0)
-        return states_PD + transform(states_PD)
+        states_PD = states_PD + self._attended(states_PD)
+        return states_PD + self.cross_attend_blocks[1](states_PD)
+
+    def _attended(self, states_PD: torch.Tensor) -> torch.Tensor:
+        """Answers of the latents. Without a gradient to take, the latents are folded once for all passes."""
+        attend: Any = self.cross_attend_blocks[0]
+        once = not (self.training or torch.is_grad_enabled())
+        if once and attend.fn.folding_pays_from(len(self.latents)) < math.inf:
+            return attend.fn.read(attend.norm(states_PD).unsqueeze(0), self._folded_latents()).squeeze(0)
+        return attend(states_PD.unsqueeze(0), self.latents.unsqueeze(0)).squeeze(0)
+
+    def _folded_latents(self) -> Folded:
+        """The folded latents, computed again when a weight that they come from has changed."""
+        attend: Any = self.cross_attend_blocks[0]
+        weights = [self.latents, *attend.norm_context.parameters(), *attend.fn.parameters()]
+        # Inference tensors count no versions.
+        state = [(w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version) for w in weights]
+        if self._folded is None or self._folded[0] != state:
+            self._folded = (state, attend.fn.fold(attend.norm_context(self.latents)))
+        return self._folded[1]
+
+    def train(self, mode: bool = True) -> "LatentAttentionPooling":
+        """Forget the folded latents: DeepSpeed moves weights past the counter of their versions."""
+        self._folded = None
+        return super().train(mode)
 
     def forward(
         self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: Sequence[int]
