@@ -28,7 +28,7 @@ from rayembed.data.store import build_source, read_split
 from rayembed.engine.engine import Engine
 from rayembed.mining.config import CheckpointTeacher
 from rayembed.mining.search import exact_top_k
-from rayembed.mining.vectors import EncodeShard, VectorJob, write_texts
+from rayembed.mining.teachers import EncodeShard, VectorJob, write_texts
 from rayembed.model.base_model import prepare_base_model, save_untrained
 
 WIDTH, TOP = 384, 100

@@ -35,9 +35,9 @@ from rayembed.data.store import build_source, read_split
 from rayembed.data.stream import local_batches
 from rayembed.engine.engine import Engine
 from rayembed.mining.config import MiningRecipe
+from rayembed.mining.rows import random_documents
 from rayembed.mining.run import mine
 from rayembed.mining.search import exact_top_k
-from rayembed.mining.selection import random_documents
 from rayembed.model.base_model import prepare_base_model
 from rayembed.model.checkpoint import LoadedModel, load_tokenizer
 from rayembed.records.schema import PAIR_SCHEMA, document_id

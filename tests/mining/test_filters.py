@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from rayembed.mining.config import FilterConfig
-from rayembed.mining.filters import below_positive_share
-from rayembed.mining.selection import passes
+from rayembed.mining.filters import below_positive_share, passes
 
 SCORES = np.array([0.90, 0.76, 0.75, 0.70, 0.50, -0.10], dtype=np.float32)
 POSITIVE = 0.80
@@ -60,3 +59,8 @@ def test_all_filters_must_pass():
 def test_a_filter_that_makes_no_sense_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         FilterConfig(**settings)
+
+
+def test_filter_keeps_what_scores_clearly_below_the_positive():
+    keep = below_positive_share(np.array([12.0, 9.6, 9.5, 9.4, 0.0]), positive_score=10.0, share=0.95)
+    assert keep.tolist() == [False, False, False, True, True]

@@ -55,7 +55,7 @@ def test_what_the_judge_finds_right_is_no_negative_and_nothing_is_asked_twice(so
     found = negatives(first)
     assert all("fig" not in found[name] for name in ("apple", "pear", "plum"))
     report = json.loads((first.path.parent / "report.json").read_text())
-    assert report["second_look"] == {"looked_at": 20, "right_after_all": 3, "share": 0.15}
+    assert report["rescoring"] == {"rescored": 20, "right_after_all": 3, "share": 0.15}
 
 
 def test_the_judge_is_told_the_row_s_own_instruction_and_asked_about_each(source):

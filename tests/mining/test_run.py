@@ -10,9 +10,8 @@ from rayembed.config.data import UserSourceConfig
 from rayembed.config.loading import load_recipe
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
-from rayembed.mining import run, vectors
+from rayembed.mining import run, teachers
 from rayembed.mining.config import MiningRecipe, SentenceTransformersTeacher
-from rayembed.mining.teachers import _LOADERS
 
 TOPICS = ("apple", "river", "stone", "cloud")
 
@@ -51,8 +50,8 @@ def source(home):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(vectors, "SHARD_ROWS", 7)
-    monkeypatch.setitem(_LOADERS, "sentence-transformers", LetterCounts)
+    monkeypatch.setattr(teachers, "SHARD_ROWS", 7)
+    monkeypatch.setitem(teachers._LOADERS, "sentence-transformers", LetterCounts)
     monkeypatch.setattr(LetterCounts, "encoded", [])
     monkeypatch.setattr(LetterCounts, "asked", set())
 
@@ -154,11 +153,11 @@ def test_a_row_is_encoded_with_its_own_instruction_and_keeps_it(source):
 
 def test_vectors_are_in_the_order_of_the_texts_whatever_their_instructions(tmp_path):
     texts = ["aa", "b", "ccc", "a", "bb"]
-    path = vectors.write_texts(pa.array(texts), tmp_path / "t.parquet", pa.array(["x", "", "x", "y", ""]))
-    job = vectors.VectorJob(path, tmp_path, "query", "source")
+    path = teachers.write_texts(pa.array(texts), tmp_path / "t.parquet", pa.array(["x", "", "x", "y", ""]))
+    job = teachers.VectorJob(path, tmp_path, "query", "source")
     teacher = SentenceTransformersTeacher(kind="sentence-transformers", path="unused")
-    vectors.EncodeShard(teacher, [job])({"job": 0, "shard": 0})
-    expected = vectors.unit_vectors(LetterCounts(None), texts, "query", None)
+    teachers.EncodeShard(teacher, [job])({"job": 0, "shard": 0})
+    expected = teachers.unit_vectors(LetterCounts(None), texts, "query", None)
     np.testing.assert_array_equal(job.open()[0], expected)
     assert {(text, instruction) for _, text, instruction in LetterCounts.asked if instruction} == {
         ("aa", "x"), ("b", "source"), ("ccc", "x"), ("a", "y"), ("bb", "source"),

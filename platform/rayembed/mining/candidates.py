@@ -27,7 +27,7 @@ from rayembed.data.plan import fingerprint
 from rayembed.mining.bm25 import BM25Search, best_documents
 from rayembed.mining.collection import Collection
 from rayembed.mining.search import Excluded, exact_top_k
-from rayembed.mining.vectors import VectorJob
+from rayembed.mining.teachers import VectorJob
 
 _SCHEMA = pa.schema(
     {
@@ -48,6 +48,11 @@ class Candidates:
     scores: np.ndarray
     positives: np.ndarray
     positive_scores: np.ndarray
+
+    @property
+    def best_positive(self) -> float:
+        """Score of the best positive."""
+        return float(self.positive_scores.max(initial=0.0))
 
 
 @dataclass(frozen=True)

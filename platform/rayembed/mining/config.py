@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from rayembed.common.endpoint_client import EndpointConfig
 from rayembed.common.settings import Frozen
 from rayembed.config.data import DataConfig
-from rayembed.mining.filters import FILTERS
+from rayembed.mining.filters import FilterConfig
 
 
 class CheckpointTeacher(Frozen):
@@ -55,25 +55,6 @@ Teacher = Annotated[
 ]
 
 
-class FilterConfig(Frozen):
-    """A filter of the candidates by their scores."""
-
-    name: str = Field(description="one of naive, shifted-rank, absolute, margin, percentage")
-    value: float | None = Field(None, description="None: the filter's default")
-
-    @model_validator(mode="after")
-    def _check(self) -> "FilterConfig":
-        if self.name not in FILTERS:
-            raise ValueError(f"there is no filter {self.name!r}; choose one of {', '.join(FILTERS)}")
-        if self.value is not None and FILTERS[self.name].default is None:
-            raise ValueError(f"filter {self.name} takes no value; remove {self.value}")
-        if self.value is not None and self.value < 0:
-            raise ValueError(f"filter {self.name}: value {self.value} must not be negative")
-        if self.name == "percentage" and self.value is not None and not 0 < self.value <= 1:
-            raise ValueError(f"filter percentage: value {self.value} must be a share above 0, at most 1")
-        return self
-
-
 class SourceMining(Frozen):
     """How one source's hard negatives are found."""
 
@@ -114,7 +95,7 @@ class SourceMining(Frozen):
 
 
 class Rescoring(EndpointConfig):
-    """A second look, through an endpoint, at the candidates that passed the filters."""
+    """Another model scores the candidates that passed the filters, through an endpoint."""
 
     kind: Literal["judge", "reranker"] = Field(
         description=(

@@ -6,10 +6,13 @@ A filter is a function of a query's candidates and a line in `FILTERS`. The five
 Shapes: C candidates of one query, best first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field, model_validator
+
+from rayembed.common.settings import Frozen
 
 FilterFunction = Callable[[np.ndarray, float, float], np.ndarray]
 """(scores [C], score of the query's best positive, value of the filter) -> boolean [C], True to keep."""
@@ -71,3 +74,32 @@ FILTERS: Mapping[str, Filter] = {
     "margin": Filter(margin, 0.05, "candidates at least the value below the positive"),
     "percentage": Filter(below_positive_share, 0.95, "candidates below this share of the positive's score"),
 }
+
+
+class FilterConfig(Frozen):
+    """A filter of the candidates by their scores."""
+
+    name: str = Field(description="one of naive, shifted-rank, absolute, margin, percentage")
+    value: float | None = Field(None, description="None: the filter's default")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FilterConfig":
+        if self.name not in FILTERS:
+            raise ValueError(f"there is no filter {self.name!r}; choose one of {', '.join(FILTERS)}")
+        if self.value is not None and FILTERS[self.name].default is None:
+            raise ValueError(f"filter {self.name} takes no value; remove {self.value}")
+        if self.value is not None and self.value < 0:
+            raise ValueError(f"filter {self.name}: value {self.value} must not be negative")
+        if self.name == "percentage" and self.value is not None and not 0 < self.value <= 1:
+            raise ValueError(f"filter percentage: value {self.value} must be a share above 0, at most 1")
+        return self
+
+
+def passes(scores: np.ndarray, positive_score: float, filters: Sequence[FilterConfig]) -> np.ndarray:
+    """Mask [C] of the candidates that pass all filters."""
+    keep = np.ones(len(scores), dtype=bool)
+    for chosen in filters:
+        rule = FILTERS[chosen.name]
+        value = rule.default if chosen.value is None else chosen.value
+        keep &= rule.keep(scores, positive_score, 0.0 if value is None else value)
+    return keep

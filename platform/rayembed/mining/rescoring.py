@@ -1,4 +1,4 @@
-"""A second look at candidates through an endpoint: a chat model that judges, or a cross-encoder that scores.
+"""Candidates rescored through an endpoint: a chat model that judges, or a cross-encoder that scores.
 
 Answers are written down as they come: a run that is cut off continues with the queries that are missing.
 """
@@ -20,14 +20,14 @@ from rayembed.mining.candidates import Candidates
 from rayembed.mining.collection import Collection
 from rayembed.mining.config import Rescoring, SourceMining
 from rayembed.mining.filters import below_positive_share
-from rayembed.mining.selection import choose
+from rayembed.mining.rows import choose
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Look:
-    """Documents of one query to look at, as positions in the collection; `positive` is its best one."""
+class RescoringRequest:
+    """Documents of one query to rescore, as positions in the collection; `positive` is its best one."""
 
     query: int
     positive: int
@@ -35,17 +35,17 @@ class Look:
 
 
 @dataclass(frozen=True)
-class SecondLook:
-    """What came of it: how many documents were looked at, and those that are right after all, by query."""
+class RescoringResult:
+    """How many documents were rescored, and those that are right after all, by query."""
 
-    looked_at: int
+    rescored: int
     right: dict[int, Set[int]]
 
     def summary(self) -> dict[str, Any]:
         """Counts, and the share that is right after all, which estimates the share of false negatives."""
         right = sum(len(documents) for documents in self.right.values())
-        share = round(right / self.looked_at, 4) if self.looked_at else None
-        return {"looked_at": self.looked_at, "right_after_all": right, "share": share}
+        share = round(right / self.rescored, 4) if self.rescored else None
+        return {"rescored": self.rescored, "right_after_all": right, "share": share}
 
 
 def rescore(
@@ -54,8 +54,8 @@ def rescore(
     collection: Collection,
     found: Iterator[tuple[Candidates, ...]],
     folder: Path,
-) -> SecondLook:
-    """Look at the best candidates of every query that pass the filters.
+) -> RescoringResult:
+    """Rescore the best candidates of every query that pass the filters.
 
     Args:
         config: the endpoint.
@@ -71,42 +71,44 @@ def rescore(
         "instruction": settings.instruction,
         "endpoint": config.model_dump(mode="json", include={"kind", "url", "model", "share"}),
     }
-    path = folder / f"second-look-{fingerprint(made_from)[:12]}.jsonl"
+    path = folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl"
     known = _Known(path)
-    looks = list(_looks(config, settings, found))
+    requests = list(_requests(config, settings, found))
     keys = collection.document_ids
     asked = list(zip(collection.queries.to_pylist(), collection.instructions.to_pylist(), strict=True))
-    open_looks = [
-        look
-        for look in looks
-        if not {keys[document].as_py() for document in look.documents} <= known.seen[asked[look.query]]
+    missing = [
+        request
+        for request in requests
+        if not {keys[document].as_py() for document in request.documents} <= known.seen[asked[request.query]]
     ]
-    logger.info("source %s: second look at %d of %d queries", settings.source, len(open_looks), len(looks))
-    ask: Callable[[Look], tuple[Look, list[int]]] = (
+    logger.info("source %s: rescoring %d of %d queries", settings.source, len(missing), len(requests))
+    ask: Callable[[RescoringRequest], tuple[RescoringRequest, list[int]]] = (
         _Judge(config, settings, collection) if config.kind == "judge" else _Reranker(config, collection)
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
-        for look, found_right in ask_all(config, ask, open_looks):
+        for request, found_right in ask_all(config, ask, missing):
             record = {
-                "query": asked[look.query][0],
-                "instruction": asked[look.query][1],
-                "seen": [keys[document].as_py() for document in look.documents],
+                "query": asked[request.query][0],
+                "instruction": asked[request.query][1],
+                "seen": [keys[document].as_py() for document in request.documents],
                 "right": [keys[document].as_py() for document in found_right],
             }
             keep_answer(stream, record)
             known.add(record)
     right: dict[int, Set[int]] = {
-        look.query: {document for document in look.documents if keys[document].as_py() in known.right[key]}
-        for look in looks
-        if (key := asked[look.query]) in known.right
+        request.query: {
+            document for document in request.documents if keys[document].as_py() in known.right[key]
+        }
+        for request in requests
+        if (key := asked[request.query]) in known.right
     }
-    return SecondLook(sum(len(look.documents) for look in looks), right)
+    return RescoringResult(sum(len(request.documents) for request in requests), right)
 
 
-def _looks(
+def _requests(
     config: Rescoring, settings: SourceMining, found: Iterator[tuple[Candidates, ...]]
-) -> Iterator[Look]:
+) -> Iterator[RescoringRequest]:
     taking_best = settings.model_copy(update={"sample_from": None, "fill": "none"})
     for query, candidates in enumerate(found):
         choice = choose(
@@ -120,7 +122,7 @@ def _looks(
         if choice.mined:
             first = candidates[0]
             best = int(first.positives[int(first.positive_scores.argmax())])
-            yield Look(query, best, tuple(choice.mined))
+            yield RescoringRequest(query, best, tuple(choice.mined))
 
 
 class _Judge:
@@ -135,8 +137,10 @@ class _Judge:
             "judge.txt"
         )
 
-    def __call__(self, look: Look) -> tuple[Look, list[int]]:
-        return look, [document for document in look.documents if self._is_right(look.query, document)]
+    def __call__(self, request: RescoringRequest) -> tuple[RescoringRequest, list[int]]:
+        return request, [
+            document for document in request.documents if self._is_right(request.query, document)
+        ]
 
     def _is_right(self, query: int, document: int) -> bool:
         prompt = self._prompt.render(
@@ -167,9 +171,9 @@ class _Reranker:
         self._config, self._collection = config, collection
         self._client = connect_endpoint(config)
 
-    def __call__(self, look: Look) -> tuple[Look, list[int]]:
-        texts = self._collection.documents.take([look.positive, *look.documents]).to_pylist()
-        query = self._collection.queries[look.query].as_py()
+    def __call__(self, request: RescoringRequest) -> tuple[RescoringRequest, list[int]]:
+        texts = self._collection.documents.take([request.positive, *request.documents]).to_pylist()
+        query = self._collection.queries[request.query].as_py()
         body = {"model": self._config.model, "query": query, "documents": texts}
         answer: Any = self._client.post("/rerank", body=body, cast_to=object)
         try:
@@ -180,11 +184,13 @@ class _Reranker:
                 f"{self._config.url}/rerank does not answer with a relevance_score for every document"
             ) from error
         wrong = below_positive_share(np.array(ordered[1:]), ordered[0], self._config.share)
-        return look, [document for document, keep in zip(look.documents, wrong, strict=True) if not keep]
+        return request, [
+            document for document, keep in zip(request.documents, wrong, strict=True) if not keep
+        ]
 
 
 class _Known:
-    """Content hashes of the documents that were looked at, and of those that are right.
+    """Content hashes of the documents that were rescored, and of those that are right.
 
     Both by query and its own instruction, "" for none.
     """

@@ -1,18 +1,55 @@
-"""Rows of a source completed with the negatives that were chosen for them."""
+"""Rows completed with hard negatives: filter the candidates of each query, combine teachers, sample.
+
+Shapes: C candidates of one query by one teacher, best first.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from itertools import islice
+from itertools import chain, islice, zip_longest
 
 import numpy as np
 import pyarrow as pa
 
-from rayembed.mining.audit import Audit
+from rayembed.common.errors import DataError
+from rayembed.mining.bm25 import BM25Search, best_documents
 from rayembed.mining.candidates import Candidates
-from rayembed.mining.collection import Collection
+from rayembed.mining.collection import Collection, collect
 from rayembed.mining.config import SourceMining
-from rayembed.mining.report import RowOutcome
-from rayembed.mining.selection import choose
+from rayembed.mining.filters import FilterConfig, passes
+from rayembed.mining.report import Audit, Choice, MiningReport
 from rayembed.records.schema import to_table
+
+
+def mine_bm25(
+    table: pa.Table,
+    *,
+    negatives_per_query: int,
+    top_k: int = 30,
+    positive_share: float = 0.95,
+    seed: int,
+) -> tuple[pa.Table, MiningReport]:
+    """Complete every row of a pair table to `negatives_per_query` negatives and report what was found.
+
+    The corpus is the documents of all rows. The `top_k` best documents for a query, its own positives not
+    counted, are its candidates. Those that score `positive_share` of its best positive or more are rejected;
+    the best of the others become negatives. Rows that are still short get random documents that were no
+    candidates. Negatives a row already has are kept.
+
+    Raises DataError when the corpus has no words or is too small to complete a row.
+    """
+    settings = SourceMining(
+        source="in-memory",
+        top_k=top_k,
+        negatives_per_query=negatives_per_query,
+        filters=(FilterConfig(name="percentage", value=positive_share),),
+    )
+    collection = collect(table)
+    choices: list[Choice] = []
+    mined = list(
+        complete_rows(
+            table, collection, _found_by_words(collection, top_k), settings, seed=seed, choices=choices
+        )
+    )
+    return pa.concat_tables(mined), MiningReport.of(choices, documents=len(collection.documents))
 
 
 def complete_rows(
@@ -22,7 +59,7 @@ def complete_rows(
     settings: SourceMining,
     *,
     seed: int,
-    outcomes: list[RowOutcome],
+    choices: list[Choice],
     right: Mapping[int, Set[int]] | None = None,
     audit: Audit | None = None,
     chunk: int = 8192,
@@ -37,8 +74,8 @@ def complete_rows(
         found: candidates of each query in order, one item a teacher.
         settings: filters, sampling and fill.
         seed: decides what is sampled and filled.
-        outcomes: gets one item a row.
-        right: query -> documents that a second look found to be right.
+        choices: gets one item a row.
+        right: query -> documents that rescoring found to be right.
         audit: gets every query's candidates and choice.
         chunk: queries of a table.
 
@@ -47,8 +84,8 @@ def complete_rows(
     """
     order = np.argsort(collection.query_of_row, kind="stable")
     bounds = np.searchsorted(collection.query_of_row[order], np.arange(len(collection.queries) + 1))
-    excluded = grouped(collection.excluded.queries, collection.excluded.documents, len(collection.queries))
-    given_by_row = grouped(*collection.given, table.num_rows)
+    excluded = _grouped(collection.excluded.queries, collection.excluded.documents, len(collection.queries))
+    given_by_row = _grouped(*collection.given, table.num_rows)
     generator = np.random.default_rng(seed)
     for start in range(0, len(collection.queries), chunk):
         stop = min(start + chunk, len(collection.queries))
@@ -65,14 +102,106 @@ def complete_rows(
                     size=len(collection.documents),
                     generator=generator,
                 )
-                short = len(given) + len(choice.mined) < settings.negatives_per_query
-                outcomes.append(
-                    RowOutcome(choice.candidates, choice.rejected, choice.ranks, len(choice.fills), short)
-                )
+                choices.append(choice)
                 if audit is not None:
                     audit.add(query, candidates, choice)
                 chosen.append([*given, *choice.mined, *choice.fills])
         yield _with_negatives(table.take(order[bounds[start] : bounds[stop]]), collection, chosen)
+
+
+def choose(
+    found: Sequence[Candidates],
+    settings: SourceMining,
+    *,
+    wanted: int,
+    taken: Set[int],
+    size: int,
+    generator: np.random.Generator,
+) -> Choice:
+    """Choose the negatives of one row.
+
+    Teachers take turns: the best of each, then the second best of each, every document once. A
+    document that one teacher's filters reject is rejected for all of them.
+
+    Args:
+        found: candidates of the row's query, one item a teacher.
+        settings: filters, sampling and fill.
+        wanted: how many negatives to choose.
+        taken: documents that must not be chosen: the query's excluded ones and the row's own.
+        size: number of documents in the collection.
+        generator: decides what is sampled and filled.
+
+    Raises:
+        DataError: the row must be completed at random and the collection is too small.
+    """
+    masks = [passes(one.scores, one.best_positive, settings.filters) for one in found]
+    all_candidates = set(chain.from_iterable(one.documents.tolist() for one in found))
+    rejected = {
+        document for one, keep in zip(found, masks, strict=True) for document in one.documents[~keep].tolist()
+    }
+    kept_lists = [
+        [
+            (rank, document)
+            for rank, document in enumerate(one.documents.tolist(), start=1)
+            if keep[rank - 1] and document not in taken and document not in rejected
+        ]
+        for one, keep in zip(found, masks, strict=True)
+    ]
+    ranked = _in_turns(kept_lists)
+    if settings.sample_from is not None and len(ranked) > wanted:
+        pool = ranked[: settings.sample_from]
+        drawn = generator.choice(len(pool), size=min(wanted, len(pool)), replace=False)
+        ranked = [pool[position] for position in sorted(drawn.tolist())]
+    mined = [document for _, document in ranked[:wanted]]
+    fills = []
+    if settings.fill == "random" and len(mined) < wanted:
+        fills = random_documents(size, wanted - len(mined), taken | all_candidates, generator)
+    return Choice(
+        mined=mined,
+        ranks=[rank for rank, _ in ranked[:wanted]],
+        fills=fills,
+        candidates=len(all_candidates),
+        rejected=len(rejected),
+        short=len(mined) < wanted,
+    )
+
+
+def random_documents(size: int, count: int, excluded: Set[int], generator: np.random.Generator) -> list[int]:
+    """Draw `count` different positions below `size` that are not excluded.
+
+    Raises:
+        DataError: there are not so many.
+    """
+    if size - len(excluded) < count:
+        raise DataError(
+            f"a row needs {count} more negatives and the source has {size - len(excluded)} other documents; "
+            "lower negatives_per_query or add data"
+        )
+    picks: list[int] = []
+    while len(picks) < count:
+        pick = int(generator.integers(size))
+        if pick not in excluded and pick not in picks:
+            picks.append(pick)
+    return picks
+
+
+def _found_by_words(collection: Collection, top_k: int) -> Iterator[tuple[Candidates]]:
+    search = BM25Search(collection.documents.to_pylist())
+    positives = _grouped(*collection.positives, len(collection.queries))
+    excluded = _grouped(collection.excluded.queries, collection.excluded.documents, len(collection.queries))
+    for query, scores in enumerate(search.scores(collection.queries.to_pylist())):
+        best = best_documents(scores, top_k, set(excluded[query].tolist()))
+        yield (Candidates(best, scores[best], positives[query], scores[positives[query]]),)
+
+
+def _in_turns(lists: Sequence[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+    """(rank, document) of all lists in turns, every document the first time it comes."""
+    ranked: dict[int, int] = {}
+    for turn in zip_longest(*lists):
+        for item in turn:
+            if item is not None:
+                ranked.setdefault(item[1], item[0])
+    return [(rank, document) for document, rank in ranked.items()]
 
 
 def _with_negatives(rows: pa.Table, collection: Collection, chosen: Sequence[Sequence[int]]) -> pa.Table:
@@ -96,7 +225,7 @@ def _with_negatives(rows: pa.Table, collection: Collection, chosen: Sequence[Seq
     return to_table(completed, "pairs")
 
 
-def grouped(keys: np.ndarray, values: np.ndarray, count: int) -> Sequence[np.ndarray]:
+def _grouped(keys: np.ndarray, values: np.ndarray, count: int) -> Sequence[np.ndarray]:
     """Values of each key from 0 to `count`."""
     order = np.argsort(keys, kind="stable")
     return np.split(values[order], np.searchsorted(keys[order], np.arange(1, count)))

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from rayembed.common.errors import DataError
 from rayembed.common.paths import atomic_file, atomic_write, resolve
 from rayembed.data.store import read_parquet
-from rayembed.mining.audit import Audit
 from rayembed.mining.candidates import (
     Candidates,
     SearchJob,
@@ -30,11 +29,10 @@ from rayembed.mining.candidates import (
 )
 from rayembed.mining.collection import Collection, collect, read_corpus, read_pairs
 from rayembed.mining.config import BM25Teacher, MiningRecipe, SourceMining, Teacher
-from rayembed.mining.report import MiningReport, RowOutcome, markdown
-from rayembed.mining.rescoring import SecondLook, rescore
+from rayembed.mining.report import Audit, Choice, MiningReport, markdown
+from rayembed.mining.rescoring import RescoringResult, rescore
 from rayembed.mining.rows import complete_rows
-from rayembed.mining.teachers import prepare_teacher
-from rayembed.mining.vectors import VectorJob, encode, write_texts
+from rayembed.mining.teachers import VectorJob, encode, prepare_teacher, write_texts
 from rayembed.records.schema import PAIR_SCHEMA, document_id
 
 logger = logging.getLogger(__name__)
@@ -85,24 +83,24 @@ def _mine_source(
                 "--filters-only"
             )
         _find(recipe, entry, name, chosen[name], search)
-    second_look = SecondLook(0, {})
+    rescoring = RescoringResult(0, {})
     if recipe.rescoring is not None:
-        second_look = rescore(recipe.rescoring, entry, collection, _found(searches), folder / "work")
+        rescoring = rescore(recipe.rescoring, entry, collection, _found(searches), folder / "work")
     audit = Audit(list(chosen), entry, _known(collection, entry))
-    outcomes: list[RowOutcome] = []
+    choices: list[Choice] = []
     rows = complete_rows(
         table,
         collection,
         _found(searches),
         entry,
         seed=recipe.seed,
-        outcomes=outcomes,
-        right=second_look.right,
+        choices=choices,
+        right=rescoring.right,
         audit=audit,
     )
     _write_rows(rows, folder / RESULT_FILE)
-    report = MiningReport.of(outcomes, documents=len(collection.documents))
-    summary = audit.summary() | {"second_look": second_look.summary()}
+    report = MiningReport.of(choices, documents=len(collection.documents))
+    summary = audit.summary() | {"rescoring": rescoring.summary()}
     content = {"counts": asdict(report), "settings": entry.model_dump(mode="json"), **summary}
     atomic_write(folder / "report.json", json.dumps(content, indent=2) + "\n")
     atomic_write(folder / "report.md", markdown(entry.source, report, entry.negatives_per_query, summary))

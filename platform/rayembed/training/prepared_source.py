@@ -30,7 +30,7 @@ from rayembed.data.plan import fingerprint
 from rayembed.data.prepared import write_rows
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import read_tables, split_files
-from rayembed.mining.in_memory import mine_bm25
+from rayembed.mining.rows import mine_bm25
 from rayembed.records.schema import Kind
 
 logger = logging.getLogger(__name__)
