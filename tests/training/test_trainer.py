@@ -8,7 +8,7 @@ import torch
 from rayembed.config.training import TrainingConfig
 from rayembed.training.callbacks import Callback, TrainerState
 from rayembed.training.step import BadBatch, StepOutput, spoiled_unless_finite
-from rayembed.training.trainer import learning_rate_factor, run_steps
+from rayembed.training.trainer import learning_rate_factor, run_steps, take_step
 from tests.training.sources import stage
 from tests.training.spawn import run_ranks
 from tests.training.test_deepspeed import make_model
@@ -70,13 +70,45 @@ def told(rank, world_size):
 def test_a_loss_that_is_infinite_on_one_rank_moves_nothing_on_any(tmp_path):
     for calls in run_ranks(told, 2, tmp_path):
         assert [what for what, _ in calls] == [
-            "step 0", "next 1", "bad 1: the loss is not finite", "next 2", "step 2", "next 3", "step 3",
-            "next 4", "closed",
+            "step 0", "next 1", "bad 1: the loss or its gradient is not finite", "next 2", "step 2", "next 3",
+            "step 3", "next 4", "closed",
         ]  # fmt: skip
         before, bad, better = calls[1][1], calls[2][1], calls[4][1]
         assert all(torch.equal(bad[name], value) for name, value in before.items())
         assert all(torch.isfinite(value).all() for value in better.values())
         assert any(not torch.equal(better[name], value) for name, value in before.items())
+
+
+def test_a_bad_gradient_is_found_without_a_collective(monkeypatch):
+    """DeepSpeed gives its norm as a plain number then, and NCCL would refuse a tensor of it on the CPU."""
+
+    class Overflowed:
+        optimizer = SimpleNamespace(param_groups=[])
+
+        def zero_optimization_stage(self):
+            return 1
+
+        def step(self):
+            pass
+
+        def get_global_grad_norm(self):
+            return float("inf")
+
+    class Finite:
+        def backward(self, wrapped, batch, timer):
+            return StepOutput(torch.tensor(1.0), {}, {})
+
+    def refuse(*_, **__):
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for collective in ("all_reduce", "all_gather", "broadcast"):
+        monkeypatch.setattr(torch.distributed, collective, refuse)
+    here = SimpleNamespace(settings=stage(), training=TrainingConfig(), name="test", seed=1, steps_before=0)
+    state = TrainerState(here, Overflowed(), torch.device("cpu"), 0, 2, first_step=0)
+    with pytest.raises(BadBatch, match="not finite"):
+        take_step(state, Finite(), SimpleNamespace(step=0, packed=SimpleNamespace(num_tokens=1)))
 
 
 def test_a_bad_batch_can_end_the_stage_at_once():

@@ -106,15 +106,15 @@ def learning_rate(wrapped: Any) -> float:
     return wrapped.optimizer.param_groups[0]["lr"]
 
 
-def take_step(wrapped: Any) -> torch.Tensor:
+def take_step(wrapped: Any) -> float | torch.Tensor:
     """Clip the gradient and move the weights, unless the gradient is not finite; called by all ranks.
 
     From ZeRO stage 1 on, DeepSpeed takes the norm over all ranks' parts before its first group moves and
     discards the step when it is not finite. Without ZeRO it does not look, so it is done here.
 
     Returns:
-        Norm of the gradient before clipping, the same on all ranks. When it is not finite, weights
-        and moments are as before and the gradient is cleared.
+        Norm of the gradient before clipping, the same on all ranks, so that they decide alike without asking
+        one another. When it is not finite, weights and moments are as before and the gradient is cleared.
     """
     if wrapped.zero_optimization_stage() == 0:
         gradients = [p.grad for _, p in trainable_parameters(wrapped) if p.grad is not None]
@@ -125,7 +125,7 @@ def take_step(wrapped: Any) -> torch.Tensor:
         wrapped.step()
         return norm
     wrapped.step()
-    return torch.as_tensor(wrapped.get_global_grad_norm())
+    return wrapped.get_global_grad_norm()
 
 
 def optimizer_steps(wrapped: Any) -> int:

@@ -46,14 +46,6 @@ def gather_vectors(local_ND: torch.Tensor, counts: Sequence[int]) -> torch.Tenso
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
 
-def all_finite(value: torch.Tensor) -> bool:
-    """Whether `value` is finite on every rank; called by all ranks."""
-    finite = torch.isfinite(value).all().to(torch.int32)
-    if world_size() > 1:
-        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-    return bool(finite)
-
-
 def largest_over_ranks(value: int) -> int:
     """Largest of the ranks' values; called by all ranks."""
     if world_size() == 1:

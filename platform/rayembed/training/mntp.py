@@ -158,10 +158,9 @@ class MaskedStep:
             wrapped, self._masked(batch), self._num_sources, self._device, timer, self._budget
         )
 
-    def forward(self, wrapped: Any, batch: TrainingBatch) -> torch.Tensor:
-        """Logits of the batch; called by all ranks."""
-        masked = self._masked(batch).to(self._device)
-        return wrapped(masked.packed, masked.before_M)
+    def forward(self, wrapped: Any, batch: PackedBatch) -> torch.Tensor:
+        """Logits of the batch's first token; called by all ranks."""
+        return wrapped(batch.to(self._device), torch.zeros(1, dtype=torch.long, device=self._device))
 
     def _masked(self, batch: TrainingBatch) -> MaskedBatch:
         return mask_batch(batch, self._loss, mask=self._mask, end=self._end, seed=self._seed)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rayembed.common.errors import ConfigError
-from rayembed.data.collate import TrainingBatch
+from rayembed.contract.packing import pack_ids
 from rayembed.training import deepspeed
 from rayembed.training.checkpoint import TrainingState
 from rayembed.training.handover import starting_weights
@@ -60,9 +60,13 @@ def start_model(
     return wrapped
 
 
-def restore_moments(wrapped: Any, state: TrainingState, step: Step, batch: TrainingBatch) -> None:
-    """Put the optimizer where the checkpoint left it; called by all ranks with the next batch."""
-    deepspeed.prime_optimizer(wrapped, step.forward(wrapped, batch))
+def restore_moments(wrapped: Any, state: TrainingState, step: Step) -> None:
+    """Put the optimizer where the checkpoint left it; called by all ranks.
+
+    The pass that makes DeepSpeed ready has two tokens, so a resumed run needs no more memory than another.
+    With one token, torch's compiler would build kernels for that alone.
+    """
+    deepspeed.prime_optimizer(wrapped, step.forward(wrapped, pack_ids([[0, 0]], [0])))
     deepspeed.write_weights(wrapped, state.weights)
     deepspeed.write_moments(wrapped, state.moments, state.optimizer_steps)
 

@@ -54,8 +54,8 @@ class Step(Protocol):
     def backward(self, wrapped: Any, batch: TrainingBatch, timer: StepTimer) -> StepOutput:
         """Leave the gradient in the parameters; called by all ranks."""
 
-    def forward(self, wrapped: Any, batch: TrainingBatch) -> torch.Tensor:
-        """Any output of the model that all its parameters take part in; called by all ranks."""
+    def forward(self, wrapped: Any, batch: PackedBatch) -> torch.Tensor:
+        """An output of the model that all its trainable parameters take part in; called by all ranks."""
 
 
 class ContrastiveStep:
@@ -81,9 +81,9 @@ class ContrastiveStep:
 
         return encode_and_backward(wrapped, batch.packed, loss_of, timer, self._budget)
 
-    def forward(self, wrapped: Any, batch: TrainingBatch) -> torch.Tensor:
+    def forward(self, wrapped: Any, batch: PackedBatch) -> torch.Tensor:
         """Vectors of the batch; called by all ranks."""
-        return wrapped(batch.to(self._device).packed)
+        return wrapped(batch.to(self._device))
 
     @torch.no_grad()
     def _taught(self, teacher: EmbeddingModel, packed: PackedBatch) -> torch.Tensor:

@@ -7,8 +7,8 @@ One step, in the order of reading:
 """
 
 import contextlib
-import itertools
 import logging
+import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -27,7 +27,6 @@ from rayembed.training.callbacks.bad_batches import BadBatches
 from rayembed.training.callbacks.checkpoints import Checkpoints, last_good_state
 from rayembed.training.callbacks.metrics import Metrics
 from rayembed.training.callbacks.preemption import Preemption
-from rayembed.training.distributed import all_finite
 from rayembed.training.resources import advising_on_memory
 from rayembed.training.stage import Stage
 from rayembed.training.start import restore_moments, start_model, step_of
@@ -60,6 +59,8 @@ def train_stage(stage: Stage) -> None:
     steps = stage.settings.steps
     resumed = last_good_state(stage)
     first_step = resumed.next_step if resumed else 0
+    if first_step >= steps:
+        return
     # The stream begins to fill while the model is built.
     batches = stream_batches(stage.stream, start=first_step, stop=steps, rank=rank, world_size=world_size)
     step = step_of(stage, device, dtype)
@@ -70,11 +71,7 @@ def train_stage(stage: Stage) -> None:
                 "stage %s continues at step %d of %d, %d worker%s",
                 stage.name, first_step, steps, world_size, "s" if world_size > 1 else "",
             )  # fmt: skip
-        first_batch = next(batches, None)
-        if first_batch is None:
-            return
-        restore_moments(wrapped, resumed, step, first_batch)
-        batches = itertools.chain([first_batch], batches)
+        restore_moments(wrapped, resumed, step)
     state = TrainerState(stage, wrapped, device, rank, world_size, first_step)
     run_steps(state, step, batches, callbacks_of(state))
 
@@ -107,7 +104,7 @@ def run_steps(
                 return
 
 
-def take_step(state: TrainerState, step: Step, batch: TrainingBatch) -> tuple[StepOutput, torch.Tensor]:
+def take_step(state: TrainerState, step: Step, batch: TrainingBatch) -> tuple[StepOutput, float]:
     """Gradient and move of one step; called by all ranks.
 
     Nothing waits for the device before the gradient's norm decides: a loss that is not finite has made the
@@ -128,9 +125,9 @@ def take_step(state: TrainerState, step: Step, batch: TrainingBatch) -> tuple[St
     with advising_on_memory(f"stage {stage.name}: step {batch.step}", stage.training, batch):
         output = step.backward(state.wrapped, batch, state.timer)
         with state.timer.phase("optimizer"):
-            gradient_norm = deepspeed.take_step(state.wrapped)
-    if not torch.isfinite(gradient_norm):
-        raise BadBatch("the gradient is not finite" if all_finite(output.loss) else "the loss is not finite")
+            gradient_norm = float(deepspeed.take_step(state.wrapped))
+    if not math.isfinite(gradient_norm):
+        raise BadBatch("the loss or its gradient is not finite")
     return output, gradient_norm
 
 

@@ -50,7 +50,7 @@ class Callback:
     def before_step(self, batch: TrainingBatch) -> None:
         """A batch has arrived."""
 
-    def on_step(self, batch: TrainingBatch, output: StepOutput, gradient_norm: torch.Tensor) -> None:
+    def on_step(self, batch: TrainingBatch, output: StepOutput, gradient_norm: float) -> None:
         """The weights have moved."""
 
     def on_bad_batch(self, batch: TrainingBatch, error: BadBatch) -> None:

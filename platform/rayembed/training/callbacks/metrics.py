@@ -95,7 +95,7 @@ class Metrics(Callback):
             )
             self._utilization = Utilization(state.wrapped.module, state.device)
 
-    def on_step(self, batch: TrainingBatch, output: StepOutput, gradient_norm: torch.Tensor) -> None:
+    def on_step(self, batch: TrainingBatch, output: StepOutput, gradient_norm: float) -> None:
         """Called by all ranks, because a measure is a mean over the whole batch."""
         state, stage = self.state, self.state.stage
         if (batch.step + 1) % stage.training.log_every:
@@ -111,7 +111,7 @@ class Metrics(Callback):
                 step=stage.steps_before + batch.step,
                 loss=loss,
                 learning_rate=learning_rate(state.wrapped),
-                gradient_norm=float(gradient_norm),
+                gradient_norm=gradient_norm,
                 tokens=tokens,
                 tokens_per_second=tokens / seconds,
                 seconds=seconds,
