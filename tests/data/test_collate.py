@@ -73,8 +73,8 @@ def collate(world_size: int, *, step: int = 5, seed: int = 1) -> list[Part]:
         collator = Collator(SOURCES, BLEND, CONTRACT, TOKENIZER, seed=seed, rank=rank, world_size=world_size)
         batch = to_training_batch(collator.record(replace(BATCH, step=step)))
         packed = batch.packed
-        spans = [packed.text_index_T == position for position in packed.order_N]
-        texts = [TOKENIZER.decode(packed.input_ids_T[span], skip_special_tokens=True) for span in spans]
+        ids = packed.input_ids_T.split(packed.lengths.texts)
+        texts = [TOKENIZER.decode(ids[position], skip_special_tokens=True) for position in packed.order_N]
         documents = [split_instruction(text) for text in texts[batch.num_queries :]]
         parts.append(Part(batch, texts[: batch.num_queries], documents))
     return parts
@@ -227,7 +227,7 @@ def test_instructions_attend_but_are_not_pooled():
     packed = part.batch.packed
     texts = [*((text, None) for text in part.queries), *part.documents]
     for (text, _), position in zip(texts, packed.order_N.tolist(), strict=True):
-        pooled = packed.input_ids_T[(packed.text_index_T == position) & packed.pooled_T]
+        pooled = packed.input_ids_T[packed.pooled_P[packed.text_index_P == position]]
         assert pooled[-1] == TOKENIZER.eos_token_id
         assert TOKENIZER.decode(pooled, skip_special_tokens=True).strip() == split_instruction(text)[0]
 

@@ -33,7 +33,8 @@ def content(batch) -> list:
     return [
         batch.step,
         batch.packed.input_ids_T.tolist(),
-        batch.packed.pooled_T.tolist(),
+        batch.packed.pooled_P.tolist(),
+        batch.packed.text_index_P.tolist(),
         batch.target_Q.tolist(),
         batch.allowed_QK.tolist(),
         batch.competing_QB.tolist(),

@@ -5,6 +5,7 @@ import pytest
 
 from rayembed.common.errors import CheckpointError, RequestError
 from rayembed.engine.engine import Engine, row_multiple
+from tests.host_waits import RefuseHostWaits
 
 TEXTS = ["a", "some longer text here", "b c", "some longer text here", "1 2 3", "x" * 300]
 
@@ -53,6 +54,12 @@ def test_batches_hold_the_token_budget(engine):
     assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or sum(lengths[position] for position in batch) <= engine.token_budget
+
+
+def test_a_pass_does_not_wait_for_the_device(engine):
+    [(_, batch)] = engine.packed_batches(engine.tokenize(["some text", "another one"], "Find"))
+    with RefuseHostWaits():
+        engine.forward(batch)
 
 
 def test_nothing_to_embed(engine):

@@ -8,12 +8,14 @@ from rayembed.engine.memory import keep_freed_memory
 TEXTS = ["a", "some longer text here", "b c", "1 2 3", "x" * 50]
 
 
-def test_bf16_agrees_with_fp32(checkpoint):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_16_bits_agree_with_fp32(checkpoint, precision):
     exact = Engine.load(checkpoint, precision="fp32").encode(TEXTS).vectors
     for fp32_layers in (0, 2):
-        mixed = Engine.load(checkpoint, precision="bf16", fp32_layers=fp32_layers).encode(TEXTS).vectors
+        mixed = Engine.load(checkpoint, precision=precision, fp32_layers=fp32_layers).encode(TEXTS).vectors
         assert mixed.dtype == np.float32
         assert (mixed * exact).sum(axis=1).min() > 0.999
+        assert not np.allclose(mixed, exact, atol=1e-6)
 
 
 def test_bf16_gives_a_text_the_same_vector_in_any_batch(checkpoint):

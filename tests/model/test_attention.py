@@ -108,7 +108,7 @@ def test_padding_tokens_reach_no_text_and_no_gradient():
     batch = pack_ids(TEXTS, [0] * len(TEXTS), multiple=16)
     assert batch.lengths.padding == 4
     assert batch.num_tokens == 12
-    assert not batch.pooled_T[12:].any()
+    assert batch.pooled_P.tolist() == list(range(12))
     assert batch.lengths.cumulative.tolist() == [0, 5, 8, 11, 12, 16]
     changed = dataclasses.replace(batch, input_ids_T=batch.input_ids_T.index_fill(0, torch.arange(12, 16), 9))
     embedder = EmbeddingModel(

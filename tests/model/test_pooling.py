@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rayembed.contract.packing import pack_ids
+from rayembed.contract.packing import PackedLengths, pack_ids, split_packed
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
@@ -16,12 +16,14 @@ from rayembed.model.pooling import (
     WeightedMeanPoolingConfig,
 )
 from rayembed.model.pooling.blocks import CrossAttention
+from tests.host_waits import RefuseHostWaits
 from tests.model import reference
 from tests.tiny import make_backbone
 
 WIDTH = 12
 LAYERS = 3
 LENGTHS = (3, 2, 1)
+PACKED = PackedLengths.of(LENGTHS)
 TEXT_INDEX = torch.repeat_interleave(torch.arange(3), torch.tensor(LENGTHS))
 SMALL_BLOCK = {"num_heads": 2, "head_width": 5, "feedforward_multiplier": 2}
 
@@ -65,7 +67,7 @@ def randomised(config):
 def test_head_equals_its_definition(config, compute):
     head, weights = randomised(config)
     states = torch.randn(len(TEXT_INDEX), WIDTH, requires_grad=True)
-    ours = head(states, TEXT_INDEX, LENGTHS)
+    ours = head(states, TEXT_INDEX, PACKED)
     wanted = torch.stack([compute(text, weights) for text in states.split(LENGTHS)])
     torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
     check_gradients(ours, wanted, [states, *weights.values()])
@@ -74,7 +76,7 @@ def test_head_equals_its_definition(config, compute):
 def test_multi_layer_head_equals_its_definition():
     head, weights = randomised(MultiLayerPoolingConfig(num_latents=6, **SMALL_BLOCK))
     layers = [torch.randn(len(TEXT_INDEX), WIDTH, requires_grad=True) for _ in range(LAYERS)]
-    ours = head(layers, TEXT_INDEX, LENGTHS)
+    ours = head(layers, TEXT_INDEX, PACKED)
     texts = zip(*(states.split(LENGTHS) for states in layers), strict=True)
     wanted = torch.stack([reference.multi_layer_vector(text, weights, heads=2) for text in texts])
     torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
@@ -109,11 +111,31 @@ def test_vectors_come_back_in_the_order_given_with_unit_length(config):
     torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
 
 
+@pytest.mark.parametrize("config", [case[0] for case in CASES] + [MultiLayerPoolingConfig(num_latents=4)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_pass_waits_for_the_device(config, checkpointing):
+    embedder = EmbeddingModel(prepare_backbone(make_backbone(), "bidirectional"), ModelConfig(pooling=config))
+    embedder.checkpoints_pooling = checkpointing
+    batch = pack_ids([[5, 6, 5, 6], [6, 7, 8], [9, 10, 11]], [1, 0, 2], multiple=16)
+    with RefuseHostWaits():
+        for part in (batch, *split_packed(batch, 4)):
+            embedder(part)[:, 0].sum().backward()
+        with torch.no_grad():
+            embedder.eval()(batch)
+
+
+def test_waiting_for_the_device_is_noticed():
+    states = torch.ones(3)
+    for waits in (lambda: states[states > 0], lambda: states[0].item(), lambda: torch.bincount(states.int())):
+        with RefuseHostWaits(), pytest.raises(AssertionError, match="makes the host wait"):
+            waits()
+
+
 @pytest.mark.parametrize("config", [LatentPoolingConfig(num_latents=4), SelfAttentionPoolingConfig()])
 def test_residual_start_is_mean_pooling(config):
     states = torch.randn(len(TEXT_INDEX), WIDTH)
-    mean = MeanPoolingConfig().build(WIDTH, LAYERS)(states, TEXT_INDEX, LENGTHS)
-    torch.testing.assert_close(config.build(WIDTH, LAYERS)(states, TEXT_INDEX, LENGTHS), mean)
+    mean = MeanPoolingConfig().build(WIDTH, LAYERS)(states, TEXT_INDEX, PACKED)
+    torch.testing.assert_close(config.build(WIDTH, LAYERS)(states, TEXT_INDEX, PACKED), mean)
 
 
 @pytest.mark.parametrize("config", [LatentPoolingConfig(), LatentPoolingConfig.scaled(4096, 32)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rayembed.config.training import TrainingConfig
+from tests.training.models import make_embedder
 from tests.training.sources import stage
 from tests.training.spawn import run_ranks
 
@@ -27,6 +28,30 @@ def make_model():
     model.add_module("body", torch.nn.Linear(7, 5))
     model.add_module("pooling", torch.nn.Linear(5, 3))
     return model
+
+
+def test_weight_decay_spares_norms_biases_and_latents():
+    from rayembed.training.deepspeed import parameter_groups
+
+    model = make_embedder(lora=True)
+    settings = stage(weight_decay=0.1, pooling_learning_rate=2e-2)
+    groups = parameter_groups(model, settings)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(p)]: group for group in groups for p in group["params"]}
+    assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    head = "pooling.cross_attend_blocks."
+    for name, decay in {
+        "pooling.latents": 0.0,
+        head + "0.norm.weight": 0.0,
+        head + "1.fn.net.0.bias": 0.0,
+        head + "1.fn.net.0.weight": 0.1,
+        head + "0.fn.to_q.weight": 0.1,
+        "backbone.layers.0.self_attn.q_proj.lora_A.default.weight": 0.1,
+    }.items():
+        assert found[name]["weight_decay"] == decay, name
+        assert found[name]["base_rate"] == (2e-2 if name.startswith("pooling") else 1e-2)
+    assert groups[0]["base_rate"] == 1e-2
+    assert len(parameter_groups(model, stage())) == 2
 
 
 def wrap_model(zero_stage, dtype, world_size, weights=None):

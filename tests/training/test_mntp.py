@@ -18,6 +18,7 @@ from rayembed.training.mntp import (
     masked_backward,
 )
 from rayembed.training.resources import StepTimer
+from tests.host_waits import RefuseHostWaits
 from tests.tiny import make_backbone, make_tokenizer
 from tests.training.models import Unwrapped, gradients
 from tests.training.sources import stage, stream_spec
@@ -69,7 +70,8 @@ def test_chunks_of_masked_texts_add_up(tmp_path, language_model):
         torch.manual_seed(0)
         backbone = attach_lora(load_backbone(language_model), LoraSettings(rank=2, alpha=4, dropout=0.0))
         wrapped = Unwrapped(MaskedLanguageModel(backbone, head).train())
-        output = masked_backward(wrapped, found, 2, torch.device("cpu"), StepTimer(), budget)
+        with RefuseHostWaits():
+            output = masked_backward(wrapped, found, 2, torch.device("cpu"), StepTimer(), budget)
         return wrapped, output
 
     whole, plain = step(None)

@@ -12,6 +12,7 @@ from rayembed.data.stream import local_batches
 from rayembed.training.model import prepare_for_stage
 from rayembed.training.resources import StepTimer
 from rayembed.training.step import contrastive_loss, encode_and_backward, spoiled_unless_finite
+from tests.host_waits import RefuseHostWaits
 from tests.training.models import Unwrapped, gradients, make_embedder
 from tests.training.sources import stage, stream_spec
 
@@ -114,6 +115,21 @@ def test_a_loss_that_is_not_finite_leaves_no_finite_gradient(batch, budget):
     output = encode_and_backward(wrapped, batch.packed, loss_of, StepTimer(), budget)
     assert torch.isinf(output.loss)
     assert all(torch.isnan(gradient).any() for gradient in gradients(wrapped.module).values())
+
+
+@pytest.mark.parametrize("budget", [None, BUDGET])
+def test_no_step_waits_for_the_device(batch, budget):
+    config = stage(batch_size=7, document_to_query_weight=0.5, matryoshka={"dimensions": [32, 8]})
+    wrapped = Unwrapped(make_embedder(lora=True).train())
+    prepare_for_stage(wrapped.module, config, TrainingConfig(activation_checkpointing=True))
+    with RefuseHostWaits():
+        encode_and_backward(
+            wrapped,
+            batch.packed,
+            lambda vectors: contrastive_loss(vectors, batch, config, StepTimer()),
+            StepTimer(),
+            budget,
+        )
 
 
 def test_a_finite_loss_is_not_touched(batch):

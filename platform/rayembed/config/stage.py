@@ -28,7 +28,9 @@ class StageConfig(Frozen):
         None, gt=0, description="learning rate of the pooling head; None: `learning_rate`"
     )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up; then linear decay to zero")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    weight_decay: float = Field(
+        0.0, ge=0, description="of AdamW, on the matrices of layers; not on norms, biases and latents"
+    )
     gradient_clipping: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
     loss: tuple[LossConfig, ...] = Field(
         (),

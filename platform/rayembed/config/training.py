@@ -105,6 +105,11 @@ class TrainingConfig(Frozen):
                 f"training.accelerator_type {self.accelerator_type} is a GPU and training.device is cpu; "
                 "remove one of them"
             )
+        if self.precision == "fp16":
+            raise ValueError(
+                "training.precision fp16 would need a scaled loss, which spoils exact gradients; "
+                "train in bf16 or fp32, and load the model with precision fp16"
+            )
         if self.compiled and self.zero_stage == 3:
             raise ValueError(
                 "training.compiled and training.zero_stage 3 exclude each other: compiled kernels do not "

@@ -1,6 +1,6 @@
 """Several texts laid end to end in one row of tokens, without padding.
 
-Shapes: T tokens of all texts, N texts.
+Shapes: T tokens of all texts, P of them pooled, N texts.
 """
 
 from collections.abc import Sequence
@@ -39,6 +39,11 @@ class PackedLengths:
         """Tokens of the longest text, or of the padding."""
         return max((*self.texts, self.padding))
 
+    def part(self, texts: slice) -> "PackedLengths":
+        """Lengths of neighbouring texts as a row of their own."""
+        before = sum(self.texts[: texts.start])
+        return PackedLengths(self.texts[texts], 0, self.cumulative[texts.start : texts.stop + 1] - before)
+
     def to(self, device: torch.device | str) -> "PackedLengths":
         """Copy with its tensor on `device`."""
         return replace(self, cumulative=self.cumulative.to(device, non_blocking=True))
@@ -48,11 +53,14 @@ class PackedLengths:
 class PackedBatch:
     """N texts as one row of T tokens, longest text first.
 
+    Tokens are picked by index and counted on the host. A mask would make the host wait for a GPU to learn how
+    many there are.
+
     Attributes:
         input_ids_T: token ids.
         position_ids_T: position of each token in its own text.
-        text_index_T: which of the N packed texts each token belongs to; the last one for padding.
-        pooled_T: whether each token takes part in pooling; padding does not.
+        pooled_P: places in the row of the tokens that take part in pooling, ascending.
+        text_index_P: which of the N packed texts each of them belongs to.
         lengths: tokens of each packed text, descending.
         pooled_lengths: pooled tokens of each packed text.
         order_N: order_N[i] is the position in the packed batch of the i-th text given.
@@ -60,10 +68,10 @@ class PackedBatch:
 
     input_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
-    text_index_T: torch.Tensor
-    pooled_T: torch.Tensor
+    pooled_P: torch.Tensor
+    text_index_P: torch.Tensor
     lengths: PackedLengths
-    pooled_lengths: tuple[int, ...]
+    pooled_lengths: PackedLengths
     order_N: torch.Tensor
 
     @property
@@ -77,9 +85,10 @@ class PackedBatch:
             self,
             input_ids_T=self.input_ids_T.to(device, non_blocking=True),
             position_ids_T=self.position_ids_T.to(device, non_blocking=True),
-            text_index_T=self.text_index_T.to(device, non_blocking=True),
-            pooled_T=self.pooled_T.to(device, non_blocking=True),
+            pooled_P=self.pooled_P.to(device, non_blocking=True),
+            text_index_P=self.text_index_P.to(device, non_blocking=True),
             lengths=self.lengths.to(device),
+            pooled_lengths=self.pooled_lengths.to(device),
             order_N=self.order_N.to(device, non_blocking=True),
         )
 
@@ -102,15 +111,16 @@ def split_packed(batch: PackedBatch, tokens: int) -> list[PackedBatch]:
 
 
 def _run_of(batch: PackedBatch, texts: slice, tokens: slice) -> PackedBatch:
-    lengths = batch.lengths.texts[texts]
+    counts = batch.pooled_lengths.texts
+    pooled = slice(sum(counts[: texts.start]), sum(counts[: texts.stop]))
     return PackedBatch(
         batch.input_ids_T[tokens],
         batch.position_ids_T[tokens],
-        batch.text_index_T[tokens] - texts.start,
-        batch.pooled_T[tokens],
-        PackedLengths.of(lengths).to(batch.order_N.device),
-        batch.pooled_lengths[texts],
-        torch.arange(len(lengths), device=batch.order_N.device),
+        batch.pooled_P[pooled] - tokens.start,
+        batch.text_index_P[pooled] - texts.start,
+        batch.lengths.part(texts),
+        batch.pooled_lengths.part(texts),
+        torch.arange(texts.stop - texts.start, device=batch.order_N.device),
     )
 
 
@@ -141,14 +151,14 @@ def pack_ids(
     padding = -len(tokens) % multiple
     text_index_T = torch.repeat_interleave(torch.arange(len(input_ids)), lengths_N)
     position_ids_T = torch.arange(len(tokens)) - starts_N[text_index_T]
-    pooled_T = position_ids_T >= pool_starts_N[text_index_T]
+    [pooled_P] = torch.nonzero(position_ids_T >= pool_starts_N[text_index_T], as_tuple=True)
     pooled_lengths_N = (lengths_N - pool_starts_N).clamp(min=0)
     return PackedBatch(
         torch.tensor(tokens + [0] * padding),
         F.pad(position_ids_T, (0, padding)),
-        F.pad(text_index_T, (0, padding), value=len(input_ids) - 1),
-        F.pad(pooled_T, (0, padding)),
+        pooled_P,
+        text_index_T[pooled_P],
         PackedLengths.of(lengths_N.tolist(), padding),
-        tuple(pooled_lengths_N.tolist()),
+        PackedLengths.of(pooled_lengths_N.tolist()),
         order_N,
     )

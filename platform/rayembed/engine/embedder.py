@@ -50,7 +50,7 @@ class Embedder:
             path: folder written by training, `rayembed import-checkpoint` or an export.
             device: auto, cpu, cuda or cuda:N.
             precision: auto takes bf16 where the processor has it.
-            fp32_layers: with bf16, first layers that compute in fp32 altogether.
+            fp32_layers: in 16 bits, first layers that compute in fp32 altogether.
             int8_weights: hold the decoder's weights as 8-bit integers; needs the package torchao.
             compiled: build kernels for norms and feed-forward networks with torch's compiler, which takes up
                 to a minute in the first forward pass and needs a C++ compiler on a CPU.

@@ -86,9 +86,9 @@ class Engine:
         Args:
             checkpoint: folder written by training, `rayembed import-checkpoint` or an export.
             device: auto, cpu, cuda or cuda:N.
-            precision: auto takes bf16 where the processor has it. In bf16 the residual stream, the norms and
-                the pooled states are fp32.
-            fp32_layers: with bf16, first layers that compute in fp32 altogether.
+            precision: auto takes bf16 where the processor has it. In 16 bits the residual stream, the norms
+                and the pooled states are fp32.
+            fp32_layers: in 16 bits, first layers that compute in fp32 altogether.
             int8_weights: hold the decoder's weights as 8-bit integers; needs the package torchao.
             compiled: build kernels for norms and feed-forward networks with torch's compiler, which takes up
                 to a minute in the first forward pass and needs a C++ compiler on a CPU.
@@ -105,10 +105,12 @@ class Engine:
         dtype = resolve_precision(precision, target)
         model = load_model(folder, dtype="auto" if fp32_layers else dtype)
         engine = cls(model, name=folder.name, device=target, token_budget=token_budget)
-        if dtype is torch.bfloat16:
-            use_mixed_precision(engine._embedder, fp32_layers=fp32_layers)
+        if dtype is not torch.float32:
+            use_mixed_precision(engine._embedder, dtype=dtype, fp32_layers=fp32_layers)
         elif fp32_layers:
-            raise ConfigError("fp32_layers belongs to precision bf16; in fp32 all layers compute in fp32")
+            raise ConfigError(
+                "fp32_layers belongs to precision bf16 and fp16; in fp32 all layers compute in fp32"
+            )
         if int8_weights:
             use_int8_weights(engine._embedder.backbone)
         if compiled:

@@ -42,13 +42,14 @@ class EmbeddingModel(nn.Module):
             packed_lengths=batch.lengths,
             output_hidden_states=self.pooling.all_layers,
         )
-        pooled_T = batch.pooled_T
         if self.pooling.all_layers:
             # The first entry is the token embeddings; the last is the output of the final norm.
-            states = [states_1TD[0, pooled_T] for states_1TD in output.hidden_states[1:]]
+            states = [
+                states_1TD[0].index_select(0, batch.pooled_P) for states_1TD in output.hidden_states[1:]
+            ]
         else:
-            states = output.last_hidden_state[0, pooled_T]
-        pooled = (states, batch.text_index_T[pooled_T], batch.pooled_lengths)
+            states = output.last_hidden_state[0].index_select(0, batch.pooled_P)
+        pooled = (states, batch.text_index_P, batch.pooled_lengths)
         if self.checkpoints_pooling:
             # No head draws random numbers, and reading the generator's state would wait for the device.
             vectors_ND = checkpoint(self.pooling, *pooled, use_reentrant=False, preserve_rng_state=False)

@@ -1,10 +1,10 @@
-"""bf16 inference that keeps what is sensitive to rounding in fp32.
+"""Inference in 16 bits that keeps what is sensitive to rounding in fp32.
 
 The residual stream of a decoder holds a few values hundreds of times larger than the others. The first layers
 write them and the last ones take them away again ("Massive Activations in Large Language Models", arXiv
 2402.17762). In bf16 the small values beside them lose their digits at every addition. Here the residual
 stream, the norms, the rotary products and the pooled states are fp32; weights, projections and attention stay
-bf16.
+bf16, or fp16 as the published NV-Embed.
 
 Shapes: T packed tokens, D hidden width.
 """
@@ -43,13 +43,16 @@ class ResidualNorm(nn.Module):
         return (states * scale).mul_(self.weight).to(self.output_dtype)
 
 
-def use_mixed_precision(embedder: EmbeddingModel, *, fp32_layers: int = 0) -> None:
-    """Let an embedder compute in bf16 around an fp32 residual stream; for inference, in place.
+def use_mixed_precision(
+    embedder: EmbeddingModel, *, dtype: torch.dtype = torch.bfloat16, fp32_layers: int = 0
+) -> None:
+    """Let an embedder compute in 16 bits around an fp32 residual stream; for inference, in place.
 
     Call it when the model is on its device.
 
     Args:
-        embedder: model in any number format; its weights become bf16.
+        embedder: model in any number format.
+        dtype: what its weights become, bf16 or fp16.
         fp32_layers: first layers that stay in fp32 altogether. The large values come into being there, so
             this is where rounding does most harm.
 
@@ -61,20 +64,20 @@ def use_mixed_precision(embedder: EmbeddingModel, *, fp32_layers: int = 0) -> No
         raise ConfigError(
             f"fp32_layers must be between 0 and the model's {len(backbone.layers)} layers, not {fp32_layers}"
         )
-    backbone.embed_tokens.to(torch.bfloat16).register_forward_hook(_to_fp32)
+    backbone.embed_tokens.to(dtype).register_forward_hook(_to_fp32)
     for index, layer in enumerate(backbone.layers):
-        dtype = torch.float32 if index < fp32_layers else torch.bfloat16
-        layer.to(dtype)
-        layer.input_layernorm = ResidualNorm(layer.input_layernorm, dtype)
-        layer.post_attention_layernorm = ResidualNorm(layer.post_attention_layernorm, dtype)
+        layer_dtype = torch.float32 if index < fp32_layers else dtype
+        layer.to(layer_dtype)
+        layer.input_layernorm = ResidualNorm(layer.input_layernorm, layer_dtype)
+        layer.post_attention_layernorm = ResidualNorm(layer.post_attention_layernorm, layer_dtype)
     backbone.norm = ResidualNorm(backbone.norm, torch.float32)
     head = embedder.pooling.float()
     for module in head.modules():
         if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
+            module.to(dtype)
     device = next(backbone.parameters()).device.type
-    # Autocast hands bf16 to the projections; residual sums, norms and the mean stay fp32.
-    head.forward = torch.autocast(device, dtype=torch.bfloat16)(head.forward)  # type: ignore[method-assign]
+    # Autocast hands 16 bits to the projections; residual sums, norms and the mean stay fp32.
+    head.forward = torch.autocast(device, dtype=dtype)(head.forward)  # type: ignore[method-assign]
 
 
 def _to_fp32(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:

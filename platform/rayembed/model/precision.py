@@ -9,10 +9,9 @@ from rayembed.common.settings import Precision
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """Number format of the weights: bf16 where the processor multiplies it natively, else fp32."""
-    if precision == "bf16":
-        return torch.bfloat16
-    if precision == "fp32":
-        return torch.float32
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if precision in named:
+        return named[precision]
     return torch.bfloat16 if _has_native_bf16(device) else torch.float32
 
 

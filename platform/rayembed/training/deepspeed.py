@@ -5,6 +5,7 @@ master weights and Adam moments parameter by parameter through its public access
 stage and lets another number of ranks continue.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+_WITHOUT_DECAY = ("latents", "layer_embeddings")  # besides norms and biases, which have one dimension
 
 
 def deepspeed_config(
@@ -47,20 +49,21 @@ def deepspeed_config(
 
 
 def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any]]:
-    """Trainable parameters, the pooling head with its own learning rate.
+    """Trainable parameters, the pooling head with its own learning rate and after the backbone.
 
-    `base_rate` of a group is the rate that the schedule multiplies.
+    `base_rate` of a group is the rate that the schedule multiplies. Weight decay pulls at matrices of linear
+    layers and of token embeddings only: norms, biases and latents have a scale of their own.
     """
-    head: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (head if name.startswith("pooling.") else rest).append(parameter)
-    groups = [
-        {"params": rest, "base_rate": stage.learning_rate},
-        {"params": head, "base_rate": stage.pooling_learning_rate or stage.learning_rate},
+            decays = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in _WITHOUT_DECAY
+            groups[name.startswith("pooling."), decays * stage.weight_decay].append(parameter)
+    rates = {False: stage.learning_rate, True: stage.pooling_learning_rate or stage.learning_rate}
+    return [
+        {"params": groups[in_head, decay], "base_rate": rates[in_head], "weight_decay": decay}
+        for in_head, decay in sorted(groups)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def wrap(
@@ -69,9 +72,7 @@ def wrap(
     """Wrap a model in DeepSpeed with AdamW over its trainable parameters; called by all ranks."""
     if get_accelerator().device_name() == "cpu":
         disable_shared_memory_transport()
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(model, stage), lr=stage.learning_rate, fused=True)
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(stage, training, rows_per_rank, dtype)
     )

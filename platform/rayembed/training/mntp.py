@@ -114,7 +114,7 @@ def mask_batch(
     for query in range(batch.num_queries):
         packed_text = order[query]
         source, row = int(batch.source_Q[query]), batch.rows[query]
-        start = lengths[packed_text] - batch.packed.pooled_lengths[packed_text]
+        start = lengths[packed_text] - batch.packed.pooled_lengths.texts[packed_text]
         masked, places = mask_tokens(
             texts[packed_text].tolist(),
             first=start,

@@ -156,7 +156,7 @@ def _backward_in_chunks(
         spoiled_unless_finite(output.loss).backward()
         assert vectors_ND.grad is not None
         in_packed_order = torch.empty_like(vectors_ND.grad).index_copy(0, packed.order_N, vectors_ND.grad)
-        gradients = in_packed_order.split([len(chunk.pooled_lengths) for chunk in chunks])
+        gradients = in_packed_order.split([len(chunk.lengths.texts) for chunk in chunks])
         for turn, (chunk, state) in enumerate(zip(turns, states, strict=True)):
             state.restore()
             again = wrapped(chunk)

@@ -11,8 +11,9 @@ class PoolingHead(nn.Module):
     """Turns token states into one vector a text.
 
     `forward` takes the states of P pooled tokens (P, D), the text that each token belongs to (P), ascending
-    from 0, and the number of pooled tokens of each of the N texts as plain numbers. It returns fp32 vectors
-    (N, D) that are not normalised.
+    from 0, and the number of pooled tokens of each of the N texts. It returns fp32 vectors (N, D) that are
+    not normalised. It must not make the host wait for the device: no masks as indices, no `bincount`, no
+    `item`.
 
     Attributes:
         all_layers: `forward` takes a (P, D) tensor of each backbone layer instead of the last layer's alone.

@@ -5,11 +5,11 @@ Source: E5-Mistral, arXiv 2401.00368, section 3.2.
 Shapes: P pooled tokens, N texts, D hidden width.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
+from rayembed.contract.packing import PackedLengths
 from rayembed.model.pooling.base import PoolingHead, PoolingSettings
 
 
@@ -27,8 +27,7 @@ class EosPooling(PoolingHead):
     """State of the last pooled token: the end token, unless the contract cut it away; no parameters."""
 
     def forward(
-        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: Sequence[int]
+        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: PackedLengths
     ) -> torch.Tensor:
         """Pick the last state of each text; returns fp32 (N, D), not normalised."""
-        counts_N = torch.bincount(text_index_P, minlength=len(pooled_lengths))
-        return states_PD[counts_N.cumsum(0) - 1].float()
+        return states_PD.index_select(0, pooled_lengths.cumulative[1:] - 1).float()

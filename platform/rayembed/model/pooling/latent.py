@@ -9,13 +9,13 @@ Shapes: P pooled tokens, N texts, D hidden width, Z latents.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from rayembed.contract.packing import PackedLengths
 from rayembed.model.pooling.base import PoolingHead, PoolingSettings
 from rayembed.model.pooling.blocks import (
     CrossAttention,
@@ -115,10 +115,10 @@ class LatentAttentionPooling(PoolingHead):
         return super().train(mode)
 
     def forward(
-        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: Sequence[int]
+        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: PackedLengths
     ) -> torch.Tensor:
         """Pool the states of the pooled tokens; returns fp32 (N, D), not normalised.
 
         The block works token by token, so tokens that are not pooled need not enter it.
         """
-        return mean_by_text(self.token_states(states_PD), text_index_P, len(pooled_lengths))
+        return mean_by_text(self.token_states(states_PD), text_index_P, pooled_lengths)

@@ -3,24 +3,26 @@
 Shapes: P pooled tokens, N texts, D hidden width.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
+from rayembed.contract.packing import PackedLengths
 from rayembed.model.pooling.base import PoolingHead, PoolingSettings
 
 
-def mean_by_text(states_PD: torch.Tensor, text_index_P: torch.Tensor, num_texts: int) -> torch.Tensor:
+def mean_by_text(
+    states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: PackedLengths
+) -> torch.Tensor:
     """Mean of the states of each text, summed in fp32 because decoder states hold a few very large values.
 
     Returns:
         fp32 tensor of shape (N, D).
     """
-    sums_ND = torch.zeros(num_texts, states_PD.shape[1], dtype=torch.float32, device=states_PD.device)
+    shape = (len(pooled_lengths.texts), states_PD.shape[1])
+    sums_ND = torch.zeros(shape, dtype=torch.float32, device=states_PD.device)
     sums_ND = sums_ND.index_add(0, text_index_P, states_PD.float())
-    counts_N = torch.bincount(text_index_P, minlength=num_texts)
-    return sums_ND / counts_N.clamp(min=1).unsqueeze(1)
+    return sums_ND / pooled_lengths.cumulative.diff().clamp(min=1).unsqueeze(1)
 
 
 class MeanPoolingConfig(PoolingSettings):
@@ -37,7 +39,7 @@ class MeanPooling(PoolingHead):
     """Mean of the pooled tokens' states; no parameters."""
 
     def forward(
-        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: Sequence[int]
+        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: PackedLengths
     ) -> torch.Tensor:
         """Pool the states of the pooled tokens; returns fp32 (N, D), not normalised."""
-        return mean_by_text(states_PD, text_index_P, len(pooled_lengths))
+        return mean_by_text(states_PD, text_index_P, pooled_lengths)

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from rayembed.contract.packing import PackedLengths
 from rayembed.model.pooling.base import PoolingHead, PoolingSettings
 from rayembed.model.pooling.blocks import CrossAttention, FeedForward, HeadWidth, PreNorm
 from rayembed.model.pooling.mean import mean_by_text
@@ -55,11 +56,11 @@ class MultiLayerPooling(PoolingHead):
         )
 
     def forward(
-        self, states_KPD: Sequence[torch.Tensor], text_index_P: torch.Tensor, pooled_lengths: Sequence[int]
+        self, states_KPD: Sequence[torch.Tensor], text_index_P: torch.Tensor, pooled_lengths: PackedLengths
     ) -> torch.Tensor:
         """Pool the states of all layers; returns fp32 (N, D), not normalised."""
         means_NKD = torch.stack(
-            [mean_by_text(states_PD, text_index_P, len(pooled_lengths)) for states_PD in states_KPD], dim=1
+            [mean_by_text(states_PD, text_index_P, pooled_lengths) for states_PD in states_KPD], dim=1
         )
         context_NKD = means_NKD.to(self.latents.dtype) + self.layer_embeddings
         latents_NZD = self.latents + self.attend(self.latents.unsqueeze(0), context_NKD)

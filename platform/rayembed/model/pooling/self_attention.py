@@ -9,7 +9,6 @@ Source: arXiv 2405.17428, ablation of pooling types.
 Shapes: P pooled tokens, N texts, D hidden width, H heads, W width of a head.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -52,7 +51,7 @@ class SelfAttentionPooling(PoolingHead):
             start_as_identity(self.attention, self.feedforward)
 
     def forward(
-        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: Sequence[int]
+        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: PackedLengths
     ) -> torch.Tensor:
         """Pool the states of the pooled tokens; returns fp32 (N, D), not normalised."""
         normed_1PD = self.attention_norm(states_PD).unsqueeze(0)
@@ -61,9 +60,9 @@ class SelfAttentionPooling(PoolingHead):
             query_1HPW[0],
             key_1HPW[0],
             value_1HPW[0],
-            PackedLengths.of(pooled_lengths).to(states_PD.device),
+            pooled_lengths,
             scaling=query_1HPW.shape[-1] ** -0.5,
         )
         states_PD = states_PD + self.attention.to_out(attended_PHW.flatten(1))
         states_PD = states_PD + self.feedforward(self.feedforward_norm(states_PD))
-        return mean_by_text(states_PD, text_index_P, len(pooled_lengths))
+        return mean_by_text(states_PD, text_index_P, pooled_lengths)

@@ -5,11 +5,11 @@ Source: SGPT, arXiv 2202.08904, section 4.1.1.
 Shapes: P pooled tokens, N texts, D hidden width.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
+from rayembed.contract.packing import PackedLengths
 from rayembed.model.pooling.base import PoolingHead, PoolingSettings
 
 
@@ -27,14 +27,12 @@ class WeightedMeanPooling(PoolingHead):
     """Mean in which the i-th of a text's L pooled tokens weighs i / (1 + 2 + ... + L); no parameters."""
 
     def forward(
-        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: Sequence[int]
+        self, states_PD: torch.Tensor, text_index_P: torch.Tensor, pooled_lengths: PackedLengths
     ) -> torch.Tensor:
         """Pool the states of the pooled tokens; returns fp32 (N, D), not normalised."""
-        counts_N = torch.bincount(text_index_P, minlength=len(pooled_lengths))
-        starts_N = counts_N.cumsum(0) - counts_N
+        starts_N, counts_N = pooled_lengths.cumulative[:-1], pooled_lengths.cumulative.diff()
         ranks_P = torch.arange(len(text_index_P), device=text_index_P.device) - starts_N[text_index_P] + 1
         weights_P = ranks_P / (counts_N * (counts_N + 1) / 2)[text_index_P]
-        sums_ND = torch.zeros(
-            len(pooled_lengths), states_PD.shape[1], dtype=torch.float32, device=states_PD.device
-        )
+        shape = (len(counts_N), states_PD.shape[1])
+        sums_ND = torch.zeros(shape, dtype=torch.float32, device=states_PD.device)
         return sums_ND.index_add(0, text_index_P, states_PD.float() * weights_P.unsqueeze(1))
