@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from rayembed.evaluation.bm25 import BM25, terms
 from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.local_tasks import LocalClassification
+from rayembed.evaluation.worker import BM25Baseline
 from rayembed.records.schema import PAIR_SCHEMA
 from tests.evaluation.conftest import WordEngine, pair, write_split
 
@@ -82,12 +82,8 @@ def test_a_good_encoder_separates_the_toy_labels(data_dir):
 
 
 def test_bm25_is_scored_on_the_same_task(data_dir):
-    result = evaluate_task(BM25(), load_task("DocstringRetrieval", data_dir))
+    result = evaluate_task(BM25Baseline(), load_task("DocstringRetrieval", data_dir))
     assert result.get_score() > 0.9
-
-
-def test_terms_split_compound_identifiers():
-    assert terms("readLines_from(HTTPServer, utf8)") == ["read", "lines", "from", "http", "server", "utf8"]
 
 
 @pytest.mark.parametrize(

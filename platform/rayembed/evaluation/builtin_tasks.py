@@ -9,8 +9,8 @@ from typing import Any
 import bm25s
 import pyarrow as pa
 
+from rayembed.data.bm25 import identifier_parts
 from rayembed.data.store import read_split
-from rayembed.evaluation.bm25 import K1, B, terms
 from rayembed.evaluation.local_tasks import Columns, RetrievalContent, TaskDescription, local_task
 
 CANDIDATES_PER_QUERY = 20
@@ -129,13 +129,16 @@ def _judged(table: pa.Table) -> tuple[dict[str, str], dict[str, dict[str, int]]]
 
 
 def _lexical_neighbours(content: RetrievalContent) -> dict[str, list[str]]:
-    """For each query the documents that do not answer it, those with the highest BM25 score first."""
+    """For each query the documents that do not answer it, those with the highest BM25 score first.
+
+    Parameters and words differ from those of `data.bm25`, because a change would make other tasks of these.
+    """
     names = list(content.documents)
-    index = bm25s.BM25(k1=K1, b=B)
-    index.index([terms(text) for text in content.documents.values()], show_progress=False)
+    index = bm25s.BM25(k1=1.2, b=0.75)
+    index.index([identifier_parts(text) for text in content.documents.values()], show_progress=False)
     most_positives = max(len(positives) for positives in content.judgements.values())
     wanted = min(len(names), CANDIDATES_PER_QUERY + most_positives)
-    asked = [terms(text) for text in content.queries.values()]
+    asked = [identifier_parts(text) for text in content.queries.values()]
     found, _ = index.retrieve(asked, k=wanted, show_progress=False)
     return {
         query: [names[position] for position in ranked if names[position] not in content.judgements[query]]

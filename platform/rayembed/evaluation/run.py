@@ -17,7 +17,7 @@ from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import ActorPool, pool_resources
 from rayembed.common.settings import Precision
 from rayembed.contract import Contract
-from rayembed.evaluation import bm25
+from rayembed.data.bm25 import REVISION
 from rayembed.evaluation.catalogue import QUICKSTART, Catalogue, Selection, TaskReference, aggregate
 from rayembed.evaluation.endpoint import EndpointEngine
 from rayembed.evaluation.instructions import InstructionPolicy
@@ -128,7 +128,7 @@ def run(
     if baseline is not None:
         candidates["base"] = _candidate(baseline[0], baseline[1], None)
     if with_bm25:
-        candidates["bm25"] = Candidate(BM25_LABEL, bm25.REVISION, None)
+        candidates["bm25"] = Candidate(BM25_LABEL, REVISION, None)
     plan = EvaluationPlan(
         selection,
         EvaluationSetup(catalogue, policy, output, precision),

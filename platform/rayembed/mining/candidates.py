@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from rayembed.common.device import resolve_device
 from rayembed.common.paths import atomic_write, file_digest
 from rayembed.common.ray_work import run_items
+from rayembed.data.bm25 import BM25Index, best_documents
 from rayembed.data.plan import fingerprint
-from rayembed.mining.bm25 import BM25Search, best_documents
 from rayembed.mining.collection import Collection
 from rayembed.mining.search import Excluded, exact_top_k
 from rayembed.mining.teachers import VectorJob
@@ -154,8 +154,8 @@ class SearchPart:
         return scores, documents, positive_scores
 
     @cached_property
-    def _words(self) -> BM25Search:
-        return BM25Search(pq.read_table(self._job.document_texts)["text"].to_pylist())
+    def _words(self) -> BM25Index:
+        return BM25Index(pq.read_table(self._job.document_texts)["text"].to_pylist())
 
 
 def write_pairs(collection: Collection, path: Path) -> Path:

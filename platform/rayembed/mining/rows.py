@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayembed.common.errors import DataError
-from rayembed.mining.bm25 import BM25Search, best_documents
+from rayembed.data.bm25 import BM25Index, best_documents
 from rayembed.mining.candidates import Candidates
 from rayembed.mining.collection import Collection, collect
 from rayembed.mining.config import SourceMining
@@ -186,7 +186,7 @@ def random_documents(size: int, count: int, excluded: Set[int], generator: np.ra
 
 
 def _found_by_words(collection: Collection, top_k: int) -> Iterator[tuple[Candidates]]:
-    search = BM25Search(collection.documents.to_pylist())
+    search = BM25Index(collection.documents.to_pylist())
     positives = _grouped(*collection.positives, len(collection.queries))
     excluded = _grouped(collection.excluded.queries, collection.excluded.documents, len(collection.queries))
     for query, scores in enumerate(search.scores(collection.queries.to_pylist())):
