@@ -1,10 +1,18 @@
 import logging
 
+import pyarrow as pa
 import pytest
 
 from rayembed.common.errors import DataError
-from rayembed.data.contrastive import contrastive_rows, example_based_rows, is_symmetric, label_based_rows
+from rayembed.data.contrastive import (
+    contrastive_rows,
+    example_based_rows,
+    is_symmetric,
+    label_based_rows,
+    text_rows,
+)
 from rayembed.records.schema import PAIR_SCHEMA, label_row, score_row, sentence_label_row, to_table
+from tests.training.sources import write_source
 
 
 def labels(*pairs):
@@ -166,3 +174,15 @@ def test_the_instruction_goes_on_both_sides_where_they_could_change_places():
     assert is_symmetric("duplicates", "retrieval", "example")
     assert is_symmetric("pairs", "bitext", "example")
     assert not is_symmetric("pairs", "retrieval", "example")
+
+
+def test_texts_of_a_source_once_each(tmp_path):
+    path = write_source(tmp_path / "one.arrow", rows=5)
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    doubled = table.take([0, 1, 1, 2])
+    rows = text_rows(doubled, "documents").to_pylist()
+    assert [row["query"] for row in rows] == [
+        f"about {word} number {n}" for n, word in enumerate(["sun", "rain", "snow"])
+    ]
+    assert all(row["positives"] == [row["query"]] and row["negatives"] == [] for row in rows)
+    assert text_rows(doubled, "queries")["query"][1].as_py() == "rain 1?"

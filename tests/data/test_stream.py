@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,13 @@ import torch
 from rayembed.common.ray_cluster import connect
 from rayembed.data.collate import to_training_batch
 from rayembed.data.plan_store import PlanReader
-from rayembed.data.stream import Prefetched, StreamSpec, local_batches, stream_batches
+from rayembed.data.stream import (
+    Prefetched,
+    StreamSpec,
+    keep_to_one_processor,
+    local_batches,
+    stream_batches,
+)
 from rayembed.data.token_cache import cache_tokens
 from rayembed.model.checkpoint import load_tokenizer
 from tests.training.sources import stage, stream_spec, write_source
@@ -169,3 +176,28 @@ def test_the_end_is_an_end_however_often_it_is_asked():
     stream = Prefetched(lambda: iter([1]), 4)
     assert list(stream) == [1]
     assert next(stream, None) is None
+
+
+@pytest.fixture
+def two_processors():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_limited_thread_leaves_the_others_their_processors(two_processors):
+    with ThreadPoolExecutor(1) as limited, ThreadPoolExecutor(1) as free:
+        limited.submit(keep_to_one_processor).result()
+        assert limited.submit(torch.get_num_threads).result() == 1
+        assert free.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == 2
+
+
+def test_what_is_prefetched_is_made_on_one_processor(two_processors):
+    assert list(Prefetched(_threads, 1)) == [1]
+    assert torch.get_num_threads() == 2
+
+
+def _threads():
+    yield torch.get_num_threads()

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -6,7 +7,11 @@ import pytest
 
 from rayembed.contract import TokenizedTexts
 from rayembed.serving.batching import TokenBatcher
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.messages import EncodeRequest, Inputs
 from rayembed.serving.metrics import ReplicaMetrics
+from rayembed.serving.replica import EmbeddingReplica
+from tests.serving.fakes import FakeEngine
 
 BAD = 666
 
@@ -165,3 +170,22 @@ def test_a_batch_has_one_adapter_and_adapters_take_turns():
         return batches
 
     assert asyncio.run(scenario()) == [("a", 4), ("b", 2), ("", 1), ("a", 4), ("a", 4)]
+
+
+def test_a_replica_computes_in_the_thread_that_loaded_its_model():
+    threads = []
+
+    class Watched(FakeEngine):
+        def encode_tokens(self, *arguments, **options):
+            threads.append(threading.current_thread())
+            return super().encode_tokens(*arguments, **options)
+
+    def load(_):
+        threads.append(threading.current_thread())
+        return Watched()
+
+    replica = EmbeddingReplica(ServeConfig(checkpoint="unused", model_name="fake"), load)
+    asyncio.run(replica.encode(EncodeRequest([Inputs(texts=["x"])])))
+    assert len(threads) == 3, "loaded, tried and asked"
+    assert len(set(threads)) == 1
+    assert threads[0] is not threading.main_thread()

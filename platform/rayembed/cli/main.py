@@ -10,14 +10,12 @@ import typer
 
 from rayembed import __version__
 from rayembed.cli.ablate import ablate
-from rayembed.cli.base_model import base_model
-from rayembed.cli.checkpoints import export_checkpoint, import_checkpoint
 from rayembed.cli.data import app as data
 from rayembed.cli.embed import embed
 from rayembed.cli.evaluate import evaluate
-from rayembed.cli.mine import mine
-from rayembed.cli.mining_rounds import mining_rounds
+from rayembed.cli.mine import mine, mining_rounds
 from rayembed.cli.mirror import app as mirror
+from rayembed.cli.models import base_model, export_checkpoint, import_checkpoint
 from rayembed.cli.quickstart import quickstart
 from rayembed.cli.runs import compare, runs
 from rayembed.cli.serve import serve

@@ -20,10 +20,10 @@ from rayembed.common.errors import CheckpointError, ResourceError
 from rayembed.common.ray_cluster import cluster_gpus, connect, live_nodes
 from rayembed.engine.engine import Engine
 from rayembed.model.checkpoint import read_manifest
+from rayembed.serving.app import INGRESS_NAME, Ingress
 from rayembed.serving.authentication import load_keyring
 from rayembed.serving.autoscaling import autoscaling_settings
 from rayembed.serving.config import ModelSettings, ServeConfig
-from rayembed.serving.ingress import INGRESS_NAME, Ingress
 from rayembed.serving.replica import REPLICA_NAME, EmbeddingReplica, load_engine
 
 logger = logging.getLogger(__name__)

@@ -58,7 +58,7 @@ class EmbeddingReplica:
         tracing.configure()
         self._settings = settings
         # Loaded and used by the same thread: a second one would get an OpenMP pool next to the first, and
-        # both would sleep at every barrier (see `rayembed.common.threads`).
+        # both would sleep at every barrier (see `rayembed.data.stream`).
         model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._engine, self._digests = model_thread.submit(_load_all, settings, load).result()
         self._started = time.time()

@@ -10,7 +10,8 @@ Folder of a kind:
 import json
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,9 @@ from rayembed.common.paths import atomic_file, atomic_write, resolve
 from rayembed.data.contamination import NearDuplicates
 from rayembed.data.plan import fingerprint
 from rayembed.records.schema import PAIR_SCHEMA, document_id, pair_row
+from rayembed.synthesis.answers import Ledger, Usage, merged
 from rayembed.synthesis.config import KindSynthesis, SynthesisRecipe
 from rayembed.synthesis.kinds import KINDS, Triplet, example_prompt, parse_tasks, parse_triplet, tasks_prompt
-from rayembed.synthesis.ledger import Ledger, merged
-from rayembed.synthesis.report import KindReport, markdown
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,60 @@ ATTEMPTS = 3
 
 _TASKS_PER_REQUEST = 20  # few enough for one answer of 1,024 tokens
 _REQUESTS_PER_TASK = 3  # that step one may need at most where answers repeat each other
+
+
+@dataclass(frozen=True)
+class KindReport:
+    """Counts of one kind."""
+
+    kind: str
+    tasks: int
+    rows: int
+    answers: int
+    misfits: dict[str, int]
+    exact_duplicates: int
+    near_duplicates: int
+    prompt_tokens: int
+    answer_tokens: int
+    rows_per_answer: float
+
+    @classmethod
+    def of(
+        cls,
+        entry: KindSynthesis,
+        *,
+        tasks: int,
+        rows: int,
+        exact_duplicates: int,
+        near_duplicates: int,
+        usage: Usage,
+    ) -> "KindReport":
+        """Report of a kind."""
+        return cls(
+            kind=entry.kind,
+            tasks=tasks,
+            rows=rows,
+            answers=usage.answers,
+            misfits=dict(usage.misfits.most_common()),
+            exact_duplicates=exact_duplicates,
+            near_duplicates=near_duplicates,
+            prompt_tokens=usage.prompt_tokens,
+            answer_tokens=usage.answer_tokens,
+            rows_per_answer=round(rows / usage.answers, 4) if usage.answers else 0.0,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        return (
+            f"{self.rows} rows of {self.tasks} tasks from {self.answers} answers; "
+            f"{sum(self.misfits.values())} did not fit, {self.exact_duplicates} exact and "
+            f"{self.near_duplicates} near duplicates dropped; "
+            f"{self.prompt_tokens + self.answer_tokens} tokens"
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +111,7 @@ def synthesize(recipe: SynthesisRecipe) -> list[SynthesizedSource]:
     for position, entry in enumerate(recipe.kinds):
         results.append(_synthesize_kind(recipe, entry, recipe.seed + 1000 * position))
     reports = [result.report for result in results]
-    atomic_write(resolve(recipe.output) / "report.md", markdown(recipe.name, reports))
+    atomic_write(resolve(recipe.output) / "report.md", _markdown(recipe.name, reports))
     return results
 
 
@@ -100,6 +154,28 @@ def _synthesize_kind(recipe: SynthesisRecipe, entry: KindSynthesis, seed: int) -
     atomic_write(folder / "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
     logger.info("%s: %s", entry.kind, report)
     return SynthesizedSource(path, report)
+
+
+def _markdown(name: str, reports: Sequence[KindReport]) -> str:
+    """The report of all kinds for a person."""
+    lines = [
+        f"# Synthetic rows: {name}",
+        "",
+        "| kind | tasks | rows | answers | rows per answer | duplicates, exact and near "
+        "| tokens, prompt and answer |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in reports:
+        lines.append(
+            f"| {one.kind} | {one.tasks:,} | {one.rows:,} | {one.answers:,} | {one.rows_per_answer:.2f} "
+            f"| {one.exact_duplicates:,}, {one.near_duplicates:,} "
+            f"| {one.prompt_tokens:,}, {one.answer_tokens:,} |"
+        )
+    misfits = [(one.kind, reason, count) for one in reports for reason, count in one.misfits.items()]
+    if misfits:
+        lines += ["", "| kind | why an answer did not fit | answers |", "|---|---|---|"]
+        lines += [f"| {kind} | {reason} | {count:,} |" for kind, reason, count in misfits]
+    return "\n".join(lines) + "\n"
 
 
 def _settings_key(recipe: SynthesisRecipe, entry: KindSynthesis) -> str:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayembed.config.run import ValidationConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
-from rayembed.config.validation import ValidationConfig
 from rayembed.data.stream import StreamSpec
 from rayembed.training.handover import FinishedStage, ModelExport
 from rayembed.training.model import ModelSpec

