@@ -102,7 +102,9 @@ def test_a_busy_or_restarting_endpoint_is_waited_for(service):
 def test_an_endpoint_that_stays_away_ends_the_run_and_says_how_to_go_on(service):
     engine = EndpointEngine.connect(service.endpoint, patience=1)
     service.refusals = [429] * 9
-    with pytest.raises(ResourceError, match=r"stayed away .RateLimitError.*run the same command again"):
+    with pytest.raises(
+        ResourceError, match=r"stayed away for 1 rep.*RateLimitError.*run the same command again"
+    ):
         engine.encode(["a b"])
     service.refusals = [400]
     with pytest.raises(RequestError, match="busy"):

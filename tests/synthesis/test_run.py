@@ -9,7 +9,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from rayembed.common import endpoint_client
-from rayembed.common.errors import DataError, ResourceError
+from rayembed.common.errors import DataError, RequestError, ResourceError
 from rayembed.config.data import UserSourceConfig
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
@@ -99,7 +99,7 @@ def test_rows_are_an_ordinary_source_with_yield_and_tokens(url, home):
 
 def test_an_interrupted_run_keeps_its_answers_and_asks_only_for_the_others(url, model, home):
     model.fail_after = 9
-    with pytest.raises(ResourceError, match="status 400 after 0 repetitions; out of credit"):
+    with pytest.raises(RequestError, match="model fake: status 400; out of credit"):
         synthesize(recipe(url))
     ledger = next(home.rglob("examples.jsonl"))
     kept = [json.loads(line) for line in ledger.read_text().splitlines()]
@@ -138,7 +138,7 @@ def test_a_model_that_never_answers_in_json_is_refused_with_the_reason(home):
 def test_an_address_where_nobody_listens_is_one_sentence(home, monkeypatch):
     monkeypatch.setattr(endpoint_client, "RETRIES", 0)
     settings = recipe("http://127.0.0.1:9/v1", {"kind": "sts", "tasks": 1})
-    with pytest.raises(ResourceError, match="gave no answer after 0 repetitions"):
+    with pytest.raises(ResourceError, match="stayed away for 0 repetitions"):
         synthesize(settings)
 
 

@@ -7,19 +7,20 @@ import typer
 from rayembed.cli.options import names_of
 from rayembed.common.errors import UserError
 
+_BENCHMARK = "MTEB(eng, v1)"
+
 app = typer.Typer(
     no_args_is_help=True, help="Keep the data of mteb's tasks in a folder, for clusters without a network."
 )
 
 
+Folder = Annotated[str, typer.Argument(help="Folder of the mirror.")]
+Benchmark = Annotated[str, typer.Option(help="Benchmark with its version.")]
+Tasks = Annotated[str | None, typer.Option(help="Tasks instead of a benchmark, separated by commas.")]
+
+
 @app.command("make")
-def make_mirror(
-    folder: Annotated[str, typer.Argument(help="Folder of the mirror.")],
-    benchmark: Annotated[str, typer.Option(help="Benchmark with its version.")] = "MTEB(eng, v1)",
-    tasks: Annotated[
-        str | None, typer.Option(help="Tasks instead of a benchmark, separated by commas.")
-    ] = None,
-) -> None:
+def make_mirror(folder: Folder, benchmark: Benchmark = _BENCHMARK, tasks: Tasks = None) -> None:
     """Download the data of a benchmark.
 
     If it is interrupted, run it again to continue.
@@ -31,13 +32,7 @@ def make_mirror(
 
 
 @app.command("check")
-def check_mirror(
-    folder: Annotated[str, typer.Argument(help="Folder to check.")],
-    benchmark: Annotated[str, typer.Option(help="Benchmark with its version.")] = "MTEB(eng, v1)",
-    tasks: Annotated[
-        str | None, typer.Option(help="Tasks instead of a benchmark, separated by commas.")
-    ] = None,
-) -> None:
+def check_mirror(folder: Folder, benchmark: Benchmark = _BENCHMARK, tasks: Tasks = None) -> None:
     """Name every task whose data is missing, cut short or lacks a split."""
     registry_mirror, selected = _mirror(folder, benchmark, tasks)
     registry_mirror.check(selected)

@@ -48,7 +48,7 @@ def train(
         UserError: anything in the recipe, the data or the machine that stands in the way.
 
     Example:
-        model = rayembed.train("recipe.yaml", set=["stages.0.steps=20"])
+        model = rayembed.train("recipe.yaml", set=["stages.retrieval.steps=20"])
     """
     from rayembed.config.loading import load_config
 

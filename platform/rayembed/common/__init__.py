@@ -6,5 +6,6 @@ paths, packages         the workspace and atomic files; pinned files of the pack
 progress                spans of time as text, progress of long work in the log
 ray_cluster, ray_work   connecting to Ray; the one way to do many items of work on it
 ray_compat              private and unstable names of Ray, DeepSpeed and mteb
+templates               prompts and pages
 endpoint_client         OpenAI-compatible endpoints
 """

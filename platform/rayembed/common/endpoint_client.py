@@ -5,13 +5,14 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from pydantic import Field
 
-from rayembed.common.errors import ResourceError
+from rayembed.common.errors import RequestError, ResourceError
 from rayembed.common.settings import Frozen
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def ask_all(
     answers that were paid for are not lost.
 
     Raises:
-        ResourceError: the endpoint still fails after all repetitions; the message has its reason.
+        RequestError, ResourceError: as `endpoint_errors` says.
     """
     failure: BaseException | None = None
     waiting = iter(items)
     with ThreadPoolExecutor(config.concurrency) as threads:
-        running = {threads.submit(call, config, ask, item) for item in islice(waiting, config.concurrency)}
+        running = {threads.submit(_ask, config, ask, item) for item in islice(waiting, config.concurrency)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for request in done:
@@ -84,7 +85,7 @@ def ask_all(
                     yield request.result()
                 failure = failure or error
             if failure is None:
-                running |= {threads.submit(call, config, ask, item) for item in islice(waiting, len(done))}
+                running |= {threads.submit(_ask, config, ask, item) for item in islice(waiting, len(done))}
     if failure is not None:
         raise failure
 
@@ -107,27 +108,38 @@ def stored_answers(path: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def call(config: EndpointConfig, ask: "Callable[[Any], Answer]", item: Any) -> Answer:
-    """`ask(item)`, with a failure of the endpoint as a ResourceError that names the URL and the reason."""
+@contextmanager
+def endpoint_errors(config: EndpointConfig, retries: int | None = None) -> Iterator[None]:
+    """Turn failures of the client library into errors that name the URL, the reason and what to do.
+
+    Raises:
+        RequestError: the endpoint refuses what it was asked; the message is its own.
+        ResourceError: it refuses the key, is overloaded or stays away after all repetitions.
+    """
     import openai
 
     try:
-        return ask(item)
+        yield
     except openai.AuthenticationError as error:
         raise ResourceError(
             f"{config.url} refuses the key ({error.status_code}); set the environment variable "
             f"{config.key_variable}"
         ) from error
+    except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+        raise ResourceError(
+            f"{config.url} stayed away for {RETRIES if retries is None else retries} repetitions "
+            f"({type(error).__name__}: {error}); check the address and that the server is up, then run the "
+            "same command again: finished work is stored"
+        ) from error
     except openai.APIStatusError as error:
-        raise ResourceError(
-            f"{config.url}, model {config.model}: status {error.status_code} after {RETRIES} "
-            f"repetitions; {_server_message(error)}"
+        raise RequestError(
+            f"{config.url}, model {config.model}: status {error.status_code}; {_server_message(error)}"
         ) from error
-    except openai.APIConnectionError as error:
-        raise ResourceError(
-            f"{config.url} gave no answer after {RETRIES} repetitions ({error}); check the address "
-            "and that the server is up, then run the same command again"
-        ) from error
+
+
+def _ask(config: EndpointConfig, ask: "Callable[[Item], Answer]", item: Item) -> Answer:
+    with endpoint_errors(config):
+        return ask(item)
 
 
 def _server_message(error: "openai.APIStatusError") -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rayembed.common.endpoint_client import EndpointConfig, connect_endpoint
-from rayembed.common.errors import RequestError, ResourceError
+from rayembed.common.endpoint_client import EndpointConfig, connect_endpoint, endpoint_errors
+from rayembed.common.errors import RequestError
 from rayembed.contract import Contract
 from rayembed.engine.engine import Encoded
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 # The library's waits grow to eight seconds, so this is a quarter of an hour without any answer.
 PATIENCE_REQUESTS = 120
 TEXTS_PER_REQUEST = 64
+_FIRST_RETRIES = 2  # a wrong address is told soon
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class EndpointEngine:
     ):
         self._client = client
         self._endpoint = endpoint
+        self._config = EndpointConfig(url=endpoint.url, model=endpoint.model)
         self._named = named
         self.contract = contract
         self.digest = digest
@@ -72,18 +74,11 @@ class EndpointEngine:
             ResourceError: the client library is not installed, or the endpoint does not answer.
             RequestError: it serves no model of that name.
         """
-        client = connect_endpoint(EndpointConfig(url=endpoint.url, model=endpoint.model), retries=patience)
-        import openai
-
+        config = EndpointConfig(url=endpoint.url, model=endpoint.model)
+        client = connect_endpoint(config, retries=patience)
         _show_waiting()
-        try:
-            cards = {card.id: card for card in client.with_options(max_retries=2).models.list()}
-        except openai.APIConnectionError as error:
-            raise ResourceError(f"{endpoint.url} does not answer ({error}); is the service up?") from error
-        except openai.APIStatusError as error:
-            raise ResourceError(
-                f"{endpoint.url} refused GET /models: {error}; is the key in OPENAI_API_KEY?"
-            ) from error
+        with endpoint_errors(config, _FIRST_RETRIES):
+            cards = {card.id: card for card in client.with_options(max_retries=_FIRST_RETRIES).models.list()}
         if endpoint.model not in cards:
             raise RequestError(
                 f"{endpoint.url} does not serve {endpoint.model!r}; it serves {', '.join(cards) or 'nothing'}"
@@ -114,25 +109,16 @@ class EndpointEngine:
             RequestError: the service refuses a text; the message is the service's own.
             ResourceError: the service stayed away for longer than its patience.
         """
-        import openai
-
         vectors: list[np.ndarray] = []
         tokens: list[int] = []
         prefix = "" if self._named else self.contract.prefix(instruction)
         extra = {"instruction": instruction or ""} if self._named else {}
         for start in range(0, len(texts), TEXTS_PER_REQUEST):
             part = [prefix + text for text in texts[start : start + TEXTS_PER_REQUEST]]
-            try:
+            with endpoint_errors(self._config, self._client.max_retries):
                 answer = self._client.embeddings.create(
                     model=self._endpoint.model, input=part, encoding_format="base64", extra_body=extra
                 )
-            except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
-                raise ResourceError(
-                    f"{self._endpoint.url} stayed away ({type(error).__name__}); finished work is stored, "
-                    "run the same command again"
-                ) from error
-            except openai.APIStatusError as error:
-                raise RequestError(f"{self._endpoint.url} refused a request: {error}") from error
             vectors += [_vector(item.embedding) for item in answer.data]
             tokens += [answer.usage.prompt_tokens // len(part)] * len(part)
         stacked = np.stack(vectors) if vectors else np.empty((0, self.dimensions), np.float32)

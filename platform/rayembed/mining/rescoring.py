@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rayembed.common.endpoint_client import ask_all, connect_endpoint, keep_answer, stored_answers
 from rayembed.common.errors import ResourceError
+from rayembed.common.templates import templates
 from rayembed.data.plan import fingerprint
 from rayembed.mining.candidates import Candidates
 from rayembed.mining.collection import Collection
@@ -132,10 +132,7 @@ class _Judge:
         self._config, self._collection = config, collection
         self._instruction = settings.instruction
         self._client = connect_endpoint(config)
-        loader = PackageLoader("rayembed.mining", "prompts")
-        self._prompt = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True).get_template(
-            "judge.txt"
-        )
+        self._prompt = templates("rayembed.mining", "prompts").get_template("judge.txt")
 
     def __call__(self, request: RescoringRequest) -> tuple[RescoringRequest, list[int]]:
         return request, [

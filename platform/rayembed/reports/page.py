@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rayembed.common.progress import duration
+from rayembed.common.templates import templates
 from rayembed.reports.charts import PALETTE_SIZE
 
 
@@ -38,13 +38,7 @@ def render(template: str, **content: Any) -> str:
         template: file in this package that extends layout.html.
         content: what the template shows.
     """
-    environment = Environment(
-        loader=PackageLoader("rayembed.reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("rayembed.reports", html=True)
     environment.filters["duration"] = duration
     environment.globals["palette_size"] = PALETTE_SIZE
     return environment.get_template(template).render(

@@ -132,7 +132,8 @@ def complete(config: EndpointGenerator | LocalGenerator, prompts: Sequence[Promp
     """Yield the answers to all prompts, each as soon as it is there where the generator allows.
 
     Raises:
-        ResourceError: the endpoint fails after all repetitions, or a package is missing.
+        RequestError: the endpoint refuses a prompt.
+        ResourceError: it fails after all repetitions, or a package is missing.
         DataError: there is no local model.
     """
     if isinstance(config, EndpointGenerator):

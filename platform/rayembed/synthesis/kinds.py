@@ -8,12 +8,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+
+from rayembed.common.templates import templates
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
 
@@ -58,6 +58,7 @@ KINDS: Mapping[str, Kind] = {
     "bitext": Kind("retrieval", invents_tasks=False, instruction="Find the translation of this sentence"),
 }
 
+_PROMPTS = templates("rayembed.synthesis", "prompts")
 LONG_WORDS = 20  # fewer make no passage
 TOPICS = (
     "health", "law", "cooking", "travel", "software", "sports", "history", "finance", "gardening", "music",
@@ -68,14 +69,14 @@ TOPICS = (
 def tasks_prompt(kind: str, *, count: int, language: str, generator: np.random.Generator) -> str:
     """Ask for `count` new tasks of a kind; topics are drawn so that answers differ."""
     topics = generator.choice(TOPICS, size=3, replace=False).tolist()
-    return _template("tasks").render(kind=kind, count=count, language=language, topics=topics)
+    return _PROMPTS.get_template("tasks.txt").render(kind=kind, count=count, language=language, topics=topics)
 
 
 def example_prompt(
     kind: str, *, task: str, languages: tuple[str, str], generator: np.random.Generator
 ) -> str:
     """Ask for one triplet; length, difficulty and topic are drawn so that answers differ."""
-    return _template(kind).render(
+    return _PROMPTS.get_template(f"{kind}.txt").render(
         task=task,
         language=languages[0],
         other_language=languages[1],
@@ -123,14 +124,3 @@ def _json(answer: str, opening: str, closing: str) -> Any:
         return json.loads(found.group(0), strict=False)
     except json.JSONDecodeError:
         raise Misfit("broken JSON") from None
-
-
-@cache
-def _template(name: str) -> Any:
-    environment = Environment(
-        loader=PackageLoader("rayembed.synthesis", "prompts"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(f"{name}.txt")

@@ -5,22 +5,20 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
 import rayembed
+from rayembed.common.templates import templates
 from rayembed.serving.router import ModelRouter
 
 _ASSETS = {"playground.js": "text/javascript", "style.css": "text/css"}
 _POLICY = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data:"}
-_templates = Environment(
-    loader=PackageLoader("rayembed.serving.api", "assets"), autoescape=True, undefined=StrictUndefined
-)
 
 
 def render(template: str, **values: Any) -> str:
     """A page from its template in `assets`."""
-    return _templates.get_template(template).render(version=rayembed.__version__, **values)
+    assets = templates("rayembed.serving.api", "assets", html=True)
+    return assets.get_template(template).render(version=rayembed.__version__, **values)
 
 
 def routes(models: ModelRouter) -> APIRouter:
