@@ -77,3 +77,19 @@ def test_compiled_kernels_give_the_gradients_of_plain_ones(checkpointing):
 def test_compiled_kernels_are_refused_with_weights_taken_apart():
     with pytest.raises(ValueError, match="exclude each other"):
         TrainingConfig(compiled=True, zero_stage=3)
+
+
+@NEEDS_COMPILER
+def test_compiled_kernels_draw_the_same_dropout_with_and_without_a_graph():
+    """As the two passes of GradCache do, where the compiler builds kernels of their own for each."""
+    model = make_embedder(lora=True, dropout=0.3).train()
+    prepare_for_stage(model, stage(), TrainingConfig(compiled=True))
+    for lengths in ([5, 3], [40, 17, 9]):
+        batch = pack_ids([list(range(1, length + 1)) for length in lengths], [0] * len(lengths))
+        drawn = []
+        for seed, graph in ((3, False), (3, True), (4, False)):
+            torch.manual_seed(seed)
+            with torch.set_grad_enabled(graph):
+                drawn.append(model(batch).detach())
+        torch.testing.assert_close(drawn[0], drawn[1], atol=1e-6, rtol=1e-6)
+        assert (drawn[0] - drawn[2]).abs().max() > 0.01

@@ -19,6 +19,20 @@ from rayembed.data.collate import TrainingBatch
 
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is timed
 _PRODUCTS = 5
+# Part of a GPU's name -> dense bf16, from NVIDIA's data sheets, which state twice as much "with sparsity".
+# The first that fits counts.
+_NOMINAL_PEAKS = {
+    "B200": 2250e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+}
 
 Item = TypeVar("Item")
 Mark = float | torch.cuda.Event
@@ -132,9 +146,13 @@ def advising_on_memory(what: str, training: TrainingConfig, batch: TrainingBatch
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of the fastest of some large matrix products, after a first one."""
+    """Floating point operations a second of the fastest of some large matrix products, after a first one.
+
+    The numbers are random: a GPU multiplies equal ones faster, because their bits switch fewer transistors.
+    """
     side = _SIDE[device.type]
-    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    matrix = torch.randn(side, side, device=device, dtype=dtype, generator=generator)
     seconds = []
     for _ in range(_PRODUCTS + 1):
         _wait(device)
@@ -143,6 +161,15 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
         _wait(device)
         seconds.append(time.perf_counter() - started)
     return 2 * side**3 / min(seconds[1:])
+
+
+def nominal_peak(gpu: str) -> float | None:
+    """Floating point operations a second in dense bf16 that the maker states; None for other processors.
+
+    Args:
+        gpu: name as torch tells it, such as "NVIDIA H100 80GB HBM3".
+    """
+    return next((peak for name, peak in _NOMINAL_PEAKS.items() if name in gpu), None)
 
 
 class Utilization:
@@ -158,6 +185,8 @@ class Utilization:
         model: with its trainable parameters marked, inside DeepSpeed or not.
         device: that computes; its peak is measured here.
         """
+        on_gpu = device.type == "cuda"
+        self.nominal_peak = nominal_peak(torch.cuda.get_device_name(device)) if on_gpu else None
         backbone = model.get_submodule("backbone")
         assert isinstance(backbone, PreTrainedModel)
         self.peak = measured_peak(device, backbone.dtype)
@@ -168,11 +197,12 @@ class Utilization:
         # Two products of a text's tokens with one another forward, four backward.
         self._per_pair = 6 * 2 * width * config.num_hidden_layers
 
-    def of(self, batch: PackedBatch, seconds: float) -> float:
-        """Share of the peak in a step that took so long, from 0 to 1."""
+    def of(self, batch: PackedBatch, seconds: float) -> tuple[float, float | None]:
+        """Shares of the measured and of the nominal peak in a step that took so long, from 0 to 1."""
         pairs = sum(length**2 for length in batch.lengths.texts)
         operations = self._per_token * batch.num_tokens + self._per_pair * pairs
-        return operations / seconds / self.peak
+        speed = operations / seconds
+        return speed / self.peak, self.nominal_peak and speed / self.nominal_peak
 
 
 def _size(layer: nn.Linear) -> int:

@@ -44,6 +44,7 @@ class StepMetrics:
         phases: seconds of each of its phases on this rank, the wait for data among them.
         memory: largest memory of this rank so far, in bytes.
         utilization: share of the measured peak that this rank's arithmetic reached, from 0 to 1.
+        nominal_utilization: share of the peak that the GPU's maker states; None for other processors.
         padding: share of this rank's tokens that belong to no text.
         uniformity: of the batch's documents; None where a stage makes no vectors.
         sources: for each source in the batch the mean of each measure of `StepOutput`, and `rows`.
@@ -63,6 +64,7 @@ class StepMetrics:
     padding: float
     uniformity: float | None
     sources: dict[str, dict[str, float]]
+    nominal_utilization: float | None = None
 
     def scalars(self) -> dict[str, float]:
         """The numbers under the names that TensorBoard and other trackers show."""
@@ -104,6 +106,7 @@ class Metrics(Callback):
         if self._recorder is None:
             return
         seconds = state.timer.total()
+        utilization, nominal_utilization = self._utilization.of(batch.packed, seconds)
         loss, tokens, sources = means(output, sums, [entry.source for entry in stage.settings.blend])
         self._recorder.record(
             StepMetrics(
@@ -117,7 +120,8 @@ class Metrics(Callback):
                 seconds=seconds,
                 phases=state.timer.seconds(),
                 memory=peak_memory(state.device),
-                utilization=self._utilization.of(batch.packed, seconds),
+                utilization=utilization,
+                nominal_utilization=nominal_utilization,
                 padding=batch.packed.lengths.padding / batch.packed.input_ids_T.numel(),
                 uniformity=None if output.uniformity is None else float(output.uniformity),
                 sources=sources,
