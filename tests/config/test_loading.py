@@ -178,3 +178,15 @@ def test_a_missing_file_points_to_the_shipped_recipes(tmp_path):
 def test_a_source_must_fit_its_use(load, override, message):
     with pytest.raises(ConfigError, match=message):
         check_sources(load(recipe(), override))
+
+
+def test_all_sources_that_do_not_fit_are_told_at_once(load):
+    entry = {"weight": 1, "in_batch_negatives": True}
+    blend = [{"source": "nowhere", **entry}, {"source": "simlex999", **entry}]
+    with pytest.raises(ConfigError, match=r"(?s)2 mistakes.*unknown source 'nowhere'.*simlex999 is for eval"):
+        check_sources(load(recipe(), f"stages.0.blend={yaml.safe_dump(blend, default_flow_style=True)}"))
+
+
+def test_an_address_is_not_told_twice(load):
+    with pytest.raises(ConfigError, match=r"stages\.\w+: warmup_steps 99 must be below steps"):
+        load(recipe(), "stages.0.warmup_steps=99")

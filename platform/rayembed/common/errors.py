@@ -48,6 +48,14 @@ class RequestError(UserError):
         self.parameter = parameter
 
 
+def all_mistakes(origin: str, mistakes: Iterable[str]) -> str:
+    """Message for every mistake of `origin`: one in a line, several in a list; empty for none."""
+    listed = list(dict.fromkeys(mistakes))
+    if len(listed) > 1:
+        return "\n  ".join([f"{origin}: {len(listed)} mistakes", *listed])
+    return f"{origin}: {listed[0]}" if listed else ""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str], listing: str = "") -> str:
     """Message for a mistyped `name`: it offers the nearest known ones, else all, or how to list them.
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rayembed.common.errors import ConfigError
+from rayembed.common.errors import ConfigError, all_mistakes
 from rayembed.common.settings import Frozen
 from rayembed.config.blend import SourceConfig
 from rayembed.config.facts import facts_of, list_blends, spread_facts
@@ -126,17 +126,13 @@ def validate_recipe(raw: dict[str, Any], model: type[Recipe], origin: str) -> Re
     """
     raw = list_blends(raw)
     complete = spread_facts(raw)
-    problems = dict.fromkeys(_wrong_facts(raw))
+    mistakes = list(_wrong_facts(raw))
     try:
         found = model.model_validate(complete)
     except ValidationError as error:
-        problems |= dict.fromkeys(_problems(error, model, complete, raw))
-    if problems:
-        listed = list(problems)
-        one = f"{origin}: {listed[0]}"
-        raise ConfigError(
-            one if len(listed) == 1 else "\n  ".join([f"{origin}: {len(listed)} mistakes", *listed])
-        )
+        mistakes += _problems(error, model, complete, raw)
+    if mistakes:
+        raise ConfigError(all_mistakes(origin, mistakes))
     return found
 
 
@@ -197,11 +193,25 @@ def _sentences(problem: Any, where: str, *models: type[BaseModel]) -> Iterator[s
         yield f"missing key {where!r}; add it to the recipe"
     elif problem["type"] == "value_error":
         for line in problem["msg"].removeprefix("Value error, ").splitlines():
-            yield f"{where}: {line}" if where else line
+            yield f"{where}: {_without_address(line, where)}" if where else line
     else:
         given = problem["input"]
         shown = "" if isinstance(given, dict | list) else f" (value {given!r})"
         yield f"{where}: {problem['msg']}{shown}"
+
+
+def _without_address(line: str, where: str) -> str:
+    """A check's sentence without the stage and source that the address names.
+
+    "stage blend, source nq: mining ..." at `stages.blend` is "source nq: mining ...".
+    """
+    names = where.split(".")
+    subject, colon, rest = line.partition(": ")
+    parts = subject.split(", ")
+    if not colon or any(part.split(" ")[0] not in ("stage", "source") for part in parts):
+        return line
+    kept = [part for part in parts if part.split(" ")[1] not in names]
+    return f"{', '.join(kept)}: {rest}" if kept else rest
 
 
 def _models_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:

@@ -1,11 +1,12 @@
 """The recipe of a mining run: teachers, sources, filters."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rayembed.common.endpoint_client import EndpointConfig
-from rayembed.common.settings import Frozen
+from rayembed.common.settings import Frozen, refuse
 from rayembed.config.data import DataConfig
 from rayembed.mining.filters import FilterConfig
 
@@ -124,14 +125,16 @@ class MiningRecipe(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "MiningRecipe":
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> Iterator[str]:
         names = [entry.source for entry in self.sources]
         if len(set(names)) != len(names):
-            raise ValueError(f"a source appears twice in {names}; merge the entries")
+            yield f"a source appears twice in {names}; merge the entries"
         for entry in self.sources:
-            unknown = sorted(set(entry.teachers or ()) - self.teachers.keys())
-            if unknown:
-                raise ValueError(
-                    f"source {entry.source}: no teacher is named {unknown[0]!r}; there are "
+            for unknown in sorted(set(entry.teachers or ()) - self.teachers.keys()):
+                yield (
+                    f"source {entry.source}: no teacher is named {unknown!r}; there are "
                     f"{', '.join(self.teachers)}"
                 )
-        return self

@@ -86,11 +86,13 @@ class FilterConfig(Frozen):
     def _check(self) -> "FilterConfig":
         if self.name not in FILTERS:
             raise ValueError(f"there is no filter {self.name!r}; choose one of {', '.join(FILTERS)}")
-        if self.value is not None and FILTERS[self.name].default is None:
+        if self.value is None:
+            return self
+        if FILTERS[self.name].default is None:
             raise ValueError(f"filter {self.name} takes no value; remove {self.value}")
-        if self.value is not None and self.value < 0:
+        if self.value < 0:
             raise ValueError(f"filter {self.name}: value {self.value} must not be negative")
-        if self.name == "percentage" and self.value is not None and not 0 < self.value <= 1:
+        if self.name == "percentage" and not 0 < self.value <= 1:
             raise ValueError(f"filter percentage: value {self.value} must be a share above 0, at most 1")
         return self
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayembed.common.errors import ConfigError, DataError
+from rayembed.common.errors import ConfigError, DataError, all_mistakes
 from rayembed.common.settings import differences
 from rayembed.config.blend import SourceConfig
 from rayembed.config.run import RunConfig
@@ -179,18 +179,22 @@ def resolve_data(config: RunConfig) -> tuple[StageData, ...]:
 
 
 def check_sources(config: RunConfig) -> None:
-    """Refuse a blend that names an unknown source or uses one in a way that its layout does not allow.
+    """Refuse blends that name an unknown source or use one in a way that its layout does not allow.
 
     Raises:
-        ConfigError: the source, and what to do.
+        ConfigError: all mistakes, each with the source and what to do.
     """
+    mistakes = []
     for stage in config.stages:
         for entry in stage.blend:
-            kind = kind_of(config.data, entry.source)
-            problem = _misuse(stage, entry, kind, built_in=entry.source in SOURCES)
-            if problem:
-                raise ConfigError(f"stage {stage.name}: source {entry.source} {problem}")
-            if entry.instruction and entry.symmetric != usually_symmetric(config.data, entry):
+            try:
+                kind = kind_of(config.data, entry.source)
+            except ConfigError as error:
+                mistakes.append(f"stage {stage.name}: {error}")
+                continue
+            if problem := _misuse(stage, entry, kind, built_in=entry.source in SOURCES):
+                mistakes.append(f"stage {stage.name}: source {entry.source} {problem}")
+            elif entry.instruction and entry.symmetric != usually_symmetric(config.data, entry):
                 logger.warning(
                     "stage %s, source %s: symmetric is %s; NV-Embed puts the instruction in front of the "
                     "documents as well where they could change places with the queries, and only there",
@@ -198,6 +202,8 @@ def check_sources(config: RunConfig) -> None:
                     entry.source,
                     str(entry.symmetric).lower(),
                 )
+    if mistakes:
+        raise ConfigError(all_mistakes(f"recipe {config.name}", mistakes))
 
 
 def planned_source(entry: SourceConfig, rows: PreparedRows) -> PlannedSource:

@@ -12,6 +12,9 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(trackers._TRACKERS, "wandb", ("no_such_library", None))
     with pytest.raises(ResourceError, match=r"no_such_library is not installed; run `pip install"):
         trackers.check_trackers(("wandb",))
+    monkeypatch.setitem(trackers._TRACKERS, "mlflow", ("nor_this_one", None))
+    with pytest.raises(ResourceError, match=r"(?s)2 mistakes.*no_such_library is not.*nor_this_one is not"):
+        trackers.check_trackers(("wandb", "mlflow"))
 
 
 def test_mlflow_keeps_one_run_over_a_resume(tmp_path, monkeypatch):

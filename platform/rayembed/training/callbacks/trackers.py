@@ -15,7 +15,7 @@ import yaml
 from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
 
-from rayembed.common.errors import ResourceError
+from rayembed.common.errors import ResourceError, all_mistakes
 from rayembed.config.training import TrackerName
 
 _NAMES = re.compile(r"(?P<group>train|phase|source)/(?:(?P<source>.+)/)?(?P<measure>\w+)")
@@ -143,10 +143,16 @@ def check_trackers(names: tuple[TrackerName, ...]) -> None:
     """Refuse trackers whose library is not installed.
 
     Raises:
-        ResourceError: the library, and how to install it.
+        ResourceError: the libraries, and how to install them.
     """
+    mistakes = []
     for name in names:
-        _library(name)
+        try:
+            _library(name)
+        except ResourceError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ResourceError(all_mistakes("training.trackers", mistakes))
 
 
 def start_trackers(names: tuple[TrackerName, ...], run_folder: Path, recipe: str) -> list[Tracker]:
@@ -167,7 +173,7 @@ def _library(name: TrackerName) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ResourceError(
-            f"training.trackers has {name} and the package {module} is not installed; run "
+            f"tracker {name}: the package {module} is not installed; run "
             "`pip install 'rayembed[trackers]'` or remove it"
         ) from error
 
