@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayembed.cli.options import Recipe, Set
+from rayembed.cli.options import DryRun, Recipe, Set
 from rayembed.cli.train import train_and_score
 from rayembed.common.errors import ConfigError
 
@@ -25,7 +25,7 @@ def mine(
     filters_only: Annotated[
         bool, typer.Option("--filters-only", help="Use the stored candidates; encode and search nothing.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> dict[str, Path]:
     """Find hard negatives with teachers and write them as sources.
 

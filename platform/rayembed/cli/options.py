@@ -18,6 +18,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Override a setting, such as seed=2; may be repeated."),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
 
 
 def names_of(listed: Names) -> list[str]:

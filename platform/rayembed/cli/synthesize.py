@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from rayembed.cli.options import Recipe, Set
+from rayembed.cli.options import DryRun, Recipe, Set
 
 
 def synthesize(
     recipe: Annotated[Recipe, typer.Argument(help="Synthesis recipe, a YAML file.")],
     set: Set = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> dict[str, Path]:
     """Let a language model invent tasks and write training rows for them.
 

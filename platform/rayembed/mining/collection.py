@@ -106,12 +106,10 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
     document_of_negative = document_of_text[len(positive_ids) : len(positive_ids) + len(negative_ids)]
     positives = _distinct(query_of_row[row_of_positive], document_of_positive)
     parts = [_equal_texts(_flat(table["query_id"]).take(first_row), document_ids)]
-    queries_with = _distinct(text_of_row, query_of_row)
-    parts.append(_same_group(queries_with, _distinct(text_of_row[row_of_positive], document_of_positive)))
-    cluster_of_row = _clusters(_flat(table["cluster"]))
-    queries_in = _distinct(cluster_of_row, query_of_row)
-    documents_in = _distinct(cluster_of_row[row_of_positive], document_of_positive)
-    parts.append(_same_group(queries_in, documents_in))
+    for group_of_row in (text_of_row, _clusters(_flat(table["cluster"]))):
+        queries_in = _distinct(group_of_row, query_of_row)
+        documents_in = _distinct(group_of_row[row_of_positive], document_of_positive)
+        parts.append(_same_group(queries_in, documents_in))
     pairs = _distinct(*(np.concatenate(side) for side in zip(*parts, strict=True)))
     logger.info(
         "%d rows: %d queries, %d documents, %d pairs left out",

@@ -212,26 +212,26 @@ def markdown(name: str, report: MiningReport, negatives_per_query: int, audit: d
             f"| overlap of the best {negatives_per_query} of {teachers} (Jaccard) | {_percent(overlap)} |"
         )
     for teacher, sums in audit["teachers"].items():
-        first, passed = sums["positive_above_all_candidates"], sums["known_positives_that_pass"]
-        lines += [
-            "",
-            f"## Teacher {teacher}",
-            "",
-            f"The positive scores above all candidates in {_percent(first)} of the rows. Of "
-            f"{sums['known_positives_tried']:,} known positives, each tried as if only another one of its "
-            f"query were known, the filters let {_percent(passed)} pass.",
-            "",
-            "Scores as a share of the positive's:",
-            "",
-            "```",
-            *_histogram(
-                audit["share_edges"],
-                sums["candidates_by_share_of_positive"],
-                sums["mined_by_share_of_positive"],
-            ),
-            "```",
-        ]
+        lines += _teacher_lines(teacher, sums, audit["share_edges"])
     return "\n".join(lines) + "\n"
+
+
+def _teacher_lines(teacher: str, sums: Mapping[str, Any], edges: Sequence[float]) -> list[str]:
+    first, passed = sums["positive_above_all_candidates"], sums["known_positives_that_pass"]
+    return [
+        "",
+        f"## Teacher {teacher}",
+        "",
+        f"The positive scores above all candidates in {_percent(first)} of the rows. Of "
+        f"{sums['known_positives_tried']:,} known positives, each tried as if only another one of its "
+        f"query were known, the filters let {_percent(passed)} pass.",
+        "",
+        "Scores as a share of the positive's:",
+        "",
+        "```",
+        *_histogram(edges, sums["candidates_by_share_of_positive"], sums["mined_by_share_of_positive"]),
+        "```",
+    ]
 
 
 def _histogram(edges: Sequence[float], candidates: Sequence[int], mined: Sequence[int]) -> list[str]:

@@ -5,12 +5,13 @@ Answers are written down as they come: a run that is cut off continues with the 
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rayembed.common.endpoint_client import ask_all, connect_endpoint, keep_answer, stored_answers
 from rayembed.common.errors import ResourceError
@@ -88,21 +89,29 @@ def rescore(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
         for request, found_right in ask_all(config, ask, missing):
+            query, instruction = asked[request.query]
             record = {
-                "query": asked[request.query][0],
-                "instruction": asked[request.query][1],
+                "query": query,
+                "instruction": instruction,
                 "seen": [keys[document].as_py() for document in request.documents],
                 "right": [keys[document].as_py() for document in found_right],
             }
             keep_answer(stream, record)
             known.add(record)
-    right: dict[int, Set[int]] = {
-        request.query: {
-            document for document in request.documents if keys[document].as_py() in known.right[key]
-        }
-        for request in requests
-        if (key := asked[request.query]) in known.right
-    }
+    return _result(requests, [known.right.get(one, set()) for one in asked], keys)
+
+
+def _result(
+    requests: Sequence[RescoringRequest], right_keys: Sequence[Set[str]], keys: pa.Array
+) -> RescoringResult:
+    """Which documents are right; `right_keys` has the content hashes of those known, by query."""
+    right: dict[int, Set[int]] = {}
+    for request in requests:
+        known = right_keys[request.query]
+        if known:
+            right[request.query] = {
+                document for document in request.documents if keys[document].as_py() in known
+            }
     return RescoringResult(sum(len(request.documents) for request in requests), right)
 
 

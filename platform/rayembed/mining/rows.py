@@ -139,15 +139,7 @@ def choose(
     rejected = {
         document for one, keep in zip(found, masks, strict=True) for document in one.documents[~keep].tolist()
     }
-    kept_lists = [
-        [
-            (rank, document)
-            for rank, document in enumerate(one.documents.tolist(), start=1)
-            if keep[rank - 1] and document not in taken and document not in rejected
-        ]
-        for one, keep in zip(found, masks, strict=True)
-    ]
-    ranked = _in_turns(kept_lists)
+    ranked = _in_turns(found, rejected | taken)
     if settings.sample_from is not None and len(ranked) > wanted:
         pool = ranked[: settings.sample_from]
         drawn = generator.choice(len(pool), size=min(wanted, len(pool)), replace=False)
@@ -194,9 +186,20 @@ def _found_by_words(collection: Collection, top_k: int) -> Iterator[tuple[Candid
         yield (Candidates(best, scores[best], positives[query], scores[positives[query]]),)
 
 
-def _in_turns(lists: Sequence[list[tuple[int, int]]]) -> list[tuple[int, int]]:
-    """(rank, document) of all lists in turns, every document the first time it comes."""
+def _in_turns(found: Sequence[Candidates], left_out: Set[int]) -> list[tuple[int, int]]:
+    """(rank, document) of the candidates of all teachers in turns, every document the first time it comes.
+
+    With [7, 8, 9] of one teacher, [7, 5, 8] of another and 9 left out: (1, 7), (2, 8), (2, 5).
+    """
     ranked: dict[int, int] = {}
+    lists = [
+        [
+            (rank, document)
+            for rank, document in enumerate(one.documents.tolist(), 1)
+            if document not in left_out
+        ]
+        for one in found
+    ]
     for turn in zip_longest(*lists):
         for item in turn:
             if item is not None:
