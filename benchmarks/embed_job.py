@@ -35,8 +35,7 @@ from rayembed.common.paths import workspace
 from rayembed.common.ray_cluster import connect
 from rayembed.contract import Contract
 from rayembed.engine.bulk.job import embed_files
-from rayembed.engine.bulk.request import EmbedRequest
-from rayembed.engine.bulk.worker import ShardWorker
+from rayembed.engine.bulk.request import EmbedRequest, ShardWorker
 from rayembed.model.base_model import prepare_base_model, save_untrained
 
 ACTORS = 2

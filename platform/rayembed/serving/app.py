@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 import rayembed
 from rayembed.common import logs, ray_compat
 from rayembed.serving import api, middleware, tracing
-from rayembed.serving.api import openapi, operations, pages
+from rayembed.serving.api import openapi, operations
 from rayembed.serving.api.operations import IngressPeers, IngressSummary
 from rayembed.serving.authentication import Keyring, load_keyring
 from rayembed.serving.config import ServeConfig
@@ -60,7 +60,7 @@ def create_app(
     for dialect in api.DIALECTS:
         app.include_router(dialect(models, config))
     app.include_router(operations.routes(models, peers or IngressPeers("local", metrics)))
-    app.include_router(pages.routes(models))
+    app.include_router(operations.pages(models))
     openapi.describe_served_models(app, models, config.max_inputs)
     return app
 

@@ -16,8 +16,7 @@ import ray
 from rayembed.common.ray_cluster import connect
 from rayembed.engine.bulk.job import embed_files
 from rayembed.engine.bulk.output import shard_path
-from rayembed.engine.bulk.request import EmbedRequest
-from rayembed.engine.bulk.worker import ShardWorker
+from rayembed.engine.bulk.request import EmbedRequest, ShardWorker
 
 pytestmark = pytest.mark.ray
 

@@ -26,8 +26,7 @@ from rayembed.engine.bulk.output import (
     shard_path,
     write_manifest,
 )
-from rayembed.engine.bulk.request import EmbedRequest, plan_work
-from rayembed.engine.bulk.worker import EmbeddingWork, ShardWorker
+from rayembed.engine.bulk.request import EmbeddingWork, EmbedRequest, ShardWorker, plan_work
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,28 @@
-"""Paths for those who run the endpoint (health, metrics, a summary), over all its HTTP front ends."""
+"""Paths for those who run the endpoint (health, metrics, a summary), over all its HTTP front ends; and pages.
+
+Pages have nothing from another host.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
+from starlette.exceptions import HTTPException
 
-from rayembed.serving.api import pages
+import rayembed
+from rayembed.common.templates import templates
 from rayembed.serving.api.dialect import ERROR_RESPONSES
 from rayembed.serving.errors import ApiError, unavailable
 from rayembed.serving.metrics import IngressMetrics, exposition
 from rayembed.serving.router import ModelRouter
+
+_ASSETS = {"playground.js": "text/javascript", "style.css": "text/css"}
+_POLICY = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data:"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def routes(models: ModelRouter, peers: IngressPeers) -> APIRouter:
     async def debug() -> HTMLResponse:
         """A page for people: models, replicas, queues and responses."""
         return HTMLResponse(
-            pages.render(
+            _render(
                 "debug.html",
                 draining=peers.draining,
                 cards=await models.described(),
@@ -99,3 +108,29 @@ def routes(models: ModelRouter, peers: IngressPeers) -> APIRouter:
         )
 
     return router
+
+
+def pages(models: ModelRouter) -> APIRouter:
+    """Routes that a browser opens."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def playground() -> HTMLResponse:
+        """Paste passages, type a query, see what the model finds."""
+        return HTMLResponse(_render("playground.html", models=models.names), headers=_POLICY)
+
+    @router.get("/assets/{name}")
+    async def asset(name: str) -> Response:
+        """A script or a style sheet."""
+        if name not in _ASSETS:
+            raise HTTPException(404)
+        content = resources.files("rayembed.serving.api").joinpath("assets", name).read_bytes()
+        return Response(content, media_type=_ASSETS[name], headers={"Cache-Control": "max-age=300"})
+
+    return router
+
+
+def _render(template: str, **values: Any) -> str:
+    """A page from its template in `assets`."""
+    assets = templates("rayembed.serving.api", "assets", html=True)
+    return assets.get_template(template).render(version=rayembed.__version__, **values)
