@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from rayembed.common.errors import CheckpointError, RequestError
 from rayembed.engine.engine import Engine, row_multiple
@@ -60,6 +61,16 @@ def test_a_pass_does_not_wait_for_the_device(engine):
     [(_, batch)] = engine.packed_batches(engine.tokenize(["some text", "another one"], "Find"))
     with RefuseHostWaits():
         engine.forward(batch)
+
+
+def test_loading_makes_no_weights_up_that_are_replaced_at_once(checkpoint, monkeypatch):
+    made, reset = [], torch.nn.Linear.reset_parameters
+    monkeypatch.setattr(
+        torch.nn.Linear, "reset_parameters", lambda self: made.append(self.weight.device.type) or reset(self)
+    )
+    engine = Engine.load(checkpoint, precision="fp32")
+    assert set(made) == {"meta"}
+    assert {parameter.device.type for parameter in engine._embedder.parameters()} == {"cpu"}
 
 
 def test_nothing_to_embed(engine):

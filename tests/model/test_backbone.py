@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from rayembed.common.errors import CheckpointError, ConfigError
-from rayembed.model.backbone import llama_to_mistral, load_backbone
+from rayembed.model.backbone import MODEL_CLASSES, llama_to_mistral, load_backbone
 from rayembed.model.base_model import check_same_function, prepare_base_model
 from rayembed.model.configuration import LoraSettings
 from rayembed.model.lora import attach_lora, merge_lora
@@ -30,8 +30,8 @@ def test_llama_converts_exactly():
     llama = make_llama()
     mistral = llama_to_mistral(llama)
     check_same_function(llama, mistral)
-    with torch.no_grad():
-        mistral.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+    assert mistral.layers[0].mlp.up_proj.weight.data_ptr() == llama.layers[0].mlp.up_proj.weight.data_ptr()
+    mistral.layers[0].mlp.up_proj.weight.data = mistral.layers[0].mlp.up_proj.weight + 1e-3
     with pytest.raises(CheckpointError, match="differs"):
         check_same_function(llama, mistral)
 
@@ -48,6 +48,28 @@ def test_llama_folder_loads_as_mistral(tmp_path):
     assert type(loaded).__name__ == "MistralModel"
     assert len(loaded.layers) == 2
     assert torch.equal(loaded.layers[1].mlp.up_proj.weight, llama.layers[1].mlp.up_proj.weight)
+
+
+def test_llama_in_16_bits_keeps_its_positions_in_fp32(tmp_path):
+    make_llama().save_pretrained(tmp_path)
+    exact, loaded = load_backbone(tmp_path), load_backbone(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype is torch.bfloat16
+    assert torch.equal(loaded.rotary_emb.inv_freq, exact.rotary_emb.inv_freq)
+
+
+def test_weights_go_to_their_device_as_they_are_read(tmp_path, monkeypatch):
+    class Recorded:
+        @classmethod
+        def from_pretrained(cls, name, **settings):
+            seen.append(settings["device_map"])
+            return make_backbone(), {"missing_keys": []}
+
+    seen = []
+    make_backbone().save_pretrained(tmp_path)
+    monkeypatch.setitem(MODEL_CLASSES, "mistral", Recorded)
+    for device in ("cpu", "cuda:1"):
+        load_backbone(tmp_path, device=device)
+    assert seen == [None, {"": torch.device("cuda:1")}]
 
 
 def test_other_architectures_are_refused_by_name(tmp_path):

@@ -85,6 +85,7 @@ def unbroken_and_resumed(rank, world_size, zero_stage, dtype):
     wrapped = wrap_model(zero_stage, dtype, world_size)
     take_steps(wrapped, 0, STEPS, rank, world_size, dtype)
     weights, moments = read_state(wrapped)
+    assert bool(read_state(wrapped, keep=rank == 0)[0]) == (rank == 0)
     take_steps(wrapped, STEPS, STEPS, rank, world_size, dtype)
     unbroken, _ = read_state(wrapped)
     wrapped.destroy()

@@ -33,6 +33,17 @@ def language_model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_is_read_alone_and_is_that_of_the_language_model(tmp_path, monkeypatch, tied):
+    config = make_backbone().config
+    config.tie_word_embeddings = tied
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    wanted = AutoModelForCausalLM.from_pretrained(tmp_path).get_output_embeddings().weight
+    for loads in (AutoModelForCausalLM, MistralForCausalLM):
+        monkeypatch.setattr(loads, "from_pretrained", lambda *_, **__: pytest.fail("loads a whole model"))
+    assert torch.equal(language_model_head(tmp_path), wanted)
+
+
 def masked(tmp_path, base, share=0.3):
     spec = stream_spec(tmp_path, base, stage())
     [batch] = local_batches(spec, start=2, stop=3)

@@ -103,7 +103,7 @@ class Engine:
         folder = resolve(checkpoint)
         target = resolve_device(device)
         dtype = resolve_precision(precision, target)
-        model = load_model(folder, dtype="auto" if fp32_layers else dtype)
+        model = load_model(folder, dtype="auto" if fp32_layers else dtype, device=target)
         engine = cls(model, name=folder.name, device=target, token_budget=token_budget)
         if dtype is not torch.float32:
             use_mixed_precision(engine._embedder, dtype=dtype, fp32_layers=fp32_layers)

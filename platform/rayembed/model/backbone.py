@@ -13,6 +13,7 @@ from transformers import (
     Qwen2Model,
     Qwen3Model,
 )
+from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
 from rayembed.common.errors import CheckpointError
 from rayembed.model.attention import PACKED_ATTENTION
@@ -50,6 +51,7 @@ def load_backbone(
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     attention: Literal["bidirectional", "causal"] = "bidirectional",
     layers: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
     """Load a decoder without its language-model head, ready for packed batches.
 
@@ -58,6 +60,7 @@ def load_backbone(
         dtype: type of the weights; auto: as they are stored.
         attention: bidirectional removes the causal mask.
         layers: keep only the first layers; None keeps all.
+        device: where each weight goes as it is read.
 
     Raises:
         CheckpointError: not a model folder, another architecture, or fewer layers than asked for.
@@ -74,7 +77,7 @@ def load_backbone(
         )
     config.num_hidden_layers = layers or config.num_hidden_layers
     _remove_window(config)
-    model = _load_weights(MODEL_CLASSES[config.model_type], name, config, dtype)
+    model = _load_weights(MODEL_CLASSES[config.model_type], name, config, dtype, torch.device(device))
     if isinstance(model, LlamaModel):
         model = llama_to_mistral(model)
     return prepare_backbone(model, attention)
@@ -102,9 +105,10 @@ def llama_to_mistral(model: LlamaModel) -> MistralModel:
     """
     if getattr(model.config, "attention_bias", False) or getattr(model.config, "mlp_bias", False):
         raise CheckpointError("this Llama model has bias terms, which the Mistral architecture cannot hold")
-    converted = MistralModel(mistral_config(model.config))
-    converted.to(model.dtype)  # type: ignore[arg-type]  # transformers wraps `to` without its signature
-    converted.load_state_dict(model.state_dict(), strict=True)
+    with torch.device("meta"):  # nothing is made up that is replaced at once
+        converted = MistralModel(mistral_config(model.config))
+    converted.load_state_dict(model.state_dict(), strict=True, assign=True)
+    converted.rotary_emb = MistralRotaryEmbedding(converted.config).to(model.device)
     return converted.eval()
 
 
@@ -131,11 +135,20 @@ def _read_config(name: str | Path) -> Any:
 
 
 def _load_weights(
-    model_class: Any, name: str | Path, config: Any, dtype: torch.dtype | Literal["auto"]
+    model_class: Any,
+    name: str | Path,
+    config: Any,
+    dtype: torch.dtype | Literal["auto"],
+    device: torch.device,
 ) -> Any:
     try:
         model, report = model_class.from_pretrained(
-            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            name,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map=None if device.type == "cpu" else {"": device},
         )
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"weights of {name} cannot be loaded: {str(error).splitlines()[0]}") from error

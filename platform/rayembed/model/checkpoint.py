@@ -174,12 +174,18 @@ def read_configuration(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
         raise CheckpointError(f"model configuration of {folder} is not readable: {error}") from error
 
 
-def load_model(folder: Path, *, dtype: torch.dtype | Literal["auto"] = torch.float32) -> LoadedModel:
-    """Load a checkpoint folder on the CPU, ready for inference.
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    device: torch.device | str = "cpu",
+) -> LoadedModel:
+    """Load a checkpoint folder, ready for inference.
 
     Args:
         folder: checkpoint folder.
         dtype: number format of the weights; auto: as they are stored.
+        device: where each weight goes as it is read; the CPU holds no copy of the model.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or of another shape.
@@ -187,11 +193,12 @@ def load_model(folder: Path, *, dtype: torch.dtype | Literal["auto"] = torch.flo
     manifest, config = read_configuration(folder)
     contract = Contract.load(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    backbone = load_backbone(folder / "backbone", dtype=dtype, attention=config.attention)
-    embedder = EmbeddingModel(backbone, config)
-    head = embedder.pooling.state_dict()
-    if head:
-        load_matching(embedder.pooling, load_file(folder / POOLING_FILE), str(folder / POOLING_FILE))
+    backbone = load_backbone(folder / "backbone", dtype=dtype, attention=config.attention, device=device)
+    with torch.device("meta"):
+        embedder = EmbeddingModel(backbone, config)
+    if embedder.pooling.state_dict():
+        path = folder / POOLING_FILE
+        load_matching(embedder.pooling, load_file(path, device=str(device)), str(path))
     embedder.pooling.to(backbone.dtype)
     embedder.eval().requires_grad_(False)
     return LoadedModel(embedder, tokenizer, contract, manifest["digest"])
@@ -218,14 +225,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_matching(module: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
-    """Load `tensors` into `module`, naming any tensor that is missing, extra or of another shape.
+    """Make `tensors` the weights of `module`, naming any that is missing, extra or of another shape.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, origin)
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, assign=True)
 
 
 def check_tensors(

@@ -141,20 +141,27 @@ def trainable_parameters(wrapped: Any) -> Iterator[tuple[str, nn.Parameter]]:
     )
 
 
-def read_state(wrapped: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """fp32 master weights by name, Adam moments as "moment.name"; called by all ranks."""
+def read_state(wrapped: Any, *, keep: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """fp32 master weights by name, Adam moments as "moment.name"; called by all ranks.
+
+    A rank that does not `keep` them takes part in gathering each and gets nothing: three times the trainable
+    weights in fp32 would lie in the memory of a node once for each of its ranks.
+    """
     weights, moments = {}, {}
     # DeepSpeed finds moments from the first step on. Skipped batches may put it off; till then they are zero.
     moved = optimizer_steps(wrapped) > 0
     for name, parameter in trainable_parameters(wrapped):
-        weights[name] = _own_or(parameter, safe_get_full_fp32_param(parameter)).cpu().clone()
+        weight = _own_or(parameter, safe_get_full_fp32_param(parameter))
+        if keep:
+            weights[name] = weight.to("cpu", copy=True)
         for moment in ADAM_MOMENTS:
             full = safe_get_full_optimizer_state(parameter, moment) if moved else None
             if not moved:
-                full = torch.zeros_like(weights[name])
+                full = torch.zeros_like(weight)
             elif full is None:
                 full = _adam(wrapped).state[parameter][moment]
-            moments[f"{moment}.{name}"] = full.detach().cpu().clone()
+            if keep:
+                moments[f"{moment}.{name}"] = full.detach().to("cpu", copy=True)
     return weights, moments
 
 

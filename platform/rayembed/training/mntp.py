@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
@@ -18,6 +20,7 @@ from rayembed.data.collate import TrainingBatch
 from rayembed.losses import MNTPConfig
 from rayembed.losses.mntp import mask_tokens, masked_next_token
 from rayembed.model.checkpoint import load_tokenizer
+from rayembed.model.export import shards
 from rayembed.training.distributed import largest_over_ranks, sum_over_ranks, world_size
 from rayembed.training.resources import StepTimer
 from rayembed.training.stage import Stage
@@ -44,22 +47,29 @@ class MaskedLanguageModel(nn.Module):
         return self.head(output.last_hidden_state[0, before_M])
 
 
-def language_model_head(base: Path | str) -> torch.Tensor:
-    """Weights (V, D) that turn a base model's states into next-token logits.
+def language_model_head(base: Path | str, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Weights (V, D) that turn a base model's states into next-token logits; read alone, as they are stored.
+
+    Args:
+        base: local Hugging Face folder, or a hub id where a network exists.
+        device: where they go.
 
     Raises:
         CheckpointError: the base model was saved without them.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        base, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    if not (folder := Path(base)).is_dir():
+        folder = Path(snapshot_download(str(base), allow_patterns=["*.json", "*.safetensors"]))
+    tied = AutoConfig.from_pretrained(folder, trust_remote_code=False).tie_word_embeddings
+    for ending in ("lm_head.weight", *(["embed_tokens.weight"] if tied else [])):
+        for file in shards.weight_files(folder):
+            with safe_open(file, framework="pt", device=str(device)) as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - no dictionary
+                    if name.endswith(ending):
+                        return tensors.get_tensor(name)
+    raise CheckpointError(
+        f"base model {base} has no language-model head, which a stage of kind mntp needs; use a folder "
+        "with lm_head.weight, or a model whose embeddings serve as its head"
     )
-    model, report = loaded
-    if any("lm_head" in name for name in report["missing_keys"]):
-        raise CheckpointError(
-            f"base model {base} has no language-model head, which a stage of kind mntp needs; use a folder "
-            "with lm_head.weight, or a model whose embeddings serve as its head"
-        )
-    return model.get_output_embeddings().weight.detach().clone()
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,15 @@ class ModelSpec:
         """The model that a run begins with."""
         return cls(base, base, config.base_layers, config.model, config.lora, config.seed)
 
-    def build(self, dtype: torch.dtype) -> EmbeddingModel:
-        """The model, trainable parameters marked; the same on every rank."""
+    def build(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> EmbeddingModel:
+        """The model, trainable parameters marked; the same on every rank and every device."""
         torch.manual_seed(self.seed)
         backbone = load_backbone(
-            self.base, dtype=dtype, attention=self.settings.attention, layers=self.layers
+            self.base, dtype=dtype, attention=self.settings.attention, layers=self.layers, device=device
         )
         if self.lora is not None:
             attach_lora(backbone, self.lora)
-        return EmbeddingModel(backbone, self.settings)
+        return EmbeddingModel(backbone, self.settings).to(device)
 
 
 def prepare_for_stage(model: nn.Module, settings: StageConfig, training: TrainingConfig) -> None:
@@ -116,7 +116,7 @@ def load_teacher(
     Raises:
         CheckpointError: contract, vocabulary or width of the vectors differ from the student's.
     """
-    teacher = load_model(resolve(folder), dtype=dtype)
+    teacher = load_model(resolve(folder), dtype=dtype, device=device)
     for key in ("instruction_template", "append_eos", "truncation"):
         if getattr(teacher.contract, key) != getattr(contract, key):
             raise CheckpointError(
@@ -131,4 +131,4 @@ def load_teacher(
             f"teacher {folder} has vectors of width {width}, this run's model {wanted}; take a teacher "
             "of the same width, or use score_distillation"
         )
-    return teacher.embedder.to(device).eval()
+    return teacher.embedder

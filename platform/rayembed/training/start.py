@@ -28,7 +28,12 @@ def step_of(stage: Stage, device: torch.device, dtype: torch.dtype) -> Step:
 
 
 def start_model(
-    stage: Stage, resumed: TrainingState | None, dtype: torch.dtype, *, rows_per_rank: int
+    stage: Stage,
+    resumed: TrainingState | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    rows_per_rank: int,
 ) -> Any:
     """The model wrapped by DeepSpeed, with the weights of the checkpoint, of the stages before, or fresh.
 
@@ -38,11 +43,12 @@ def start_model(
         raise ConfigError(
             "training.zero_stage 0 works in fp32 only; set it to 1, or training.precision to fp32"
         )
-    embedder = stage.model.build(dtype)
+    embedder = stage.model.build(dtype, device)
     _check_widths(stage, embedder.dimensions)
     model: nn.Module = embedder
     if stage.settings.kind == "mntp":
-        model = MaskedLanguageModel(embedder.backbone, language_model_head(stage.model.original_base))
+        head = language_model_head(stage.model.original_base, device)
+        model = MaskedLanguageModel(embedder.backbone, head)
     own = trainable_weights(model)
     if resumed:
         load_trainable_weights(model, resumed.weights, "the checkpoint")

@@ -64,7 +64,8 @@ def train_stage(stage: Stage) -> None:
     # The stream begins to fill while the model is built.
     batches = stream_batches(stage.stream, start=first_step, stop=steps, rank=rank, world_size=world_size)
     step = step_of(stage, device, dtype)
-    wrapped = start_model(stage, resumed, dtype, rows_per_rank=-(-stage.settings.batch_size // world_size))
+    rows_per_rank = -(-stage.settings.batch_size // world_size)
+    wrapped = start_model(stage, resumed, device, dtype, rows_per_rank=rows_per_rank)
     if resumed:
         if rank == 0:
             logger.info(
@@ -72,6 +73,7 @@ def train_stage(stage: Stage) -> None:
                 stage.name, first_step, steps, world_size, "s" if world_size > 1 else "",
             )  # fmt: skip
         restore_moments(wrapped, resumed, step)
+        resumed = None  # weights and moments in fp32, which nobody needs any more
     state = TrainerState(stage, wrapped, device, rank, world_size, first_step)
     run_steps(state, step, batches, callbacks_of(state))
 

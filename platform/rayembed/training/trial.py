@@ -89,7 +89,7 @@ def _step(stage: Stage, batch: TrainingBatch) -> Trial:
         try:
             with advising_on_memory(f"stage {stage.name}", training, batch):
                 step = step_of(stage, device, dtype)
-                wrapped = start_model(stage, None, dtype, rows_per_rank=batch.num_queries)
+                wrapped = start_model(stage, None, device, dtype, rows_per_rank=batch.num_queries)
             started = time.perf_counter()
             take_step(TrainerState(stage, wrapped, device, 0, 1, first_step=batch.step), step, batch)
             seconds = time.perf_counter() - started

@@ -66,7 +66,8 @@ class Checkpoints(Callback):
         self._written.wait()
         stage, wrapped = self.state.stage, self.state.wrapped
         metrics = {"stage": stage.name, "next_step": next_step, SCORE: next_step}
-        state = TrainingState(stage.name, next_step, optimizer_steps(wrapped), *read_state(wrapped))
+        read = read_state(wrapped, keep=self.state.rank == 0)
+        state = TrainingState(stage.name, next_step, optimizer_steps(wrapped), *read)
         checkpoint, name = None, None
         if self.state.rank == 0:
             name = self._store.new_name(next_step)
