@@ -99,7 +99,7 @@ def test_an_unknown_key_is_named_with_the_nearest(load, override, message):
 def test_a_missing_key_is_named(load, key):
     content = recipe()
     del content[key]
-    with pytest.raises(ConfigError, match=f"missing key '{key}'; add it to the recipe"):
+    with pytest.raises(ConfigError, match=f"missing key '{key}'; add it"):
         load(content)
 
 

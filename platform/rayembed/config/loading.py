@@ -190,7 +190,7 @@ def _sentences(problem: Any, where: str, *models: type[BaseModel]) -> Iterator[s
         nearest = difflib.get_close_matches(where.rsplit(".", 1)[-1], known, n=1)
         yield f"unknown key {where!r}; " + (f"did you mean {nearest[0]!r}?" if nearest else "remove it")
     elif problem["type"] == "missing":
-        yield f"missing key {where!r}; add it to the recipe"
+        yield f"missing key {where!r}; add it"
     elif problem["type"] == "value_error":
         for line in problem["msg"].removeprefix("Value error, ").splitlines():
             yield f"{where}: {_without_address(line, where)}" if where else line

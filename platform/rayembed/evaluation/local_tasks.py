@@ -38,9 +38,11 @@ from mteb.abstasks import (
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.abstasks.text.summarization import AbsTaskSummarization
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from rayembed.common.errors import ConfigError, DataError, unknown_name
+from rayembed.common.settings import Frozen
+from rayembed.config.loading import validate_recipe
 from rayembed.records.tables import read_columns
 
 Columns = Mapping[str, list[Any]]
@@ -258,10 +260,8 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 _SEARCH_TYPES = ("Retrieval", "Reranking")
 
 
-class OwnTask(BaseModel):
+class OwnTask(Frozen):
     """One entry of a task file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the task and its result file"
@@ -295,29 +295,34 @@ class OwnTask(BaseModel):
         return self
 
 
+class TaskFile(Frozen):
+    """A file that declares tasks."""
+
+    tasks: tuple[OwnTask, ...] = Field(description="the tasks, each name once")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "TaskFile":
+        names = [task.name for task in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is declared twice; give each task a name of its own")
+        return self
+
+
 def read_own_tasks(path: Path) -> dict[str, OwnTask]:
     """Tasks that the YAML file at `path` declares, by name.
 
     Raises:
-        ConfigError: the file cannot be read, or an entry is incomplete, unknown or named twice.
+        ConfigError: the file cannot be read, or all mistakes of its entries.
     """
     if not path.is_file():
         raise ConfigError(f"there is no task file {path}")
     try:
-        entries = yaml.safe_load(path.read_text())["tasks"]
-        tasks = [OwnTask.model_validate(entry) for entry in entries]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a task file ({error}); it needs a list under `tasks:`") from error
-    except ValidationError as error:
-        found = error.errors()[0]
-        where = ".".join(str(part) for part in found["loc"]) or "entry"
-        raise ConfigError(f"{path}: {where}: {found['msg'].removeprefix('Value error, ')}") from error
-    names = [task.name for task in tasks]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(
-            f"{path} declares {', '.join(sorted(twice))} twice; give each task a name of its own"
-        )
-    return dict(zip(names, tasks, strict=True))
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a task file; it needs a list under `tasks:`")
+    return {task.name: task for task in validate_recipe(content, TaskFile, str(path)).tasks}
 
 
 def load_own_task(task: OwnTask, base: Path) -> Any:

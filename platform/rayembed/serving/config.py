@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from rayembed.common.errors import ConfigError
 from rayembed.common.paths import resolve
-from rayembed.common.settings import Precision
+from rayembed.common.settings import Frozen, Precision
 from rayembed.serving.cache import CacheKind
 
 Authentication = Literal["auto", "required", "off"]
@@ -41,10 +40,10 @@ ModelName = Annotated[
 Aliases = Annotated[tuple[str, ...], Field(description="further names for the same model")]
 
 
-class AdapterSettings(BaseModel):
+class AdapterSettings(Frozen):
     """A LoRA adapter, served under its own name on the replicas of its model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
 
     adapter: str = Field(min_length=1, description="folder saved by peft; every node must be able to read it")
     model_name: ModelName = ""
@@ -61,10 +60,10 @@ class AdapterSettings(BaseModel):
         return self.model_name or self.adapter_path.name
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(Frozen):
     """One served model and the replicas that compute it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
 
     checkpoint: str = Field(min_length=1, description="checkpoint folder; every node must be able to read it")
     model_name: ModelName = ""
@@ -197,23 +196,8 @@ class ServeConfig(ModelSettings):
         Raises:
             ConfigError: a key is unknown, missing or out of range.
         """
-        try:
-            return cls.model_validate(dict(arguments))
-        except ValidationError as error:
-            raise ConfigError(f"serving arguments: {'; '.join(_sentences(error))}") from error
+        from rayembed.config.loading import (
+            validate_recipe,  # torch takes seconds to import; --help does without
+        )
 
-
-def _sentences(error: ValidationError) -> list[str]:
-    known = ", ".join(ServeConfig.model_fields)
-    sentences = []
-    for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            sentences.append(f"unknown key {key!r}; known keys: {known}")
-        elif problem["type"] == "missing":
-            sentences.append(f"{key} is missing; give {key}=...")
-        elif key:
-            sentences.append(f"{key}={problem['input']!r}: {problem['msg']}")
-        else:
-            sentences.append(problem["msg"].removeprefix("Value error, "))
-    return sentences
+        return validate_recipe(dict(arguments), cls, "serving arguments")
