@@ -115,6 +115,11 @@ def assign(
         if isinstance(node, dict) and node.get(key) is None:
             node[key] = {}
         node = node[key]
+    _put(node, key, value)
+
+
+def _put(node: Any, key: Any, value: Any) -> None:
+    """Set a key of a mapping or an entry of a list; null takes an entry out, a short form is spelt out."""
     if isinstance(node, list) and value is None:
         del node[key]
     elif isinstance(node, list) and (naming := naming_key(node)):

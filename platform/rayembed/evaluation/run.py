@@ -1,7 +1,7 @@
 """Evaluate a checkpoint beside its baselines: the one function behind the job and the command."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -141,15 +141,26 @@ def run(
         catalogue.prepare(selection.references)
         loaded = {reference: catalogue.load(reference) for reference in selection.references}
         results = _results(list(candidates.values()), loaded, plan, store)
-    columns = {
-        column: {task: result.get_score() for task, result in results[candidate].items()}
-        for column, candidate in candidates.items()
-    }
-    about = {task.metadata.name: task.metadata for task in loaded.values()}
+    return _write(candidates, results, loaded.values(), selection, output)
+
+
+def _write(
+    candidates: Mapping[str, Candidate],
+    results: Results,
+    loaded: Iterable[AbsTask],
+    selection: Selection,
+    output: Path,
+) -> Scores:
+    """Leave a record of each model and the table of all; `candidates` are by the column of the table."""
+    about = {task.metadata.name: task.metadata for task in loaded}
     about |= {name: aggregate(name).metadata for name in selection.tasks if name not in about}
     for candidate in candidates.values():
         if candidate.encodes:
             write_record(_record(candidate, selection, results[candidate], about), output)
+    columns = {
+        column: {task: result.get_score() for task, result in results[candidate].items()}
+        for column, candidate in candidates.items()
+    }
     scores = score_table({name: about[name].main_score for name in selection.tasks}, columns)
     path = write_scores(scores, output)
     print(format_table(scores), flush=True)

@@ -206,6 +206,21 @@ def task_units(
     # small become one shard each, so that the scoring finds all of its searches done.
     searched = any(texts.side == "document" for texts in large)
     divided = [texts for texts in sets if texts in large or searched]
+    units = _shard_units(candidate, reference, divided, max_length, shard_tokens)
+    rest = total - sum(texts.tokens(max_length) for texts in divided)
+    shards = tuple(unit.shard for unit in units if unit.shard is not None)
+    needs = frozenset(unit.key for unit in units)
+    return [*units, Unit(candidate, reference, rest, None, shards, needs)]
+
+
+def _shard_units(
+    candidate: Candidate,
+    reference: TaskReference,
+    divided: Sequence[TextSet],
+    max_length: int,
+    shard_tokens: float,
+) -> list[Unit]:
+    """Units that encode the shards of text sets; those of documents wait for their queries."""
     units: list[Unit] = []
     queries: dict[tuple[str, str], list[Unit]] = {}
     for texts in sorted(divided, key=lambda texts: texts.side == "document"):
@@ -227,10 +242,7 @@ def task_units(
         if texts.side == "query":
             queries[place] = made
         units += made
-    rest = total - sum(texts.tokens(max_length) for texts in divided)
-    shards = tuple(unit.shard for unit in units if unit.shard is not None)
-    needs = frozenset(unit.key for unit in units)
-    return [*units, Unit(candidate, reference, rest, None, shards, needs)]
+    return units
 
 
 class UnitQueue(Queue[Unit]):
