@@ -37,7 +37,6 @@ _SCHEMA = pa.schema(
         "positive_scores": pa.list_(pa.float32()),
     }
 )
-_PAIRS_FILE = "pairs.npz"
 
 
 @dataclass(frozen=True)
