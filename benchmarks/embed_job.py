@@ -40,7 +40,7 @@ from rayembed.model.base_model import prepare_base_model, save_untrained
 
 ACTORS = 2
 SHARD_ROWS = 1024
-TIMES = "times"  # folder of the finish times, one file an actor, beside the job's vectors
+TIMES = "times"  # folder of the finish times, one file an actor, next to the job's vectors
 
 
 class TimedWorker(ShardWorker):

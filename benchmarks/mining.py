@@ -1,4 +1,4 @@
-"""Mining beside its peers: exact search against faiss flat, encoding against the bare inference engine.
+"""Mining and its peers: exact search against faiss flat, encoding against the bare inference engine.
 
 python benchmarks/mining.py [--quick] --json OUT
 

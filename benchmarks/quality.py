@@ -1,4 +1,4 @@
-"""A trained run on the built-in tasks beside BM25, all-MiniLM-L6-v2 and its own untrained base.
+"""A trained run on the built-in tasks next to BM25, all-MiniLM-L6-v2 and its own untrained base.
 
 python benchmarks/quality.py RUN_FOLDER [--data-dir DIR] [--models-dir DIR] [--tasks NAME ...] --json OUT
 
@@ -37,7 +37,7 @@ TABLE = COLUMNS | {"minilm": "MiniLM"}
 
 
 def minilm_scores(options: argparse.Namespace, tasks: list[str]) -> dict[str, float]:
-    """Main scores of all-MiniLM-L6-v2; finished tasks are kept beside the run's results."""
+    """Main scores of all-MiniLM-L6-v2; finished tasks are kept with the run's results."""
     teacher = prepare_teacher(
         SentenceTransformersTeacher(kind="sentence-transformers", path=MINILM), resolve(options.models_dir)
     )

@@ -1,4 +1,4 @@
-"""The endpoint beside infinity-emb and sentence-transformers behind FastAPI: one model, the same threads.
+"""The endpoint next to infinity-emb and sentence-transformers behind FastAPI: one model, the same threads.
 
     python benchmarks/serving.py [--quick] [--precision bf16] --json OUT
 

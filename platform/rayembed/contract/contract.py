@@ -1,6 +1,6 @@
 """The embedding contract: how a text becomes tokens and which of them are pooled.
 
-Training, mining, evaluation and serving all tokenise through one `Contract`, which is saved beside the
+Training, mining, evaluation and serving all tokenise through one `Contract`, which is saved with the
 weights. Two vectors are comparable only when they were made under the same contract.
 """
 

@@ -45,7 +45,7 @@ def build_user_source(
     """Return the folder of a user's source, building it when it is missing, or its files or settings changed.
 
     The folder has `train-N.parquet`, `card.json` and `rejects.jsonl`. After too many bad rows it is not made,
-    and the list is in `rejects` (None: `NAME.rejects.jsonl` beside the folder).
+    and the list is in `rejects` (None: `NAME.rejects.jsonl` next to the folder).
 
     Raises:
         ConfigError: a mapped column that the layout does not have.

@@ -25,7 +25,7 @@ _NOTE_FILE = "plan.json"
 
 
 def write_plan(folder: Path, batches: Iterable[PlannedBatch], description: dict[str, Any]) -> int:
-    """Store a plan beside the description of what it was made from; returns the number of steps.
+    """Store a plan with the description of what it was made from; returns the number of steps.
 
     Raises whatever making the batches raises; then nothing is left in `folder`.
     """

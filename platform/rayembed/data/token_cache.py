@@ -1,6 +1,6 @@
 """Texts of a prepared source as token ids on disk, so that no step tokenises again.
 
-A cache is a folder beside the source's rows, named by a digest of tokenizer, contract and instructions: what
+A cache is a folder next to the source's rows, named by a digest of tokenizer, contract and instructions: what
 was made under another one is never read. It is mapped into memory, like the rows.
 """
 

@@ -93,7 +93,7 @@ class EngineEncoder(AbsEncoder):
 def evaluate_task(
     model: Any, task: mteb.AbsTask, instructions: Instructions | None = None, *, precision: str = "auto"
 ) -> TaskResult:
-    """Score one mteb model on one task in this process; the instructions used are kept beside the scores.
+    """Score one mteb model on one task in this process; the instructions used are kept with the scores.
 
     Args:
         model: an mteb encoder or search model.

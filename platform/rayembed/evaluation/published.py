@@ -1,4 +1,4 @@
-"""Published scores of other models, by benchmark with its version, to stand beside one's own.
+"""Published scores of other models, by benchmark with its version, to compare yours with.
 
 Sources: arXiv 2405.17428 (table of MTEB averages), the cards of NV-Embed-v1 and v2 (retrieval tasks), and the
 repository of Qwen3-Embedding (MTEB(eng, v2) and multilingual). Scores in percent, averages over tasks.

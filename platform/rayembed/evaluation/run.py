@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint beside its baselines: the one function behind the job and the command."""
+"""Evaluate a checkpoint and its baselines: the one function behind the job and the command."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -87,7 +87,7 @@ def run(
     keep_embeddings: bool = False,
     precision: Precision = "auto",
 ) -> Scores:
-    """Score a checkpoint or an endpoint beside its baselines; print the table and write scores.json.
+    """Score a checkpoint or an endpoint and its baselines; print the table and write scores.json.
 
     Stored results of the same weights, data and instructions are reused; shards of an interrupted run too.
 

@@ -33,8 +33,8 @@ def find_files(source: UserSourceConfig) -> list[StoredFile]:
     """
     if source.format == "mteb":
         return [StoredFile(source.path, source.path, 0, 0)]
-    beside = [uri for uri in (source.corpus, source.queries) if uri]
-    return [file for uri in (source.path, *beside) for file in list_files(uri)]
+    extra = [uri for uri in (source.corpus, source.queries) if uri]
+    return [file for uri in (source.path, *extra) for file in list_files(uri)]
 
 
 def find_parts(source: UserSourceConfig, work: Path) -> list[Part]:

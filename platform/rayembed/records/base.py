@@ -41,7 +41,7 @@ class Part:
     file: StoredFile
     start: int = 0
     stop: int | None = None
-    beside: dict[str, str] = field(default_factory=dict)  # other things the reader needs, by name
+    extra: dict[str, str] = field(default_factory=dict)  # what else the reader needs, by name
 
 
 @dataclass(frozen=True)

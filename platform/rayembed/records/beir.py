@@ -38,17 +38,17 @@ def parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> 
             f"{source.path} is no BEIR folder with corpus.jsonl, queries.jsonl and qrels/{source.split}.tsv; "
             f"judged splits: {splits}"
         )
-    beside = {
+    extra = {
         "corpus": build_texts(work / "corpus.sqlite", [by_name["corpus.jsonl"]]),
         "queries": build_texts(work / "queries.sqlite", [by_name["queries.jsonl"]]),
     }
     starts = range(0, max(len(_judgements(judged)), 1), QUERIES)
-    return [Part("beir", judged, start, start + QUERIES, beside) for start in starts]
+    return [Part("beir", judged, start, start + QUERIES, extra) for start in starts]
 
 
 def read(part: Part) -> Iterator[Row]:
     """One pair row a query."""
-    corpus, queries = Texts(part.beside["corpus"]), Texts(part.beside["queries"])
+    corpus, queries = Texts(part.extra["corpus"]), Texts(part.extra["queries"])
     judged = list(_judgements(part.file).items())[part.start : part.stop]
     for number, (query, documents) in enumerate(judged, start=1):
         yield Row(number, _record(query, documents, corpus, queries))

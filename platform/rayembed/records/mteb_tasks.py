@@ -18,7 +18,7 @@ COLUMNS = {"sentences": "text", "labels": "label"}  # of clustering tasks -> of 
 
 def parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> list[Part]:
     """The split as one part."""
-    return [Part("mteb", file, beside={"split": source.split}) for file in files]
+    return [Part("mteb", file, extra={"split": source.split}) for file in files]
 
 
 def read(part: Part) -> Iterator[Row]:
@@ -28,7 +28,7 @@ def read(part: Part) -> Iterator[Row]:
         DataError: mteb has no such task, or the task no such split.
         ResourceError: the task's data cannot be loaded.
     """
-    task, split = load_task(part.file.name), part.beside["split"]
+    task, split = load_task(part.file.name), part.extra["split"]
     number = 0
     for subset in _subsets(task.dataset, split, part.file.name):
         for record in _judged(subset) if "relevant_docs" in subset else _records(subset):

@@ -113,17 +113,17 @@ def parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> 
     """
     if source.corpus is None or source.queries is None:
         raise ConfigError("a source of format triples needs corpus and queries, files of ids and texts")
-    beside = {
+    extra = {
         "corpus": build_texts(work / "corpus.sqlite", list_files(source.corpus)),
         "queries": build_texts(work / "queries.sqlite", list_files(source.queries)),
     }
     cut = json_lines.parts(source, files, work)
-    return [replace(part, format="triples", beside=beside) for part in cut]
+    return [replace(part, format="triples", extra=extra) for part in cut]
 
 
 def read(part: Part) -> Iterator[Row]:
     """One pair row a line."""
-    corpus, queries = Texts(part.beside["corpus"]), Texts(part.beside["queries"])
+    corpus, queries = Texts(part.extra["corpus"]), Texts(part.extra["queries"])
     for number, line in enumerate(json_lines.lines(part), start=1):
         fields = line.decode(errors="replace").split()
         yield Row(number, _record(fields, corpus, queries) if fields else None)

@@ -3,7 +3,7 @@
 Folder of a kind:
 
 - `train.parquet`: rows in the pair layout with the task in a column `instruction`, an ordinary source;
-- `report.json`, and `report.md` beside the kinds;
+- `report.json`, and `report.md` next to the kinds;
 - `work/`: every answer of the language model, from which an interrupted run continues.
 """
 

@@ -52,7 +52,7 @@ class EmbedRequest:
         checkpoint: checkpoint folder.
         output: folder of the vectors and their manifest.
         text_column: column of the texts.
-        keep: further columns to copy beside the vectors.
+        keep: further columns to copy next to the vectors.
         instruction: what the texts are for, in words; None for documents.
         task: name of an instruction that the model was trained with, in place of words.
         side: of the task, whether the texts are its queries or its documents.
