@@ -31,6 +31,7 @@ from scipy.stats import wilcoxon
 from rayembed.common.paths import atomic_write, workspace
 from rayembed.config.loading import validate_config
 from rayembed.config.run import RunConfig
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.store import build_source, read_split
 from rayembed.data.stream import local_batches
 from rayembed.engine.engine import Engine
@@ -39,7 +40,7 @@ from rayembed.mining.rows import random_documents
 from rayembed.mining.run import mine
 from rayembed.mining.search import exact_top_k
 from rayembed.model.base_model import prepare_base_model
-from rayembed.model.checkpoint import LoadedModel, load_tokenizer
+from rayembed.model.checkpoint import LoadedModel
 from rayembed.records.schema import PAIR_SCHEMA, document_id
 from rayembed.training.model import ModelSpec
 from rayembed.training.prepare import resolve_data

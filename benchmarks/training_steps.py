@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from rayembed.config.run import RunConfig
 from rayembed.contract import Contract
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows, write_rows
-from rayembed.model.checkpoint import load_tokenizer
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.pooling import MeanPoolingConfig
 from rayembed.records.schema import pair_row, to_table

@@ -3,7 +3,7 @@
 import pytest
 
 from rayembed.contract import Contract
-from rayembed.model.checkpoint import load_tokenizer
+from rayembed.contract.tokenizer import load_tokenizer
 from tests.mistral_tokenizer import make_mistral_tokenizer, sentencepiece_file
 
 MODEL_FILE = sentencepiece_file()

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from rayembed.common.ray_cluster import connect
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.collate import to_training_batch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.stream import (
@@ -22,7 +23,6 @@ from rayembed.data.stream import (
     stream_batches,
 )
 from rayembed.data.token_cache import cache_tokens
-from rayembed.model.checkpoint import load_tokenizer
 from tests.training.sources import stage, stream_spec, write_source
 
 STEPS = 21

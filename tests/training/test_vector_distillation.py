@@ -10,11 +10,12 @@ from rayembed.common.errors import CheckpointError
 from rayembed.config.loading import validate_config
 from rayembed.contract import Contract
 from rayembed.contract.packing import pack_ids
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.stream import local_batches
 from rayembed.engine.engine import Engine
 from rayembed.model.backbone import prepare_backbone
-from rayembed.model.checkpoint import load_tokenizer, save_model
+from rayembed.model.checkpoint import save_model
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.pooling import MeanPoolingConfig

@@ -18,11 +18,11 @@ from threadpoolctl import threadpool_limits
 
 from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.token_cache import TokenCache
-from rayembed.model.checkpoint import load_tokenizer
 
 STEPS_PER_BLOCK = 8
 DATA_CPUS = 0.25  # that a worker reserves for its stream

@@ -17,8 +17,9 @@ from rayembed.common.errors import CheckpointError
 from rayembed.common.packages import fetch_package
 from rayembed.common.paths import atomic_directory, resolve
 from rayembed.contract import Contract
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.model.backbone import llama_to_mistral, load_backbone
-from rayembed.model.checkpoint import load_tokenizer, save_model
+from rayembed.model.checkpoint import save_model
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.pooling import MeanPoolingConfig

@@ -19,11 +19,12 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import atomic_directory, atomic_write, file_digest
 from rayembed.contract import CONTRACT_FILE, Contract
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.model.backbone import load_backbone
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
@@ -202,26 +203,6 @@ def load_model(
     embedder.pooling.to(backbone.dtype)
     embedder.eval().requires_grad_(False)
     return LoadedModel(embedder, tokenizer, contract, manifest["digest"])
-
-
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Fast tokenizer of a folder or hub id, padding on the right.
-
-    Raises:
-        CheckpointError: there is no tokenizer or it has no end token.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"no tokenizer can be read from {name}: {str(error).splitlines()[0]}"
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise CheckpointError(
-            f"the tokenizer of {name} has no end token, which the contract appends to every text"
-        )
-    tokenizer.padding_side = "right"
-    return tokenizer
 
 
 def load_matching(module: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:

@@ -13,9 +13,9 @@ from rayembed.common.paths import resolve
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.contract.packing import PackedBatch
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.stream import StreamSpec, local_batches
 from rayembed.model.base_model import prepare_base_model
-from rayembed.model.checkpoint import load_tokenizer
 from rayembed.training.handover import ModelExport
 from rayembed.training.model import ModelSpec
 from rayembed.training.preflight import GIBIBYTE, Needs

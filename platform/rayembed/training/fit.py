@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import ray
@@ -73,8 +74,7 @@ def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Res
         stage_folder=stage_folder,
     )
     trainer = TorchTrainer(
-        train_stage,  # type: ignore[arg-type]  # Ray hands on any object, its annotation says a dictionary
-        train_loop_config=stage,  # type: ignore[arg-type]
+        partial(train_stage, stage),  # as a configuration, Ray's controller would import all that trains
         scaling_config=_scaling(training),
         torch_config=TorchConfig(backend="nccl" if computes_on_gpus else "gloo"),
         run_config=ray.train.RunConfig(

@@ -12,9 +12,10 @@ from rayembed.common.paths import atomic_directory
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.contract import Contract
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.sources import SOURCES
 from rayembed.model.base_model import PACKAGED_MODELS
-from rayembed.model.checkpoint import load_tokenizer, save_model
+from rayembed.model.checkpoint import save_model
 from rayembed.model.lora import merge_lora
 from rayembed.training.checkpoint import load_weights, next_step
 from rayembed.training.model import ModelSpec, load_trainable_weights, trainable_weights

@@ -16,10 +16,10 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.collate import TrainingBatch
 from rayembed.losses import MNTPConfig
 from rayembed.losses.mntp import mask_tokens, masked_next_token
-from rayembed.model.checkpoint import load_tokenizer
 from rayembed.model.export import shards
 from rayembed.training.distributed import largest_over_ranks, sum_over_ranks, world_size
 from rayembed.training.resources import StepTimer

@@ -13,8 +13,9 @@ from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
 from rayembed.contract import Contract
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.model.backbone import load_backbone
-from rayembed.model.checkpoint import load_model, load_tokenizer
+from rayembed.model.checkpoint import load_model
 from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel

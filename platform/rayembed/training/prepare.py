@@ -12,13 +12,13 @@ from rayembed.config.blend import SourceConfig
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.contract import Contract
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.plan import PlannedBatch, PlannedSource, plan_batches
 from rayembed.data.plan_store import stored_description, write_plan
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.sources import SOURCES
 from rayembed.data.stream import StreamSpec
 from rayembed.data.token_cache import cache_tokens
-from rayembed.model.checkpoint import load_tokenizer
 from rayembed.training.prepared_source import (
     EvaluationTexts,
     PreparedSource,

@@ -16,13 +16,8 @@ from transformers import MistralConfig, MistralModel, PreTrainedTokenizerBase, P
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import atomic_directory, atomic_write
 from rayembed.contract import Contract
-from rayembed.model.checkpoint import (
-    POOLING_FILE,
-    check_tensors,
-    load_tokenizer,
-    read_configuration,
-    write_manifest,
-)
+from rayembed.contract.tokenizer import load_tokenizer
+from rayembed.model.checkpoint import POOLING_FILE, check_tensors, read_configuration, write_manifest
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.export import shards
