@@ -207,6 +207,18 @@ def test_recipes_that_make_no_sense_are_refused(source, tmp_path):
         load_recipe(path, MiningRecipe)
 
 
+def test_all_that_is_not_there_is_told_before_anything_is_encoded(source):
+    raw = recipe(corpus="no.parquet").model_dump(mode="json")
+    raw["teachers"]["other"] = {"kind": "checkpoint", "path": "nowhere"}
+    raw["sources"] += [{"source": "simlex999"}, {"source": "unknown"}]
+    mistakes = (
+        r"(?s)4 mistakes.*teacher other: there is no folder.*no corpus at.*simlex999 has scores.*'unknown'"
+    )
+    with pytest.raises(DataError, match=mistakes):
+        run.mine(MiningRecipe.model_validate(raw))
+    assert LetterCounts.encoded == []
+
+
 @pytest.mark.ray
 def test_actors_find_the_same_and_report_a_mistake_in_one_sentence(source):
     settings = recipe(teachers=["words"])

@@ -4,6 +4,7 @@ Shapes: R rows, Q distinct queries, N distinct documents.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rayembed.common.paths import resolve
 from rayembed.config.data import DataConfig
 from rayembed.data.build import build_any
 from rayembed.data.store import built_in_source, read_parquet, read_split
+from rayembed.mining.config import SourceMining
 from rayembed.mining.search import Excluded
 from rayembed.records.schema import document_id
 
@@ -52,13 +54,23 @@ def read_pairs(data: DataConfig, name: str) -> pa.Table:
     """Training rows of a source in the pair layout.
 
     Raises:
-        DataError: the source is unknown, cannot be read, or has another layout.
+        DataError: the source cannot be read.
     """
-    declared = data.sources.get(name) or built_in_source(name)
-    if declared.kind != "pairs":
-        raise DataError(f"source {name} has {declared.kind}; negatives are mined for pairs only")
     build_any(name, data)
     return read_split(resolve(data.directory), name, "train")
+
+
+def source_mistakes(data: DataConfig, entry: SourceMining) -> Iterator[str]:
+    """Why an entry of a recipe cannot be mined, as far as that shows without reading rows."""
+    try:
+        declared = data.sources.get(entry.source) or built_in_source(entry.source)
+        if declared.kind != "pairs":
+            yield f"source {entry.source} has {declared.kind}; negatives are mined for pairs only"
+    except DataError as error:
+        yield str(error)
+    for key, path in (("corpus", entry.corpus), ("known_positives", entry.known_positives)):
+        if path is not None and not resolve(path).is_file():
+            yield f"source {entry.source}: there is no {key} at {resolve(path)}; give a Parquet file"
 
 
 def read_corpus(path: Path) -> pa.Array:
@@ -67,8 +79,6 @@ def read_corpus(path: Path) -> pa.Array:
     Raises:
         DataError: the file is damaged or has no such column.
     """
-    if not path.is_file():
-        raise DataError(f"there is no corpus at {path}; give a Parquet file with a column `text`")
     table = read_parquet(path)
     if "text" not in table.column_names:
         raise DataError(f"{path} has no column `text`; it has {', '.join(table.column_names)}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayembed.common.errors import DataError
+from rayembed.common.errors import DataError, all_mistakes
 from rayembed.common.paths import atomic_file, atomic_write, resolve
 from rayembed.data.store import read_parquet
 from rayembed.mining.candidates import (
@@ -27,7 +27,7 @@ from rayembed.mining.candidates import (
     read_candidates,
     write_pairs,
 )
-from rayembed.mining.collection import Collection, collect, read_corpus, read_pairs
+from rayembed.mining.collection import Collection, collect, read_corpus, read_pairs, source_mistakes
 from rayembed.mining.config import BM25Teacher, MiningRecipe, SourceMining, Teacher
 from rayembed.mining.report import Audit, Choice, MiningReport, markdown
 from rayembed.mining.rescoring import RescoringResult, rescore
@@ -60,12 +60,31 @@ def mine(recipe: MiningRecipe, *, filters_only: bool = False) -> list[MinedSourc
         DataError: a source or a teacher cannot be read, is too small, or has no stored candidates.
         ResourceError: an endpoint does not answer, or a package is missing.
     """
-    models_dir = resolve(recipe.models_directory)
-    teachers = {
-        name: teacher if isinstance(teacher, BM25Teacher) else prepare_teacher(teacher, models_dir)
-        for name, teacher in recipe.teachers.items()
-    }
+    teachers = _prepared_teachers(recipe)
     return [_mine_source(recipe, entry, teachers, filters_only) for entry in recipe.sources]
+
+
+def _prepared_teachers(recipe: MiningRecipe) -> dict[str, Teacher]:
+    """Teachers by name; all that a recipe names is looked for before the first hour of encoding.
+
+    Raises:
+        DataError: all teachers, sources and files that are not there.
+    """
+    models_dir = resolve(recipe.models_directory)
+    mistakes: list[str] = []
+    teachers: dict[str, Teacher] = {}
+    for name, teacher in recipe.teachers.items():
+        try:
+            if not isinstance(teacher, BM25Teacher):
+                teacher = prepare_teacher(teacher, models_dir)
+            teachers[name] = teacher
+        except DataError as error:
+            mistakes.append(f"teacher {name}: {error}")
+    for entry in recipe.sources:
+        mistakes += source_mistakes(recipe.data, entry)
+    if mistakes:
+        raise DataError(all_mistakes("mining recipe", mistakes))
+    return teachers
 
 
 def _mine_source(
@@ -165,8 +184,6 @@ def _known(collection: Collection, entry: SourceMining) -> dict[int, Set[int]] |
     if entry.known_positives is None:
         return None
     path = resolve(entry.known_positives)
-    if not path.is_file():
-        raise DataError(f"there are no known positives at {path}")
     table = read_parquet(path)
     if not {"query", "positives"} <= set(table.column_names):
         raise DataError(f"{path} needs the columns query and positives; it has {table.column_names}")

@@ -151,7 +151,7 @@ def prepare_teacher(config: DenseTeacher, models_dir: Path) -> DenseTeacher:
     packaged = isinstance(config, SentenceTransformersTeacher) and config.path == MINILM
     folder = _packaged_minilm(models_dir) if packaged else resolve(config.path)
     if not folder.is_dir():
-        raise DataError(f"teacher: there is no folder {folder}; give a model folder")
+        raise DataError(f"there is no folder {folder}; give a model folder")
     return config.model_copy(update={"path": str(folder)})
 
 
