@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -124,6 +126,26 @@ def test_bad_text_fails_only_its_own_request():
     assert isinstance(bad, ValueError)
     assert third[:, 0].tolist() == [6]
     assert later[:, 0].tolist() == [7]
+
+
+def test_a_failed_pass_leaves_memory_before_its_halves_are_tried():
+    class Activations:
+        pass
+
+    alive = []
+
+    def encode(tokenized, adapter):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in passes))
+        activations = Activations()
+        passes.append(weakref.ref(activations))
+        if len(tokenized) > 1:
+            raise MemoryError("out of memory")
+        return np.ones((1, 1))
+
+    passes = []
+    asyncio.run(batcher_of(encode, token_budget=100).encode(texts(3, 4)))
+    assert alive == [0, 0, 0]
 
 
 def test_vector_that_is_not_finite_fails_only_its_own_request():

@@ -56,3 +56,12 @@ def test_names_must_differ():
         ServeConfig.parse({"checkpoint": "a", "adapters": [{"adapter": "elsewhere/a"}]})
     with pytest.raises(ConfigError, match="two models are called b"):
         ServeConfig.parse({"checkpoint": "a", "aliases": "x,b", "models": [{"checkpoint": "b"}]})
+
+
+def test_the_token_budget_goes_by_the_device_of_a_replica():
+    budgets = [{}, {"num_gpus": 0.5}, {"num_gpus": 1, "token_budget": 64}]
+    assert [ServeConfig.parse({"checkpoint": "c"} | one).tokens_per_pass for one in budgets] == [
+        4096,
+        16384,
+        64,
+    ]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rayembed.common.device import resolve_device
 from rayembed.common.errors import ConfigError, RequestError
 from rayembed.common.paths import resolve
-from rayembed.common.settings import Precision
+from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Precision
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.contract.vectors import cut
@@ -29,8 +29,6 @@ from rayembed.model.mixed_precision import use_mixed_precision
 from rayembed.model.precision import resolve_precision
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_TOKEN_BUDGETS = {"cpu": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,7 @@ class TokenBatcher:
             [item.request.texts.truncated[item.position] for item in batch],
         )
         started = time.perf_counter()
+        middle = 0
         try:
             vectors = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._finite_vectors, texts, batch[0].request.adapter
@@ -142,6 +143,8 @@ class TokenBatcher:
                 batch[0].request.fail(error)
                 return
             middle = len(batch) // 2
+        if middle:
+            # Not inside `except`: the error would keep the tensors of the failed pass in memory.
             await self._compute(batch[:middle])
             await self._compute(batch[middle:])
             return

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from rayembed.common.paths import resolve
-from rayembed.common.settings import Frozen, Precision
+from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Frozen, Precision
 from rayembed.serving.cache import CacheKind
 
 Authentication = Literal["auto", "required", "off"]
@@ -77,7 +77,11 @@ class ModelSettings(Frozen):
         ge=4,
         description="most tokens of one input, at most the checkpoint's own limit; empty for that limit",
     )
-    token_budget: int = Field(4096, ge=1, description="most tokens in one forward pass; limits memory")
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="most tokens in one forward pass; limits memory; empty: 4096 on CPUs, 16384 on GPUs",
+    )
     max_queued_tokens: int = Field(
         131_072,
         ge=1,
@@ -106,6 +110,11 @@ class ModelSettings(Frozen):
     def _split_at_commas(cls, value: Any) -> Any:
         """The command line gives one text."""
         return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """The token budget, or that of the device that a replica gets."""
+        return self.token_budget or DEFAULT_TOKEN_BUDGETS["cuda" if self.num_gpus else "cpu"]
 
     @model_validator(mode="after")
     def _replicas_are_a_range(self) -> "ModelSettings":

@@ -46,7 +46,7 @@ def load_engine(settings: ModelSettings) -> Engine:
     return Engine.load(
         settings.checkpoint_path,
         precision=settings.precision,
-        token_budget=settings.token_budget,
+        token_budget=settings.tokens_per_pass,
     )
 
 
@@ -64,7 +64,7 @@ class EmbeddingReplica:
         self._started = time.time()
         self._limit = TokenLimit(settings.max_queued_tokens)
         self._metrics = ReplicaMetrics(settings.served_name)
-        self._batcher = TokenBatcher(self._compute, settings.token_budget, self._metrics, model_thread)
+        self._batcher = TokenBatcher(self._compute, settings.tokens_per_pass, self._metrics, model_thread)
         self._cache = make_cache(settings.cache, settings.cache_bytes)
         self._tokenizer = RequestTokenizer(self._engine.contract, self._engine.tokenizer, settings.max_length)
         # One thread, because a tokenizer's truncation settings are shared state; it is parallel inside.

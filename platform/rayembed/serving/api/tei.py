@@ -166,7 +166,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             model_dtype=config.precision,
             model_type=TeiModelType(embedding={}),
             max_input_length=card.max_length,
-            max_batch_tokens=config.token_budget,
+            max_batch_tokens=config.tokens_per_pass,
             max_client_batch_size=config.max_inputs,
             auto_truncate=True,
             version=rayembed.__version__,
