@@ -70,9 +70,9 @@ class Nodes:
             "--head", "--port", self.address.split(":")[1], "--num-cpus", "0", "--include-dashboard=false"
         )
 
-    def join(self) -> psutil.Process:
-        """A node, as the process that holds its raylet and workers."""
-        return self._start("--address", self.address, "--num-cpus", "1")
+    def join(self, gpus: int = 0) -> psutil.Process:
+        """A node that claims so many GPUs, as the process that holds its raylet and workers."""
+        return self._start("--address", self.address, "--num-cpus", "1", "--num-gpus", str(gpus))
 
     def _start(self, *arguments: str) -> psutil.Process:
         log = self._folder / f"node-{len(self._processes)}.log"
@@ -189,6 +189,17 @@ def test_a_drained_node_costs_no_step(unbroken, home, tiny_base, nodes):
     assert_same_course(finish(process, home, recipe), unbroken)
     [last] = last_steps(log)
     assert resumptions(log) == [(last + 1, 1)]
+
+
+def test_training_waits_for_nodes_with_gpus_that_join_late(unbroken, home, tiny_base, nodes):
+    recipe = write_recipe(home, tiny_base, "late", stages=1, workers=2, device="cuda")
+    log = home / "late.log"
+    nodes.join()
+    process = start_training(home, recipe, *EXACT, RAYEMBED_FAKE_GPUS="1", **nodes.variables)
+    wait_for(lambda: "training waits for 2 GPUs" in log.read_text(), log)
+    nodes.join(gpus=1)
+    nodes.join(gpus=1)
+    assert_same_course(finish(process, home, recipe), unbroken)
 
 
 def test_a_stopped_and_resubmitted_job_continues(unbroken, home, tiny_base, monkeypatch, capfd):

@@ -1,31 +1,50 @@
-"""Runs that do not fit the machine, and what is counted."""
+"""Runs that do not fit, and what is counted."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rayembed.common.errors import ResourceError
+from rayembed.model.pooling import LatentPoolingConfig, MeanPoolingConfig
 from rayembed.training import preflight
 from rayembed.training.model import ModelSpec
+from rayembed.training.preflight import GIBIBYTE, memory_of_worker
 from tests.tiny import make_backbone
 from tests.training.recipes import tiny_recipe as recipe
 
 
-def test_a_run_that_cannot_fit_is_refused_with_both_numbers(home, tiny_base, monkeypatch):
+def test_a_worker_refuses_what_cannot_fit_its_node_with_both_numbers(tiny_base, monkeypatch):
+    training, model = recipe(tiny_base).training, ModelSpec.of(recipe(tiny_base), tiny_base)
+    cpu = torch.device("cpu")
+    preflight.check_memory(model, training, cpu)
+    memory = type("Memory", (), {"available": 1.5 * GIBIBYTE})
+    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: memory)
+    preflight.check_memory(model, training, cpu)
+    with pytest.raises(ResourceError, match=r"needs at least 2\.\d GiB .* this node has 1\.5 GiB free"):
+        preflight.check_memory(model, training, cpu, neighbours=2)
+
+
+def test_a_worker_refuses_what_cannot_fit_its_gpu(tiny_base, monkeypatch):
+    config = recipe(tiny_base)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**20, 2**30))
+    with pytest.raises(ResourceError, match=r"this GPU has 0\.0 GiB free"):
+        preflight.check_memory(ModelSpec.of(config, tiny_base), config.training, torch.device("cuda"))
+
+
+def test_a_full_disk_is_told_before_training(home, tiny_base, monkeypatch):
     config = recipe(tiny_base)
     model = ModelSpec.of(config, tiny_base)
-    assert preflight.check_resources(config, model, home / "run").memory > 0
-    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
-    with pytest.raises(ResourceError, match=r"needs at least 1\.\d GiB of memory and 0\.0 GiB are free"):
-        preflight.check_resources(config, model, home / "run")
+    preflight.check_disk(config, model, home / "run")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 1}))
     with pytest.raises(ResourceError, match="free some or set output"):
-        preflight.check_resources(config, model, home / "run")
+        preflight.check_disk(config, model, home / "run")
 
 
 def test_the_disk_holds_the_backbone_twice(tiny_base):
-    model = ModelSpec.of(recipe(tiny_base), tiny_base)
     backbone = sum(parameter.numel() for parameter in make_backbone().parameters())
-    assert preflight.Needs.of(recipe(tiny_base), model).disk > 2 * 4 * backbone
+    config = recipe(tiny_base)
+    assert preflight.disk_of_run(config, ModelSpec.of(config, tiny_base)) > 2 * 4 * backbone
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
@@ -36,3 +55,34 @@ def test_parameters_are_counted_without_loading_them(tiny_base, lora):
         sum(parameter.numel() for parameter in parameters),
         sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     )
+
+
+def test_settings_that_save_memory_save_it_on_paper(tiny_base):
+    config = recipe(tiny_base)
+    model = ModelSpec.of(config, tiny_base)
+
+    def memory(**training):
+        settings = config.training.model_copy(update={"precision": "bf16", "zero_stage": 1} | training)
+        return memory_of_worker(model, settings, device="cuda", tokens=8000)
+
+    one, four = memory(), memory(workers=4, zero_stage=2)
+    assert four.optimizer == one.optimizer / 4
+    assert four.gradients == one.gradients / 4
+    assert memory(workers=4, zero_stage=3).weights == one.weights / 4
+    assert four.communication > one.communication, "NCCL joins"
+    chunked = memory(tokens_per_chunk=1000)
+    assert chunked.activations == pytest.approx(one.activations / 8)
+    assert chunked.gradients == 3 * one.gradients, "chunks add up in fp32"
+    assert memory(activation_checkpointing=True).activations < one.activations
+
+
+def test_the_head_counts(tiny_base):
+    config = recipe(tiny_base)
+    model = ModelSpec.of(config, tiny_base)
+    wide = LatentPoolingConfig(num_latents=64, num_heads=8, head_width=32)
+
+    def activations(pooling):
+        settings = model.settings.model_copy(update={"pooling": pooling})
+        return preflight.activation_bytes(replace(model, settings=settings), config.training, torch.float32)
+
+    assert activations(wide) > activations(MeanPoolingConfig()) + 8 * 32 * 4

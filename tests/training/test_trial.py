@@ -1,21 +1,31 @@
 """The longest batch of a plan and one real step at it."""
 
+import json
+import logging
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from rayembed.common.errors import ResourceError
+from rayembed.common.ray_cluster import ClusterGpus, connect
 from rayembed.config.loading import validate_config
+from rayembed.contract.packing import pack_ids
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import local_batches
 from rayembed.training import dry_run, trial
-from rayembed.training.preflight import GIBIBYTE, Needs
+from rayembed.training.preflight import GIBIBYTE, memory_of_worker
 from rayembed.training.resources import advising_on_memory
+from rayembed.training.run_folder import CHOICE_FILE
 from rayembed.training.trial import longest_batch, row_characters
+from tests.tiny import make_backbone, make_tokenizer
+from tests.training.recipes import tiny_recipe as recipe
 from tests.training.sources import stage, stream_spec, write_source
 from tests.training.stages import stage_of
 
@@ -77,21 +87,91 @@ def test_a_rows_own_instruction_counts_in_its_characters(run, tmp_path):
     np.testing.assert_array_equal((own - plain)[:4], [4 * longer, 0, 4 * longer, 0])
 
 
-def test_a_step_is_taken_in_a_process_of_its_own(run, monkeypatch):
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        connect(num_cpus=2)
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.ray
+def test_a_step_is_taken_in_a_process_of_its_own(run, cluster):
     batch = longest_batch(run.stream, workers=1)
     tried = trial.try_step(run, batch)
     assert (tried.step, tried.tokens) == (batch.step, batch.packed.num_tokens)
+    assert (tried.tokens_per_chunk, tried.activation_checkpointing) == (200, False)
     assert tried.seconds > 0
     assert GIBIBYTE / 10 < tried.memory < 4 * GIBIBYTE
 
 
-def die(run, batch):
+@pytest.mark.ray
+def test_auto_takes_the_fastest_of_what_fits_and_writes_it_down(run, cluster, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(trial, "_CHUNKS", (200, 100))
+    auto = {"tokens_per_chunk": "auto", "activation_checkpointing": "auto"}
+    wanted = replace(run, training=run.training.model_copy(update=auto))
+    chosen = trial.decided(wanted, tmp_path).training
+    assert "are the fastest that fit" in caplog.text
+    note = json.loads((tmp_path / CHOICE_FILE).read_text())
+    assert len(note["tried"]) == 4, "two sizes of chunks with checkpointing and two without"
+    assert note["chosen"]["seconds"] == min(tried["seconds"] for tried in note["tried"])
+    assert chosen.tokens_per_chunk == note["chosen"]["tokens_per_chunk"] in (None, 200)
+    monkeypatch.setattr(trial, "_measured", lambda *_: pytest.fail("a resumed stage keeps its settings"))
+    assert trial.decided(wanted, tmp_path).training == chosen
+    assert trial.decided(run, tmp_path) is run
+
+
+def test_on_a_cpu_auto_tries_only_what_fits_on_paper(run, monkeypatch):
+    auto = replace(run, training=run.training.model_copy(update={"tokens_per_chunk": "auto"}))
+    sizes = [tried.tokens_per_chunk for tried in trial._candidates(auto, 20_000, False)]
+    assert sizes == [None, 16_384, 8_192, 4_096]
+    whole = memory_of_worker(
+        run.model,
+        run.training.model_copy(update={"tokens_per_chunk": None}),
+        device="cpu",
+        tokens=20_000,
+    ).total
+    monkeypatch.setattr(
+        trial.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0.99 * whole})
+    )
+    assert None not in [tried.tokens_per_chunk for tried in trial._candidates(auto, 20_000, False)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"tokens_per_chunk": 2500}, {"activation_checkpointing": True}])
+def test_the_memory_on_paper_is_that_of_a_real_step(tmp_path, monkeypatch, settings):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    base = tmp_path / "base"
+    make_backbone(hidden_size=256, intermediate_size=512, num_hidden_layers=6).save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    config = recipe(
+        base,
+        training={"precision": "fp32", "threads_per_worker": 1} | settings,
+        model={"pooling": {"type": "latent", "num_latents": 32, "num_heads": 4, "head_width": 64}},
+        stages=[stage(batch_size=8).model_dump(mode="json")],
+    )
+    spec = stream_spec(tmp_path, base, config.stages[0])
+    batch = longest_batch(spec, workers=1)
+    texts = len(batch.packed.order_N)
+    length = 10_000 // texts
+    batch = replace(batch, packed=pack_ids([[5] * length] * texts, [1] * texts))
+    run = stage_of(config, base, spec, tmp_path)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        [tried] = pool.submit(trial._steps, run, batch, [run.training]).result()
+    paper = memory_of_worker(run.model, run.training, device="cpu", tokens=batch.packed.num_tokens)
+    print(f"{settings}: {tried.memory / GIBIBYTE:.2f} GiB measured, {paper}")
+    assert 0.7 < paper.total / tried.memory < 1.5
+
+
+def die(run, batch, settings):
     os._exit(9)
 
 
-def test_a_step_that_is_killed_is_an_error_with_a_budget(run, monkeypatch):
-    monkeypatch.setattr(trial, "_step", die)
+@pytest.mark.ray
+def test_a_step_that_is_killed_is_an_error_with_a_budget(run, cluster, monkeypatch):
+    monkeypatch.setattr(trial, "_steps", die)
     batch = longest_batch(run.stream, workers=1)
     with pytest.raises(ResourceError, match=r"was killed, .*set training.tokens_per_chunk to 100 or less"):
         trial.try_step(run, batch)
@@ -108,10 +188,15 @@ def test_a_step_without_memory_on_the_gpu_is_an_error_with_a_budget(run):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_step_that_cannot_fit_is_not_tried(run, monkeypatch):
+def test_a_step_that_cannot_be_taken_is_not_tried(run, monkeypatch):
     monkeypatch.setattr(dry_run, "try_step", lambda *_: pytest.fail("was tried"))
+    monkeypatch.setattr(dry_run, "cluster_gpus", lambda: ClusterGpus(0, 0))
     shared = run.training.model_copy(update={"zero_stage": 3, "workers": 2})
-    said = dry_run.tried(replace(run, training=shared), Needs(memory=0, disk=0))
+    *_, paper, said = dry_run.tried(replace(run, training=shared))
+    assert "memory of a worker on paper: " in paper
     assert "no step was tried, as ZeRO 3 shares the weights among 2 workers" in said
-    monkeypatch.setattr(dry_run.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**20}))
-    assert "no step was tried, it needs more than 1.0 GiB" in dry_run.tried(run, Needs(2**30, disk=0))
+    update = {"device": "cuda", "tokens_per_chunk": "auto"}
+    *_, most, least, said = dry_run.tried(replace(run, training=run.training.model_copy(update=update)))
+    assert "on paper, tokens_per_chunk None: " in most
+    assert "on paper, tokens_per_chunk 4096: " in least
+    assert said == "no step was tried, no GPU is here"

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rayembed.common.settings import Frozen, Precision
 
+SavedPrecision = Literal["fp32", "bf16", "fp16"]
 TrackerName = Literal["mlflow", "wandb"]
 
 
@@ -41,6 +42,9 @@ class TrainingConfig(Frozen):
     )
     precision: Precision = Field(
         "auto", description="number format; auto: bf16 where the processor multiplies it natively, else fp32"
+    )
+    saved_precision: SavedPrecision = Field(
+        "fp32", description="number format of the finished model's files; adapters are added in fp32 before"
     )
     tokens_per_chunk: int | None = Field(
         None,
@@ -110,9 +114,21 @@ class TrainingConfig(Frozen):
                 "training.precision fp16 would need a scaled loss, which spoils exact gradients; "
                 "train in bf16 or fp32, and load the model with precision fp16"
             )
+        measures = "auto" in (self.tokens_per_chunk, self.activation_checkpointing)
+        if measures and self.zero_stage == 3 and self.workers > 1:
+            raise ValueError(
+                "training.zero_stage 3 shares the weights among workers, and auto measures one of them "
+                "alone; give tokens_per_chunk and activation_checkpointing"
+            )
         if self.compiled and self.zero_stage == 3:
             raise ValueError(
                 "training.compiled and training.zero_stage 3 exclude each other: compiled kernels do not "
                 "wait for the weights that ZeRO 3 gathers; leave one of them out"
             )
         return self
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """`tokens_per_chunk`, once `auto` is decided."""
+        assert self.tokens_per_chunk != "auto", "is decided before a stage begins"
+        return self.tokens_per_chunk

@@ -65,6 +65,30 @@ def load_backbone(
     Raises:
         CheckpointError: not a model folder, another architecture, or fewer layers than asked for.
     """
+    config = _supported_config(name, layers)
+    model = _load_weights(MODEL_CLASSES[config.model_type], name, config, dtype, torch.device(device))
+    if isinstance(model, LlamaModel):
+        model = llama_to_mistral(model)
+    return prepare_backbone(model, attention)
+
+
+def empty_backbone(
+    name: str | Path,
+    *,
+    attention: Literal["bidirectional", "causal"] = "bidirectional",
+    layers: int | None = None,
+) -> PreTrainedModel:
+    """`load_backbone` on the meta device: names, shapes and configuration, and no weights in memory."""
+    config = _supported_config(name, layers)
+    with torch.device("meta"):
+        model = MODEL_CLASSES[config.model_type](config)
+        if isinstance(model, LlamaModel):
+            _check_biases(config)
+            model = MistralModel(mistral_config(config))
+    return prepare_backbone(model, attention)
+
+
+def _supported_config(name: str | Path, layers: int | None) -> Any:
     config = _read_config(name)
     if config.model_type not in MODEL_CLASSES:
         raise CheckpointError(
@@ -77,10 +101,7 @@ def load_backbone(
         )
     config.num_hidden_layers = layers or config.num_hidden_layers
     _remove_window(config)
-    model = _load_weights(MODEL_CLASSES[config.model_type], name, config, dtype, torch.device(device))
-    if isinstance(model, LlamaModel):
-        model = llama_to_mistral(model)
-    return prepare_backbone(model, attention)
+    return config
 
 
 def prepare_backbone(
@@ -103,13 +124,17 @@ def llama_to_mistral(model: LlamaModel) -> MistralModel:
     Raises:
         CheckpointError: the Llama variant has biases, which Mistral lacks.
     """
-    if getattr(model.config, "attention_bias", False) or getattr(model.config, "mlp_bias", False):
-        raise CheckpointError("this Llama model has bias terms, which the Mistral architecture cannot hold")
+    _check_biases(model.config)
     with torch.device("meta"):  # nothing is made up that is replaced at once
         converted = MistralModel(mistral_config(model.config))
     converted.load_state_dict(model.state_dict(), strict=True, assign=True)
     converted.rotary_emb = MistralRotaryEmbedding(converted.config).to(model.device)
     return converted.eval()
+
+
+def _check_biases(llama_config: Any) -> None:
+    if getattr(llama_config, "attention_bias", False) or getattr(llama_config, "mlp_bias", False):
+        raise CheckpointError("this Llama model has bias terms, which the Mistral architecture cannot hold")
 
 
 def mistral_config(llama_config: Any) -> MistralConfig:

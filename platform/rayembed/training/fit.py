@@ -1,7 +1,6 @@
 """One stage on Ray Train, through lost and returning nodes, to the checkpoint that it ends with."""
 
 import logging
-import os
 import shutil
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,6 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from rayembed.common.device import FAKE_GPUS
 from rayembed.common.errors import ResourceError, TrainingError, UserError
 from rayembed.common.paths import atomic_directory
 from rayembed.common.ray_cluster import cluster_gpus, joins_cluster
@@ -66,7 +64,6 @@ def fit_stage(stage: Stage, score: Score | None, stage_folder: Path, trained: Pa
 def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Result:
     """Train to the last step, or to the one after which workers are taken away."""
     training = stage.training
-    computes_on_gpus = training.device == "cuda" and FAKE_GPUS not in os.environ
     store = open_store(
         training.checkpoint_storage,
         run_name=stage.run_name,
@@ -76,11 +73,11 @@ def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Res
     trainer = TorchTrainer(
         partial(train_stage, stage),  # as a configuration, Ray's controller would import all that trains
         scaling_config=_scaling(training),
-        torch_config=TorchConfig(backend="nccl" if computes_on_gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if stage.device == "cuda" else "gloo"),
         run_config=ray.train.RunConfig(
             name=FOLDER,
             # Read by DeepSpeed as it is imported. A worker without a GPU may see those of its node.
-            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cuda" if computes_on_gpus else "cpu"}},
+            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": stage.device}},
             storage_path=str(PurePosixPath(store.path).parent),
             storage_filesystem=store.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),

@@ -8,21 +8,24 @@ from pathlib import Path
 import torch
 
 from rayembed.common.errors import CheckpointError
-from rayembed.common.paths import atomic_directory
+from rayembed.common.paths import atomic_directory, atomic_write
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
+from rayembed.config.training import SavedPrecision
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.sources import SOURCES
 from rayembed.model.base_model import PACKAGED_MODELS
-from rayembed.model.checkpoint import save_model
-from rayembed.model.lora import merge_lora
+from rayembed.model.checkpoint import write_around_backbone
 from rayembed.training.checkpoint import load_weights, next_step
-from rayembed.training.model import ModelSpec, load_trainable_weights, trainable_weights
+from rayembed.training.model import ModelSpec, check_weights
 
 logger = logging.getLogger(__name__)
 
 _ADAPTER = "lora_"
+_HEAD = "pooling."
+
+SAVED_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Weights = dict[str, torch.Tensor]
 
@@ -76,7 +79,7 @@ def starting_from(weights: Weights, merges_adapters: bool) -> Weights:
 def merge_into_base(model: ModelSpec, finished: Sequence[FinishedStage], folder: Path) -> ModelSpec:
     """Write a base model with the trained adapters added to its weights; an existing one is kept.
 
-    The sum is taken and stored in fp32, so that nothing of the update is rounded away.
+    The sum is taken and stored in fp32, so that nothing of the update is rounded away, part by part.
 
     Args:
         model: what the finished stages trained.
@@ -90,19 +93,15 @@ def merge_into_base(model: ModelSpec, finished: Sequence[FinishedStage], folder:
         CheckpointError: no stage trained adapters.
     """
     if not folder.is_dir():
-        embedder, weights = model.build(torch.float32), carried_weights(finished)
-        own = trainable_weights(embedder)
-        adapters = {name for name in own if _ADAPTER in name}
-        if not adapters <= weights.keys():
+        empty, weights = model.empty(), carried_weights(finished)
+        adapters = {name: value for name, value in weights.items() if _ADAPTER in name}
+        if not adapters:
             raise CheckpointError(
                 f"no trained adapters to merge into {model.base}; train a stage with lora before it"
             )
-        load_trainable_weights(
-            embedder, own | {name: weights[name] for name in adapters}, "the stages before"
-        )
-        merge_lora(embedder.backbone)
+        check_weights(empty, adapters, "the stages before")
         with atomic_directory(folder) as temporary:
-            embedder.backbone.save_pretrained(temporary)
+            model.write_backbone(temporary, adapters, torch.float32)
             load_tokenizer(model.original_base).save_pretrained(temporary)
         logger.info("adapters merged into %s", folder)
     return replace(model, base=folder)
@@ -118,6 +117,7 @@ class ModelExport:
         sources: of all blends, sorted.
         contract: how texts become tokens, with the instructions that the stages train.
         recipe: the resolved recipe, to be noted down.
+        precision: number format of the files.
     """
 
     base_model: str
@@ -125,18 +125,26 @@ class ModelExport:
     sources: tuple[str, ...]
     contract: Contract
     recipe: str
+    precision: SavedPrecision
 
     @classmethod
     def of(cls, config: RunConfig) -> "ModelExport":
         """What a run's recipe decides of it."""
         sources = sorted({entry.source for stage in config.stages for entry in stage.blend})
         contract = trained_contract(config)
-        return cls(config.base_model, config.base_layers, tuple(sources), contract, config.to_yaml())
+        return cls(
+            config.base_model,
+            config.base_layers,
+            tuple(sources),
+            contract,
+            config.to_yaml(),
+            config.training.saved_precision,
+        )
 
     def write(self, model: ModelSpec, finished: Sequence[FinishedStage], folder: Path) -> str:
         """Merge the trained adapters into the base model and write the model folder; returns its digest.
 
-        Merging happens in fp32, so that the folder holds the base weights plus the exact update.
+        Sums are taken in fp32, part by part, and written in the recipe's number format.
 
         Args:
             model: of the last stage.
@@ -146,10 +154,15 @@ class ModelExport:
         Raises:
             CheckpointError: a checkpoint is damaged or belongs to another configuration.
         """
-        embedder = model.build(torch.float32)
-        weights = trainable_weights(embedder) | carried_weights(finished)
-        load_trainable_weights(embedder, weights, "the last stage")
-        merge_lora(embedder.backbone)
+        empty, weights = model.empty(), carried_weights(finished)
+        check_weights(empty, weights, "the last stage")
+        torch.manual_seed(model.seed)
+        head = model.settings.pooling.build(empty.dimensions, empty.backbone.config.num_hidden_layers)
+        head.load_state_dict(
+            {name.removeprefix(_HEAD): value for name, value in weights.items() if name.startswith(_HEAD)},
+            strict=False,  # stages may train none
+        )
+        dtype = SAVED_FORMATS[self.precision]
         provenance = {
             "base_model": self.base_model,
             "base_layers": self.base_layers,
@@ -165,10 +178,14 @@ class ModelExport:
             "sources": list(self.sources),
             "licences": licences(self.base_model, self.sources),
         }
-        tokenizer = load_tokenizer(model.original_base)
-        digest = save_model(
-            folder, embedder, tokenizer, self.contract, provenance=provenance, recipe=self.recipe
-        )
+        with atomic_directory(folder) as temporary:
+            model.write_backbone(temporary / "backbone", weights, dtype)
+            tokenizer = load_tokenizer(model.original_base)
+            digest = write_around_backbone(
+                temporary, model.settings, head.to(dtype), tokenizer, self.contract,
+                dimensions=empty.dimensions, provenance=provenance,
+            )  # fmt: skip
+            atomic_write(temporary / "recipe.yaml", self.recipe)
         logger.info("model %s is in %s", digest[:12], folder)
         return digest
 

@@ -159,7 +159,7 @@ class MaskedStep:
         self._mask, self._end = mask_id(tokenizer, loss), tokenizer.eos_token_id
         self._seed = stage.seed
         self._num_sources = len(stage.settings.blend)
-        self._budget = stage.training.tokens_per_chunk
+        self._budget = stage.training.chunk_tokens
         self._device = device
 
     def backward(self, wrapped: Any, batch: TrainingBatch, timer: StepTimer) -> StepOutput:

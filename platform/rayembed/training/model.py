@@ -14,12 +14,13 @@ from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.model.backbone import load_backbone
+from rayembed.model.backbone import empty_backbone, load_backbone
 from rayembed.model.checkpoint import load_model
 from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora
+from rayembed.model.merging import write_merged
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,21 @@ class ModelSpec:
             attach_lora(backbone, self.lora)
         return EmbeddingModel(backbone, self.settings).to(device)
 
+    def empty(self) -> EmbeddingModel:
+        """The model on the meta device: names and shapes, trainable parameters marked, and no weights."""
+        backbone = empty_backbone(self.base, attention=self.settings.attention, layers=self.layers)
+        with torch.device("meta"):
+            if self.lora is not None:
+                attach_lora(backbone, self.lora)
+            return EmbeddingModel(backbone, self.settings)
+
+    def write_backbone(self, folder: Path, trained: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+        """Write the backbone with trained weights, adapters merged; no whole model is in memory."""
+        write_merged(
+            self.base, folder, trained, dtype=dtype, lora=self.lora,
+            attention=self.settings.attention, layers=self.layers,
+        )  # fmt: skip
+
 
 def prepare_for_stage(model: nn.Module, settings: StageConfig, training: TrainingConfig) -> None:
     """Set what does not belong to the weights: dropout, activation checkpointing and compiled kernels."""
@@ -90,16 +106,30 @@ def load_trainable_weights(model: nn.Module, weights: dict[str, torch.Tensor], o
         CheckpointError: a name or a shape differs, so the weights belong to another model configuration.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    differing = parameters.keys() ^ weights.keys()
-    if differing:
-        raise CheckpointError(f"{origin} does not fit this model: {sorted(differing)[0]} is on one side only")
+    missing = parameters.keys() - weights.keys()
+    if missing:
+        raise CheckpointError(f"{origin} does not fit this model: {min(missing)} is on one side only")
+    check_weights(model, weights, origin)
     for name, parameter in parameters.items():
-        if parameter.shape != weights[name].shape:
+        parameter.copy_(weights[name])
+
+
+def check_weights(model: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
+    """Compare weights with the trainable parameters of the same names, which may be more.
+
+    Raises:
+        CheckpointError: a parameter is not there or has another shape, so the weights belong to another model
+            configuration.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name in sorted(weights):
+        if name not in parameters:
+            raise CheckpointError(f"{origin} does not fit this model: {name} is on one side only")
+        if parameters[name].shape != weights[name].shape:
             raise CheckpointError(
                 f"{origin} does not fit this model: {name} has shape {tuple(weights[name].shape)}, "
-                f"the model {tuple(parameter.shape)}"
+                f"the model {tuple(parameters[name].shape)}"
             )
-        parameter.copy_(weights[name])
 
 
 def load_teacher(

@@ -1,81 +1,223 @@
-"""Does the run fit this machine? Asked before anything is trained.
+"""Does the run fit? On paper, from shapes alone: memory of a worker and disk of the run folder.
 
-Memory means what weights, gradients and the optimizer's state take at the least. What a step takes on top,
-`rayembed train --dry-run` measures by taking one.
+Activations are counted, not guessed: the model runs on torch's meta device, and the tensors that it keeps for
+the backward pass are added up. `trial` takes a real step; a test holds the two against each other.
 """
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModel
+from torch import nn
 
-from rayembed.common.device import resolve_device
 from rayembed.common.errors import ResourceError
 from rayembed.config.run import RunConfig
-from rayembed.model.embedding_model import EmbeddingModel
-from rayembed.model.lora import attach_lora
+from rayembed.config.training import TrainingConfig
+from rayembed.contract.packing import PackedLengths, pack_ids
 from rayembed.model.precision import resolve_precision
 from rayembed.training.model import ModelSpec
 
 GIBIBYTE = 2**30
-_PROCESS_BYTES = 1.0 * GIBIBYTE  # interpreter and libraries of one worker
-_BYTES_PER_TRAINABLE = 4 * 4  # gradient, fp32 master weight and two Adam moments
+_PROCESS_BYTES = {"cpu": 1.0 * GIBIBYTE, "cuda": 0.6 * GIBIBYTE}  # interpreter and libraries; CUDA's context
+_NCCL_BYTES = 0.5 * GIBIBYTE  # channels and their buffers, where more than one GPU takes part
+_BUCKET = 500_000_000  # elements that DeepSpeed reduces or gathers at a time, its default
+_TEXT = 256  # tokens of the text that is counted; short ones take another kernel
+_CHUNK = 4096  # tokens of the chunk in which a head is counted; few take another way through it
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Bytes that a run needs: one worker's memory at the least, and the disk of the run folder."""
+class Memory:
+    """Bytes of one worker.
 
-    memory: float
-    disk: float
+    Attributes:
+        weights: of the whole model.
+        gradients: in the model's number format, and in fp32 where chunks add up.
+        optimizer: master weights and two moments of Adam, in fp32.
+        communication: buckets of DeepSpeed, and NCCL.
+        activations: of one chunk at its largest.
+        process: interpreter or CUDA context.
+    """
 
-    @classmethod
-    def of(cls, config: RunConfig, model: ModelSpec) -> "Needs":
-        """Of a run that begins with the model."""
-        every, trainable = parameter_counts(model)
-        dtype = resolve_precision(config.training.precision, resolve_device())
-        memory = every * dtype.itemsize + trainable * _BYTES_PER_TRAINABLE + _PROCESS_BYTES
-        copies = config.training.keep_checkpoints + 2 + (config.validation is not None)
-        return cls(memory, copies * len(config.stages) * trainable * 12 + 2 * every * 4)
+    weights: float
+    gradients: float
+    optimizer: float
+    communication: float
+    activations: float
+    process: float
+
+    @property
+    def total(self) -> float:
+        """All together."""
+        return sum(vars(self).values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {value / GIBIBYTE:.2f}" for name, value in vars(self).items())
+        return f"{self.total / GIBIBYTE:.1f} GiB ({parts})"
 
 
-def check_resources(config: RunConfig, model: ModelSpec, folder: Path) -> Needs:
-    """Refuse a run that cannot fit.
+def memory_of_worker(model: ModelSpec, training: TrainingConfig, *, device: str, tokens: int = 0) -> Memory:
+    """What a worker needs.
+
+    Args:
+        model: that is trained.
+        training: with `activation_checkpointing` and `tokens_per_chunk` decided.
+        device: cpu or cuda; auto formats count as bf16 on cuda, and as the one of this processor on cpu.
+        tokens: of a worker's longest batch; 0 leaves the activations out.
+    """
+    every, trainable = parameter_counts(model)
+    dtype = number_format(training, device)
+    workers = training.workers
+    split = {stage: workers if training.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    accumulators = 4 if training.tokens_per_chunk else 0
+    master = 4 if dtype is not torch.float32 else 0
+    buckets = 2 * min(trainable, _BUCKET) * dtype.itemsize if workers > 1 or training.zero_stage > 0 else 0
+    chunk = min(tokens, training.tokens_per_chunk or tokens)
+    return Memory(
+        weights=every * dtype.itemsize / split[3],
+        gradients=trainable * (dtype.itemsize + accumulators) / split[2],
+        optimizer=trainable * (master + 8) / split[1],
+        communication=buckets + (_NCCL_BYTES if device == "cuda" and workers > 1 else 0),
+        activations=chunk * activation_bytes(model, training, dtype) if tokens else 0,
+        process=_PROCESS_BYTES[device],
+    )
+
+
+def number_format(training: TrainingConfig, device: str) -> torch.dtype:
+    """Number format of the weights on a device that need not be here."""
+    if device == "cuda" and training.precision == "auto":
+        return torch.bfloat16
+    return resolve_precision(training.precision, torch.device("cpu"))
+
+
+def activation_bytes(model: ModelSpec, training: TrainingConfig, dtype: torch.dtype) -> float:
+    """Bytes that a token keeps for the backward pass at its largest moment, all tokens pooled.
+
+    Without checkpointing all layers and the head are kept. With it, each keeps its input and is computed
+    again when its turn comes: for L layers with inputs of i bytes, layers of l and a head of h bytes, the
+    largest moment is L * i + max(l, h).
+    """
+    layers = model.empty().backbone.config.num_hidden_layers
+    one, head = _kept_bytes(replace(model, layers=1), dtype)
+    two, _ = _kept_bytes(replace(model, layers=min(2, layers)), dtype)
+    layer, around = two - one, one - (two - one)
+    if layers == 1:
+        layer, around = one, 0.0
+    if not training.activation_checkpointing:
+        return layers * layer + around + head
+    width = model.empty().dimensions * dtype.itemsize
+    return layers * width + around + max(layer, head)
+
+
+def _kept_bytes(model: ModelSpec, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes a token that backbone and head keep.
+
+    The plain attention of the meta device keeps scores, which the kernels that train do not. They grow with
+    the square of a text's length n and vanish from two measurements: where a backbone keeps a * n + b * n * n
+    bytes, (4 * kept(n) - kept(2 * n)) / (2 * n) is a. A head may keep something once: of a * n + c bytes,
+    (kept(2 * n) - kept(n)) / n is a.
+    """
+    embedder = model.empty().to(dtype).train()
+    pooling, width = embedder.pooling, embedder.dimensions
+    layers = embedder.backbone.config.num_hidden_layers
+
+    def backbone(tokens: int) -> int:
+        batch = pack_ids([[0] * tokens], [0]).to("meta")
+        return _kept(
+            embedder.backbone,
+            embedder,
+            input_ids=batch.input_ids_T.unsqueeze(0),
+            position_ids=batch.position_ids_T.unsqueeze(0),
+            use_cache=False,
+            packed_lengths=batch.lengths,
+        )
+
+    def head(tokens: int) -> int:
+        states = [torch.zeros(tokens, width, dtype=dtype, device="meta", requires_grad=True)] * layers
+        texts = torch.zeros(tokens, dtype=torch.int64, device="meta")
+        lengths = PackedLengths.of([tokens]).to("meta")
+        return _kept(pooling, embedder, states if pooling.all_layers else states[0], texts, lengths)
+
+    return (
+        (4 * backbone(_TEXT) - backbone(2 * _TEXT)) / (2 * _TEXT),
+        (head(2 * _CHUNK) - head(_CHUNK)) / _CHUNK,
+    )
+
+
+def _kept(function: Callable[..., Any], model: nn.Module, *arguments: Any, **options: Any) -> int:
+    """Bytes that a call keeps for its backward pass, weights of the model not counted."""
+    sizes: dict[int, int] = {}
+    held = [parameter.untyped_storage() for parameter in model.parameters()]
+    weights = {storage._cdata for storage in held}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            sizes[storage._cdata] = storage.nbytes()
+            held.append(storage)  # an address that is free could be given to another tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function(*arguments, **options)
+    return sum(sizes.values())
+
+
+def disk_of_run(config: RunConfig, model: ModelSpec) -> float:
+    """Bytes of the run folder: checkpoints of all stages, the untrained and the trained model."""
+    every, trainable = parameter_counts(model)
+    copies = config.training.keep_checkpoints + 2 + (config.validation is not None)
+    return copies * len(config.stages) * trainable * 12 + 2 * every * 4
+
+
+def check_disk(config: RunConfig, model: ModelSpec, folder: Path) -> None:
+    """Refuse a run whose files cannot fit.
 
     Raises:
-        ResourceError: too little disk for the run folder, or too little memory on a machine without GPUs.
+        ResourceError: too little disk for the run folder.
     """
-    needs = Needs.of(config, model)
+    needed = disk_of_run(config, model)
     folder.mkdir(parents=True, exist_ok=True)
-    free_disk = shutil.disk_usage(folder).free
-    if needs.disk > free_disk:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
         raise ResourceError(
-            f"{folder} has {free_disk / GIBIBYTE:.1f} GiB free and the run needs about "
-            f"{needs.disk / GIBIBYTE:.1f} GiB; free some or set output to another disk"
+            f"{folder} has {free / GIBIBYTE:.1f} GiB free and the run needs about "
+            f"{needed / GIBIBYTE:.1f} GiB; free some or set output to another disk"
         )
-    memory = needs.memory * config.training.workers
-    available = psutil.virtual_memory().available
-    if not torch.cuda.is_available() and memory > available:
+
+
+def check_memory(
+    model: ModelSpec, training: TrainingConfig, device: torch.device, neighbours: int = 1
+) -> None:
+    """Refuse a model that cannot fit; called by each worker before it loads the model.
+
+    Args:
+        model: that is trained.
+        training: how.
+        device: of this worker.
+        neighbours: workers of this node, which share its memory; those on GPUs have one each.
+
+    Raises:
+        ResourceError: weights, gradients and optimizer alone are more than what is free.
+    """
+    needed = memory_of_worker(model, training, device=device.type).total
+    if device.type == "cuda":
+        free, where = float(torch.cuda.mem_get_info(device)[0]), "this GPU"
+    else:
+        free, where, needed = float(psutil.virtual_memory().available), "this node", needed * neighbours
+    if needed > free:
         raise ResourceError(
-            f"training needs at least {memory / GIBIBYTE:.1f} GiB of memory and "
-            f"{available / GIBIBYTE:.1f} GiB are free; lower training.workers, or train a smaller "
-            "model or adapters (lora)"
+            f"training needs at least {needed / GIBIBYTE:.1f} GiB of memory and {where} has "
+            f"{free / GIBIBYTE:.1f} GiB free; raise training.zero_stage or workers, lower the workers of a "
+            "node, or train a smaller model or adapters (lora)"
         )
-    return needs
 
 
 def parameter_counts(model: ModelSpec) -> tuple[int, int]:
     """Parameters of a model and those of them that are trained; no weight is loaded."""
-    settings = AutoConfig.from_pretrained(model.base)
-    settings.num_hidden_layers = model.layers or settings.num_hidden_layers
-    with torch.device("meta"):
-        backbone = AutoModel.from_config(settings)
-        if model.lora is not None:
-            attach_lora(backbone, model.lora)
-        parameters = list(EmbeddingModel(backbone, model.settings).parameters())
+    parameters = list(model.empty().parameters())
     return (
         sum(parameter.numel() for parameter in parameters),
         sum(parameter.numel() for parameter in parameters if parameter.requires_grad),

@@ -120,7 +120,7 @@ def peak_memory(device: torch.device) -> int:
 
 def memory_advice(training: TrainingConfig, batch: TrainingBatch) -> str:
     """The settings to try, with half of the tokens that were encoded at a time."""
-    tokens = min(training.tokens_per_chunk or batch.packed.num_tokens, batch.packed.num_tokens)
+    tokens = min(training.chunk_tokens or batch.packed.num_tokens, batch.packed.num_tokens)
     return f"set training.tokens_per_chunk to {tokens // 2} or less, or activation_checkpointing: true"
 
 

@@ -8,24 +8,34 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rayembed.common.errors import ConfigError
 from rayembed.common.paths import atomic_write, resolve
 from rayembed.common.ray_cluster import connect
+from rayembed.common.ray_work import run_apart
 from rayembed.config.run import RunConfig
 from rayembed.config.training import TrainingConfig
-from rayembed.model.base_model import prepare_base_model, save_untrained
+from rayembed.model.base_model import (
+    PACKAGED_MODELS,
+    build_packaged_model,
+    prepare_base_model,
+    save_untrained,
+)
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
+from rayembed.model.merging import merging_bytes
 from rayembed.training.callbacks.trackers import check_trackers
 from rayembed.training.checkpoint import STATE_FILE
 from rayembed.training.fit import fit_stage, with_device
 from rayembed.training.handover import FinishedStage, ModelExport, merge_into_base
 from rayembed.training.model import ModelSpec
-from rayembed.training.preflight import check_resources
+from rayembed.training.preflight import check_disk, parameter_counts
 from rayembed.training.prepare import StageData, resolve_data
 from rayembed.training.run_folder import RECIPE_FILE, check_recipe, noted
 from rayembed.training.stage import Stage
+from rayembed.training.trial import decided
 from rayembed.training.validation import Score
 
 logger = logging.getLogger(__name__)
@@ -65,20 +75,23 @@ def _train(
     config: RunConfig, data: Sequence[StageData], score: Score | None, folder: Path, model_folder: Path
 ) -> None:
     """Train what is missing of a run and write its model folder."""
-    base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
-    model, export = ModelSpec.of(config, base), ModelExport.of(config)
-    check_resources(config, model, folder)
     connect(_environment(config.training))
+    base = ready_base_model(config)
+    model, export = ModelSpec.of(config, base), ModelExport.of(config)
+    check_disk(config, model, folder)
     training = with_device(config.training)
+    memory = merging_bytes(*parameter_counts(model))
     if not (folder / "untrained" / MANIFEST_FILE).is_file():
         # Under the trained model's contract, so that both are asked in the same words.
-        save_untrained(base, folder / "untrained", export.contract, layers=config.base_layers)
+        write = partial(save_untrained, base, folder / "untrained", export.contract, layers=model.layers)
+        run_apart(write, what="copying the untrained model", memory=memory)
     finished: list[FinishedStage] = []
     for index, settings in enumerate(config.stages):
         stage_folder = folder / "stages" / f"{index}-{settings.name}"
         trained = stage_folder / "trained"
         if settings.adapters == "merge":
-            model = merge_into_base(model, finished, stage_folder / "base")
+            merge = partial(merge_into_base, model, finished, stage_folder / "base")
+            model = run_apart(merge, what="merging adapters into the base model", memory=memory)
         ended = FinishedStage.of(settings, trained)
         if not (trained / STATE_FILE).is_file():
             stage = Stage(
@@ -93,9 +106,22 @@ def _train(
                 run_name=config.name,
                 run_folder=folder,
             )
-            fit_stage(stage, score, stage_folder, trained)
+            fit_stage(decided(stage, stage_folder), score, stage_folder, trained)
         finished.append(ended)
-    export.write(model, finished, model_folder)
+    write = partial(export.write, model, finished, model_folder)
+    run_apart(write, what="writing the trained model", memory=memory)
+
+
+def ready_base_model(config: RunConfig) -> Path | str:
+    """The base model of a run; a packaged one is built in a process of its own."""
+
+    def build(name: str, folder: Path, **options: Any) -> None:
+        making = partial(build_packaged_model, name, folder, **options)
+        run_apart(making, what=f"building {name}", memory=PACKAGED_MODELS[name].memory)
+
+    return prepare_base_model(
+        config.base_model, resolve(config.models_directory), layers=config.base_layers, build=build
+    )
 
 
 def claim_run_folder(config: RunConfig) -> Path:

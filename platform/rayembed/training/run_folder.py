@@ -22,6 +22,7 @@ RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.jsonl"
 NOTE_FILE = "run.json"
 VALIDATION_FILE = "validation.jsonl"
+CHOICE_FILE = "choice.json"  # in a stage's folder: settings that were chosen by measurement
 
 _BEAT_SECONDS = 10.0
 _SILENT_SECONDS = 60.0  # without a beat, after which a run counts as stopped

@@ -1,8 +1,11 @@
 """One stage of a run as its workers get it: resolved, so that nothing below takes the recipe apart again."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from rayembed.common.device import FAKE_GPUS
 from rayembed.config.run import ValidationConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
@@ -48,3 +51,8 @@ class Stage:
     def steps_before(self) -> int:
         """Steps of all stages before."""
         return sum(stage.steps for stage in self.finished)
+
+    @property
+    def device(self) -> Literal["cuda", "cpu"]:
+        """What workers compute on, once `training.device` is decided; drills only claim their GPUs."""
+        return "cuda" if self.training.device == "cuda" and FAKE_GPUS not in os.environ else "cpu"

@@ -64,7 +64,7 @@ class ContrastiveStep:
     def __init__(self, stage: Stage, device: torch.device, dtype: torch.dtype):
         self._settings = stage.settings
         self._device = device
-        self._budget = stage.training.tokens_per_chunk
+        self._budget = stage.training.chunk_tokens
         folders = [loss.teacher for loss in stage.settings.loss if isinstance(loss, VectorDistillationConfig)]
         self._teacher = (
             load_teacher(folders[0], stage.model, stage.stream.contract, device, dtype) if folders else None

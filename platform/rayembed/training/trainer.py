@@ -27,6 +27,7 @@ from rayembed.training.callbacks.bad_batches import BadBatches
 from rayembed.training.callbacks.checkpoints import Checkpoints, last_good_state
 from rayembed.training.callbacks.metrics import Metrics
 from rayembed.training.callbacks.preemption import Preemption
+from rayembed.training.preflight import check_memory
 from rayembed.training.resources import advising_on_memory
 from rayembed.training.stage import Stage
 from rayembed.training.start import restore_moments, start_model, step_of
@@ -63,6 +64,7 @@ def train_stage(stage: Stage) -> None:
         return
     # The stream begins to fill while the model is built.
     batches = stream_batches(stage.stream, start=first_step, stop=steps, rank=rank, world_size=world_size)
+    check_memory(stage.model, stage.training, device, context.get_local_world_size())
     step = step_of(stage, device, dtype)
     rows_per_rank = -(-stage.settings.batch_size // world_size)
     wrapped = start_model(stage, resumed, device, dtype, rows_per_rank=rows_per_rank)

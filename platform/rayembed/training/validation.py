@@ -21,9 +21,12 @@ from torch.utils.tensorboard import SummaryWriter
 from rayembed.common import logs
 from rayembed.common.errors import UserError
 from rayembed.common.paths import atomic_directory, atomic_write
+from rayembed.common.ray_work import run_apart
+from rayembed.model.merging import merging_bytes
 from rayembed.training.callbacks.trackers import start_trackers
 from rayembed.training.checkpoint import STATE_FILE
 from rayembed.training.handover import FinishedStage
+from rayembed.training.preflight import parameter_counts
 from rayembed.training.run_folder import VALIDATION_FILE
 from rayembed.training.stage import Stage
 
@@ -102,10 +105,16 @@ def _scores_apart(stage: Stage, checkpoint: Path, score: Score, output: Path) ->
     Empty when the scoring failed, which is logged.
     """
     assert stage.validation is not None, "checkpoints are scored where the recipe says so"
-    resources = {"num_cpus": stage.validation.cpus, "num_gpus": stage.validation.gpus}
-    scoring = ray.remote(exported_scores).options(**resources, max_retries=0)
+    # The score loads the model that was written before.
+    parameters, trained = parameter_counts(stage.model)
     try:
-        return ray.get(scoring.remote(stage, checkpoint, score, output))
+        return run_apart(
+            partial(exported_scores, stage, checkpoint, score, output),
+            what=f"scoring {output.name}",
+            memory=max(merging_bytes(parameters, trained), 2**30 + 4 * parameters),
+            cpus=stage.validation.cpus,
+            gpus=stage.validation.gpus,
+        )
     except (ray.exceptions.RayError, UserError) as error:
         logger.warning("stage %s: no score for %s: %s", stage.name, output.name, error)
         return {}

@@ -69,7 +69,14 @@ def files_with(files: Iterable[Path], prefix: str) -> list[Path]:
 
 
 def write(folder: Path, parts: Iterable[Mapping[str, torch.Tensor]], num_parts: int) -> None:
-    """Write each part as one numbered file, and the index that Hugging Face folders have."""
+    """Write each part as one numbered file and their index, or a single part as the single file.
+
+    Hugging Face folders are laid out like that.
+    """
+    if num_parts == 1:
+        [part] = parts
+        save_file(dict(part), folder / SINGLE_FILE, metadata={"format": "pt"})
+        return
     weight_map: dict[str, str] = {}
     total_size = 0
     for number, part in enumerate(parts, start=1):
