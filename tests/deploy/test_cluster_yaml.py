@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rayembed.common.ray_cluster import node_types
+from rayembed.config.loading import load_config
+from rayembed.data.stream import DATA_CPUS
+
 ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "jobs" / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +25,25 @@ def prepared():
 def test_head_has_no_gpu_and_workers_scale_from_zero(prepared):
     types = prepared["available_node_types"]
     assert "GPU" not in types[prepared["head_node_type"]].get("resources", {})
-    worker = types["gpu_worker"]
-    assert worker["resources"]["GPU"] >= 1
-    assert worker["min_workers"] == 0
-    assert worker["max_workers"] <= prepared["max_workers"]
+    workers = [declared for name, declared in types.items() if name != prepared["head_node_type"]]
+    for worker in workers:
+        assert worker["resources"]["GPU"] >= 1
+        assert worker["min_workers"] == 0
+        assert worker["max_workers"] <= prepared["max_workers"]
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("nv-embed-v2-*gb.yaml")), ids=lambda path: path.stem)
+def test_workers_of_a_recipe_for_gpus_find_nodes_to_start(recipe):
+    training = load_config(recipe).training
+    assert training.device == "cuda"
+    types = node_types(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    kind = f"accelerator_type:{training.accelerator_type}"
+    fitting = [
+        int(count * resources["GPU"])
+        for count, resources in types
+        if kind in resources and (training.cpus_per_worker + DATA_CPUS) * resources["GPU"] <= resources["CPU"]
+    ]
+    assert sum(fitting) >= training.workers
 
 
 def test_every_node_gets_this_checkout_with_pinned_versions(prepared):

@@ -9,11 +9,12 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from rayembed.common.ray_cluster import node_types
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.metrics import IngressMetrics, ReplicaMetrics
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+MANIFESTS = sorted(DEPLOY.glob("kubernetes*/*.yaml"))
 CLUSTERS = {
     "RayCluster": ("spec",),
     "RayJob": ("spec", "rayClusterSpec"),
@@ -29,7 +30,7 @@ def load(name):
     return yaml.safe_load((DEPLOY / "kubernetes" / name).read_text())
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_manifest_fits_its_schema(path):
     manifest = yaml.safe_load(path.read_text())
     kind = manifest["kind"]
@@ -50,9 +51,36 @@ def test_manifest_fits_its_schema(path):
         kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
 
 
-def test_kustomization_names_existing_files():
-    for name in load("kustomization.yaml")["resources"]:
-        assert (DEPLOY / "kubernetes" / name).is_file()
+def test_kustomizations_name_what_exists():
+    for path in DEPLOY.glob("kubernetes*/kustomization.yaml"):
+        for name in yaml.safe_load(path.read_text())["resources"]:
+            assert (path.parent / name).exists()
+
+
+def test_the_gpu_overlay_serves_on_a_gpu_with_the_gpu_image():
+    overlay = load("../kubernetes-gpu/kustomization.yaml")
+    assert overlay["images"] == [{"name": "rayembed", "newTag": "gpu"}]
+    [patch] = overlay["patches"]
+    config, resources = (change["value"] for change in yaml.safe_load(patch["patch"]))
+    ServeDeploySchema.model_validate(yaml.safe_load(config))
+    settings = ServeConfig.parse(yaml.safe_load(config)["applications"][0]["args"])
+    assert settings.num_gpus == int(resources["limits"]["nvidia.com/gpu"]) == 1
+    assert settings.authentication == "required"
+
+
+def test_rays_autoscaler_reads_the_gpus_of_the_overlays_cluster():
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    cluster = load("../kubernetes-gpu/cluster.yaml")
+    cluster["metadata"]["namespace"] = "rayembed"
+    types = node_types(_derive_autoscaling_config_from_ray_cr(cluster))
+    gpus = {
+        kind: count * resources["GPU"]
+        for count, resources in types
+        for kind in resources
+        if kind.startswith("accelerator_type")
+    }
+    assert gpus == {"accelerator_type:L4": 8, "accelerator_type:H100": 64}
 
 
 def test_served_application_is_valid_and_asks_for_keys():

@@ -86,3 +86,16 @@ def test_the_head_counts(tiny_base):
         return preflight.activation_bytes(replace(model, settings=settings), config.training, torch.float32)
 
     assert activations(wide) > activations(MeanPoolingConfig()) + 8 * 32 * 4
+
+
+def test_time_on_paper_is_that_of_the_named_gpu(tiny_base):
+    config = recipe(tiny_base)
+    model = ModelSpec.of(config, tiny_base)
+
+    def seconds(**training):
+        return preflight.step_seconds(model, config.training.model_copy(update=training), 1000)
+
+    assert seconds() is None
+    h100 = seconds(accelerator_type="H100")
+    assert seconds(accelerator_type="L4") == pytest.approx(h100 * 989 / 121)
+    assert h100 < seconds(accelerator_type="H100", activation_checkpointing=True) < 2 * h100

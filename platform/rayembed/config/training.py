@@ -1,6 +1,6 @@
 """How training runs, whatever it learns."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,17 +46,20 @@ class TrainingConfig(Frozen):
     saved_precision: SavedPrecision = Field(
         "fp32", description="number format of the finished model's files; adapters are added in fp32 before"
     )
-    tokens_per_chunk: int | None = Field(
+    tokens_per_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None,
-        ge=1,
         description=(
             "encode a worker's texts in chunks of at most this many tokens (GradCache). Saves "
-            "memory, costs a second forward pass. None: all at once"
+            "memory, costs a second forward pass. None: all at once; auto: the fastest that fits, measured "
+            "at the longest batch before a stage begins"
         ),
     )
-    activation_checkpointing: bool = Field(
+    activation_checkpointing: bool | Literal["auto"] = Field(
         False,
-        description="keep only each layer's and the head's input for the backward pass; recompute the rest",
+        description=(
+            "keep only each layer's and the head's input for the backward pass; recompute the rest. "
+            "auto: as `tokens_per_chunk`"
+        ),
     )
     compiled: bool = Field(
         False,
@@ -126,6 +129,11 @@ class TrainingConfig(Frozen):
                 "wait for the weights that ZeRO 3 gathers; leave one of them out"
             )
         return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that training goes on with; each then has the largest share of a batch."""
+        return self.min_workers or self.workers
 
     @property
     def chunk_tokens(self) -> int | None:

@@ -17,7 +17,7 @@ from rayembed.data.stream import StreamSpec, local_batches
 from rayembed.training.fit import with_device
 from rayembed.training.handover import ModelExport
 from rayembed.training.model import ModelSpec
-from rayembed.training.preflight import GIBIBYTE, disk_of_run, memory_of_worker
+from rayembed.training.preflight import GIBIBYTE, disk_of_run, memory_of_worker, step_seconds
 from rayembed.training.prepare import resolve_data
 from rayembed.training.run import ready_base_model
 from rayembed.training.stage import Stage
@@ -89,7 +89,7 @@ def _first_batch(
 def tried(stage: Stage, *, with_step: bool = True) -> Iterator[str]:
     """What a step at the longest batch takes: on paper, and measured where one worker can take it alone."""
     training, workers = stage.training, stage.training.workers
-    batch = longest_batch(stage.stream, workers)
+    batch = longest_batch(stage.stream, training.fewest_workers)
     yield f"longest batch: step {batch.step}, {batch.packed.num_tokens:,} tokens of a worker"
     yield from on_paper(stage, batch.packed.num_tokens)
     if not with_step:
@@ -123,6 +123,10 @@ def on_paper(stage: Stage, tokens: int) -> Iterator[str]:
             tokens=tokens,
         )
         yield f"memory of a worker on paper{about and f', {about}'}: {memory}"
+        seconds = step_seconds(stage.model, training.model_copy(update=settings), tokens)
+        if seconds is not None:
+            hours = seconds * stage.settings.steps / 3600
+            yield f"time on paper, were all batches so long: {seconds:.1f} s a step, {hours:.0f} h in all"
         if not settings:
             return
 

@@ -105,7 +105,7 @@ def with_device(training: TrainingConfig) -> TrainingConfig:
     if training.device == "cpu":
         return training
     gpus = cluster_gpus()
-    needed = training.min_workers or training.workers
+    needed = training.fewest_workers
     if training.device == "auto" and gpus.startable is None and not gpus.now:
         raise ResourceError(
             "training.device is auto, no node has a GPU, and the cluster's autoscaler does not tell whether "
@@ -153,7 +153,7 @@ def _check_cluster(stage: Stage) -> None:
     training, validation = stage.training, stage.validation
     present = ray.cluster_resources().get("CPU", 0.0)
     per_worker = training.cpus_per_worker + DATA_CPUS
-    fewest = training.min_workers or training.workers
+    fewest = training.fewest_workers
     needed = fewest * per_worker
     if needed > present:
         logger.warning(

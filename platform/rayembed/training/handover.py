@@ -17,6 +17,7 @@ from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.sources import SOURCES
 from rayembed.model.base_model import PACKAGED_MODELS
 from rayembed.model.checkpoint import write_around_backbone
+from rayembed.model.precision import resolve_precision
 from rayembed.training.checkpoint import load_weights, next_step
 from rayembed.training.model import ModelSpec, check_weights
 
@@ -24,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 _ADAPTER = "lora_"
 _HEAD = "pooling."
-
-SAVED_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Weights = dict[str, torch.Tensor]
 
@@ -162,7 +161,7 @@ class ModelExport:
             {name.removeprefix(_HEAD): value for name, value in weights.items() if name.startswith(_HEAD)},
             strict=False,  # stages may train none
         )
-        dtype = SAVED_FORMATS[self.precision]
+        dtype = resolve_precision(self.precision, torch.device("cpu"))
         provenance = {
             "base_model": self.base_model,
             "base_layers": self.base_layers,

@@ -105,7 +105,7 @@ def decided(stage: Stage, folder: Path) -> Stage:
         return stage
     note = folder / CHOICE_FILE
     if not note.is_file():
-        batch = longest_batch(stage.stream, training.workers)
+        batch = longest_batch(stage.stream, training.fewest_workers)
         trials = _measured(stage, batch)
         if not trials:
             raise ResourceError(
@@ -153,7 +153,9 @@ def _candidates(stage: Stage, tokens: int, checkpointing: bool) -> Iterator[Trai
 
 
 def _tried(stage: Stage, batch: TrainingBatch, settings: Sequence[TrainingConfig]) -> list[Trial]:
-    training = stage.training
+    if not settings:
+        return []
+    training = settings[-1]
     on_gpu = training.device == "cuda"
     needed = memory_of_worker(stage.model, training, device="cpu")
     try:
@@ -174,7 +176,7 @@ def _steps(stage: Stage, batch: TrainingBatch, settings: Sequence[TrainingConfig
 
     All settings keep activations the same way, so one model serves them all.
     """
-    training = settings[0] if settings else stage.training
+    training = settings[0]
     stage = replace(stage, training=training)
     device = resolve_device()
     dtype = resolve_precision(training.precision, device)
