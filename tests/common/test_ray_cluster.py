@@ -54,7 +54,9 @@ def test_an_autoscaler_of_kubernetes_that_cannot_be_asked_tells_nothing(monkeypa
 def test_the_file_of_the_autoscaler_is_read_where_it_runs(monkeypatch):
     command = ["python", "monitor.py", f"--autoscaling-config={ROOT / 'cluster.yaml'}"]
     monkeypatch.setattr(ray_cluster, "monitor_command", lambda _: command)
-    assert ray_cluster._node_types_on_head("here:1") == [(8, {"CPU": 8, "GPU": 1})]
+    assert ray_cluster._node_types_on_head("here:1") == node_types(
+        yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    )
 
 
 @pytest.mark.ray

@@ -5,8 +5,7 @@ import ray
 import torch
 
 from rayembed.common.errors import ResourceError
-from rayembed.common.ray_cluster import connect
-from rayembed.common.ray_work import run_apart
+from rayembed.common.ray_cluster import connect, run_apart
 from rayembed.config.loading import load_config
 from rayembed.model import backbone
 from rayembed.model.checkpoint import load_model, read_manifest

@@ -39,10 +39,18 @@ def few_rows(name: str, kind: str) -> pa.Table:
 def test_dry_run_of_a_large_recipe(home, tiny_base, monkeypatch, recipe):
     path = RECIPES / f"{recipe}.yaml"
     stages = range(len(load_config(path).stages))
-    small = [f"stages.{n}.{key}" for n in stages for key in ("steps=2", "batch_size=16", "warmup_steps=0")]
+    small = ["training.workers=8", "training.min_workers=null"]
+    small += [f"stages.{n}.{key}" for n in stages for key in ("steps=2", "batch_size=16", "warmup_steps=0")]
     config = load_config(
         path,
-        [f"base_model={tiny_base}", "contract.max_length=200", "data.contamination.against=[]", *small],
+        [
+            f"base_model={tiny_base}",
+            "training.workers=8",
+            "training.min_workers=null",
+            "contract.max_length=200",
+            "data.contamination.against=[]",
+            *small,
+        ],
     )
     declared = config.data.sources
     # Building dozens of sources with Ray Data is tested elsewhere.
@@ -58,7 +66,8 @@ def test_dry_run_of_a_large_recipe(home, tiny_base, monkeypatch, recipe):
 
 def test_the_large_recipes_are_there():
     assert LARGE == [
-        "llm2vec-supervised", "llm2vec-unsupervised", "nv-embed-v1", "nv-embed-v2", "nv-embed-v2-reversed",
+        "llm2vec-supervised", "llm2vec-unsupervised", "nv-embed-v1", "nv-embed-v2", "nv-embed-v2-1x24gb",
+        "nv-embed-v2-1x80gb", "nv-embed-v2-64x80gb", "nv-embed-v2-8x80gb", "nv-embed-v2-reversed",
         "nv-embed-v2-single-stage",
     ]  # fmt: skip
 

@@ -1,16 +1,19 @@
-"""Connecting to Ray so that workers find this package, and the GPUs that a cluster has or can still start."""
+"""Connecting to Ray; what a cluster has and can still start; one call on a node with enough memory."""
 
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import yaml
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from rayembed.common.device import FAKE_GPUS
+from rayembed.common.errors import ResourceError, UserError
 from rayembed.common.ray_compat import (
     kuberay_configuration,
     monitor_command,
@@ -18,6 +21,8 @@ from rayembed.common.ray_compat import (
     runs_inside_job,
     worker_niceness_options,
 )
+
+Result = TypeVar("Result")
 
 _HEAD = "node:__internal_head__"
 _PASSED_ON = ("RAYEMBED_HOME", FAKE_GPUS)
@@ -157,3 +162,49 @@ def node_types(configuration: Mapping[str, Any]) -> NodeTypes:
         for name, declared in configuration.get("available_node_types", {}).items()
         if name != configuration.get("head_node_type")
     ]
+
+
+def run_apart(
+    function: Callable[[], Result],
+    *,
+    what: str,
+    memory: float,
+    cpus: float = 1,
+    gpus: float = 0,
+    environment: Mapping[str, str] | None = None,
+) -> Result:
+    """What a function returns, called in a process that Ray starts for it on a node with enough free memory.
+
+    Args:
+        function: can be pickled.
+        what: subject of the sentence in errors.
+        memory: bytes that it takes.
+        cpus, gpus: that it uses.
+        environment: environment variables of the process.
+
+    Raises:
+        UserError: as the function raised it.
+        ResourceError: no node has so much memory, or its process was killed.
+    """
+    connect()
+    nodes = [*live_nodes(), *(node for _, node in startable_nodes() or [])]
+    largest = max(node.get("memory", math.inf) for node in nodes)  # launcher files leave it out
+    if memory > largest:
+        raise ResourceError(
+            f"{what} needs {memory / 2**30:.1f} GiB of memory on one node and the largest offers "
+            f"{largest / 2**30:.1f}; add a larger node, or start Ray with --memory if it has more"
+        )
+    task = ray.remote(max_calls=1, max_retries=0)(lambda: function()).options(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        memory=int(memory),
+        runtime_env={"env_vars": dict(environment or {})},
+    )
+    try:
+        return ray.get(task.remote())
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
+    except (WorkerCrashedError, OutOfMemoryError) as error:
+        raise ResourceError(f"the process of {what} was killed, most likely for its memory") from error

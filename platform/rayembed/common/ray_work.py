@@ -13,17 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import ray
-from ray.exceptions import (
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from rayembed.common.errors import ResourceError, UserError
+from rayembed.common.errors import UserError
 from rayembed.common.progress import Progress
-from rayembed.common.ray_cluster import cluster_gpus, connect, live_nodes, startable_nodes
+from rayembed.common.ray_cluster import cluster_gpus, connect, live_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -95,51 +89,6 @@ def run_items(
         while following in early:
             yield early.pop(following)
             following += 1
-
-
-def run_apart(
-    function: Callable[[], Result],
-    *,
-    what: str,
-    memory: float,
-    cpus: float = 1,
-    gpus: float = 0,
-    environment: Mapping[str, str] | None = None,
-) -> Result:
-    """What a function returns, called in a process that Ray starts for it on a node with enough free memory.
-
-    Args:
-        function: can be pickled.
-        what: subject of the sentence in errors.
-        memory: bytes that it takes.
-        cpus, gpus: that it uses.
-        environment: environment variables of the process.
-
-    Raises:
-        UserError: as the function raised it.
-        ResourceError: no node has so much memory, or its process was killed.
-    """
-    types = startable_nodes() or []
-    memories = [node.get("memory") for node in [*live_nodes(), *(node for _, node in types)]]
-    if None not in memories and memory > max(memories):
-        raise ResourceError(
-            f"{what} needs {memory / 2**30:.1f} GiB of memory on one node and the largest offers "
-            f"{max(memories) / 2**30:.1f}; add a larger node, or start Ray with --memory if it has more"
-        )
-    task = ray.remote(max_calls=1, max_retries=0)(lambda: function()).options(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        memory=int(memory),
-        runtime_env={"env_vars": dict(environment or {})},
-    )
-    try:
-        return ray.get(task.remote())
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from error
-        raise
-    except (WorkerCrashedError, OutOfMemoryError) as error:
-        raise ResourceError(f"the process of {what} was killed, most likely for its memory") from error
 
 
 def pool_resources(items: int, actors: int | None = None, *, gpus: bool = True) -> tuple[int, dict[str, int]]:

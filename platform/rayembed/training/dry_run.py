@@ -38,7 +38,6 @@ def describe(config: RunConfig, *, with_step: bool = True) -> Iterator[str]:
     """
     data = resolve_data(config)
     yield config.to_yaml()
-    connect()
     training = planned_device(config.training)
     base = ready_base_model(config)
     model = ModelSpec.of(config, base)
@@ -67,7 +66,10 @@ def describe(config: RunConfig, *, with_step: bool = True) -> Iterator[str]:
 
 def planned_device(training: TrainingConfig) -> TrainingConfig:
     """The settings with their device; a recipe for GPUs is described on a machine without, too."""
-    return training if training.device == "cuda" else with_device(training)
+    if training.device != "auto":
+        return training
+    connect()
+    return with_device(training)
 
 
 def _first_batch(
@@ -97,6 +99,7 @@ def tried(stage: Stage, *, with_step: bool = True) -> Iterator[str]:
     if training.zero_stage == 3 and workers > 1:
         yield f"no step was tried, as ZeRO 3 shares the weights among {workers} workers"
         return
+    connect()
     if training.device == "cuda" and not cluster_gpus().most:
         yield "no step was tried, no GPU is here"
         return

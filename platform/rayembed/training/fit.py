@@ -77,7 +77,7 @@ def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Res
         run_config=ray.train.RunConfig(
             name=FOLDER,
             # Read by DeepSpeed as it is imported. A worker without a GPU may see those of its node.
-            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": stage.device}},
+            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": stage.device}},  # type: ignore[call-arg]  # of v2
             storage_path=str(PurePosixPath(store.path).parent),
             storage_filesystem=store.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
@@ -85,7 +85,7 @@ def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Res
                 num_to_keep=training.keep_checkpoints, checkpoint_score_attribute=SCORE
             ),
         ),
-        validation_config=validation_task(stage, score, stage_folder),  # type: ignore[call-arg]  # of v2
+        validation_config=validation_task(stage, score, stage_folder),
     )
     try:
         return trainer.fit()
@@ -143,7 +143,7 @@ def _scaling(training: TrainingConfig) -> ray.train.ScalingConfig:
         elastic_resize_monitor_interval_s=training.resize_seconds,  # type: ignore[call-arg]
         use_gpu=on_gpus,
         resources_per_worker=resources,
-        label_selector=training.worker_labels or None,  # type: ignore[call-arg]
+        label_selector=training.worker_labels or None,
         accelerator_type=training.accelerator_type if on_gpus else None,
     )
 

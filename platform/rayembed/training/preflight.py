@@ -20,21 +20,12 @@ from rayembed.config.training import TrainingConfig
 from rayembed.contract.packing import PackedLengths, pack_ids
 from rayembed.model.precision import resolve_precision
 from rayembed.training.model import ModelSpec
+from rayembed.training.resources import nominal_peak
 
 GIBIBYTE = 2**30
 _PROCESS_BYTES = {"cpu": 1.0 * GIBIBYTE, "cuda": 0.6 * GIBIBYTE}  # interpreter and libraries; CUDA's context
 _NCCL_BYTES = 0.5 * GIBIBYTE  # channels and their buffers, where more than one GPU takes part
 _BUCKET = 500_000_000  # elements that DeepSpeed reduces or gathers at a time, its default
-NOMINAL_FLOPS = {
-    "L4": 121e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
-"""Dense bf16 operations a second by the vendor's data sheets; names as Ray has them."""
-
 _REACHED = 0.43  # of the peak: LoRA of a 7B model on one H100, NeMo Automodel's performance summary
 _TEXT = 256  # tokens of the text that is counted; short ones take another kernel
 _CHUNK = 4096  # tokens of the chunk in which a head is counted; few take another way through it
@@ -86,7 +77,7 @@ def memory_of_worker(model: ModelSpec, training: TrainingConfig, *, device: str,
     accumulators = 4 if training.tokens_per_chunk else 0
     master = 4 if dtype is not torch.float32 else 0
     buckets = 2 * min(trainable, _BUCKET) * dtype.itemsize if workers > 1 or training.zero_stage > 0 else 0
-    chunk = min(tokens, training.tokens_per_chunk or tokens)
+    chunk = min(tokens, training.chunk_tokens or tokens)
     return Memory(
         weights=every * dtype.itemsize / split[3],
         gradients=trainable * (dtype.itemsize + accumulators) / split[2],
@@ -105,14 +96,14 @@ def step_seconds(model: ModelSpec, training: TrainingConfig, tokens: int) -> flo
     percent at 512 tokens.
 
     Returns:
-        None without `accelerator_type`, or with one that is not listed.
+        None without `accelerator_type`, or with one whose peak is not known here.
     """
-    peak = NOMINAL_FLOPS.get(training.accelerator_type or "")
+    peak = nominal_peak(training.accelerator_type or "")
     if peak is None:
         return None
-    empty = model.empty()
     every, trainable = parameter_counts(model)
-    computing = every - empty.backbone.get_input_embeddings().weight.numel()
+    embeddings = model.empty().backbone.get_input_embeddings().get_parameter("weight").numel()
+    computing = every - embeddings
     again = bool(training.activation_checkpointing) + (training.tokens_per_chunk is not None)
     operations = 2 * computing * (2 + again) + 2 * trainable
     return tokens * operations / (peak * _REACHED)
@@ -126,11 +117,11 @@ def number_format(training: TrainingConfig, device: str) -> torch.dtype:
 
 
 def activation_bytes(model: ModelSpec, training: TrainingConfig, dtype: torch.dtype) -> float:
-    """Bytes that a token keeps for the backward pass at its largest moment, all tokens pooled.
+    """Bytes that a token takes in the backward pass at its largest moment, all tokens pooled.
 
-    Without checkpointing all layers and the head are kept. With it, each keeps its input and is computed
-    again when its turn comes: for L layers with inputs of i bytes, layers of l and a head of h bytes, the
-    largest moment is L * i + max(l, h).
+    For L layers that keep l bytes each, their inputs of i bytes, and a head that keeps h:
+        without checkpointing   L * l + h, and the gradients of one part, at most max(l, h)
+        with it                 L * i + max(l, h) for the part that is computed again, and its gradients
     """
     layers = model.empty().backbone.config.num_hidden_layers
     one, head = _kept_bytes(replace(model, layers=1), dtype)
@@ -138,10 +129,11 @@ def activation_bytes(model: ModelSpec, training: TrainingConfig, dtype: torch.dt
     layer, around = two - one, one - (two - one)
     if layers == 1:
         layer, around = one, 0.0
+    largest = max(layer, head)
     if not training.activation_checkpointing:
-        return layers * layer + around + head
+        return layers * layer + around + head + largest
     width = model.empty().dimensions * dtype.itemsize
-    return layers * width + around + max(layer, head)
+    return layers * width + around + 2 * largest
 
 
 def _kept_bytes(model: ModelSpec, dtype: torch.dtype) -> tuple[float, float]:

@@ -14,8 +14,7 @@ from typing import Any
 
 from rayembed.common.errors import ConfigError
 from rayembed.common.paths import atomic_write, resolve
-from rayembed.common.ray_cluster import connect
-from rayembed.common.ray_work import run_apart
+from rayembed.common.ray_cluster import connect, run_apart
 from rayembed.config.run import RunConfig
 from rayembed.config.training import TrainingConfig
 from rayembed.model.base_model import (

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from rayembed.common.device import resolve_device
 from rayembed.common.errors import ResourceError, TrainingError
 from rayembed.common.paths import atomic_write
-from rayembed.common.ray_work import run_apart
+from rayembed.common.ray_cluster import run_apart
 from rayembed.config.blend import SourceConfig
 from rayembed.config.training import TrainingConfig
 from rayembed.contract import Contract

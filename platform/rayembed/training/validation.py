@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from rayembed.common import logs
 from rayembed.common.errors import UserError
 from rayembed.common.paths import atomic_directory, atomic_write
-from rayembed.common.ray_work import run_apart
+from rayembed.common.ray_cluster import run_apart
 from rayembed.model.merging import merging_bytes
 from rayembed.training.callbacks.trackers import start_trackers
 from rayembed.training.checkpoint import STATE_FILE
