@@ -149,7 +149,7 @@ def _kind(field: Schema) -> str:
     if field["type"] == "array":
         return "list of texts" if field["items"].get("type") == "string" else "list of settings"
     if field["type"] == "object":
-        return "name → text" if field["additionalProperties"].get("type") == "string" else "name → settings"
+        return "name → text" if field["additionalProperties"] == {"type": "string"} else "name → settings"
     names = {"string": "text", "boolean": "`true` or `false`", "null": "`null`"}
     bounds = [f"{sign} {field[bound]:g}" for bound, sign in BOUNDS.items() if bound in field]
     return " ".join([names.get(field["type"], field["type"]), ", ".join(bounds)]).strip()

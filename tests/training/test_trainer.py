@@ -136,3 +136,16 @@ def test_learning_rate_rises_then_falls_to_nothing():
     assert factors[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert factors == sorted(factors[:5]) + sorted(factors[5:], reverse=True)
     assert 0 < factors[-1] < 0.2
+
+
+def test_other_schedules_follow_the_same_warm_up():
+    def factors(schedule):
+        settings = stage(steps=10, warmup_steps=4, schedule=schedule)
+        return [learning_rate_factor(step, settings) for step in range(10)]
+
+    assert factors("constant") == [0.2, 0.4, 0.6, 0.8] + [1.0] * 6
+    cosine = factors("cosine")
+    assert cosine[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert cosine[7] == pytest.approx(0.5)
+    assert cosine[5] > factors("linear")[5]
+    assert 0 < cosine[-1] < factors("linear")[-1]

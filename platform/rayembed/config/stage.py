@@ -27,7 +27,10 @@ class StageConfig(Frozen):
     pooling_learning_rate: float | None = Field(
         None, gt=0, description="learning rate of the pooling head; None: `learning_rate`"
     )
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up; then linear decay to zero")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up; then comes the schedule")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="learning rate after warm-up: falls to zero in a line or a cosine, or stays"
+    )
     weight_decay: float = Field(
         0.0, ge=0, description="of AdamW, on the matrices of layers; not on norms, biases and latents"
     )

@@ -1,6 +1,6 @@
 """How training runs, whatever it learns."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,10 @@ from rayembed.common.settings import Frozen, Precision
 
 SavedPrecision = Literal["fp32", "bf16", "fp16"]
 TrackerName = Literal["mlflow", "wandb"]
+
+_DEEPSPEED_KEYS = ("zero_optimization", "communication_data_type", "prescale_gradients", "comms_logger")
+# Where weights and optimizer state lie decides how they are read for checkpoints.
+_ZERO_KEYS_OF_OURS = ("stage", "offload_param", "offload_optimizer")
 
 
 class TrainingConfig(Frozen):
@@ -72,6 +76,13 @@ class TrainingConfig(Frozen):
         "stop", description="if a loss or gradient is not finite: end the run, or skip the step"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    deepspeed: dict[str, Any] = Field(
+        {},
+        description=(
+            "further settings of DeepSpeed's own, such as `zero_optimization: {overlap_comm: true}`; "
+            "those that rayembed sets are refused"
+        ),
+    )
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="how many of a stage's newest checkpoints to keep")
     checkpoint_storage: str | None = Field(
@@ -111,6 +122,16 @@ class TrainingConfig(Frozen):
             raise ValueError(
                 f"training.accelerator_type {self.accelerator_type} is a GPU and training.device is cpu; "
                 "remove one of them"
+            )
+        zero = self.deepspeed.get("zero_optimization", {})
+        refused = [
+            *(f"training.deepspeed.{key}" for key in self.deepspeed if key not in _DEEPSPEED_KEYS),
+            *(f"training.deepspeed.zero_optimization.{key}" for key in _ZERO_KEYS_OF_OURS if key in zero),
+        ]
+        if refused:
+            raise ValueError(
+                f"{refused[0]} cannot be set here: rayembed has settings of its own, such as zero_stage, "
+                f"precision and batch_size; training.deepspeed takes {', '.join(_DEEPSPEED_KEYS)}"
             )
         if self.precision == "fp16":
             raise ValueError(

@@ -36,12 +36,19 @@ _WITHOUT_DECAY = ("latents", "layer_embeddings")  # besides norms and biases, wh
 def deepspeed_config(
     stage: StageConfig, training: TrainingConfig, rows_per_rank: int, dtype: torch.dtype
 ) -> dict:
-    """DeepSpeed settings; gradient clipping is spelled out because the library's own default is not off."""
+    """DeepSpeed settings; gradient clipping is spelled out because the library's own default is not off.
+
+    Chunks add up their gradients. In bf16 the sum of 200 was 1 to 5 percent off, in fp32 0.3 percent. ZeRO 1
+    would take another optimizer for that, so it is done from ZeRO 2 on.
+    """
+    chunks_in_fp32 = training.chunk_tokens and training.zero_stage >= 2 and dtype is torch.bfloat16
     return {
+        **training.deepspeed,
         "train_micro_batch_size_per_gpu": rows_per_rank,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": stage.gradient_clipping,
-        "zero_optimization": {"stage": training.zero_stage},
+        "zero_optimization": training.deepspeed.get("zero_optimization", {}) | {"stage": training.zero_stage},
+        "data_types": {"grad_accum_dtype": "fp32" if chunks_in_fp32 else None},
         "bf16": {"enabled": dtype is torch.bfloat16},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,

@@ -136,10 +136,13 @@ def take_step(state: TrainerState, step: Step, batch: TrainingBatch) -> tuple[St
 
 
 def learning_rate_factor(step: int, settings: StageConfig) -> float:
-    """Linear warm-up, then linear decay that would reach zero one step after the last."""
+    """Linear warm-up, then the stage's schedule; one that falls would reach zero one step after the last."""
     if step < settings.warmup_steps:
         return (step + 1) / (settings.warmup_steps + 1)
-    return (settings.steps - step) / (settings.steps - settings.warmup_steps)
+    if settings.schedule == "constant":
+        return 1.0
+    left = (settings.steps - step) / (settings.steps - settings.warmup_steps)
+    return left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def set_threads(declared: int | None, local_workers: int) -> None:
