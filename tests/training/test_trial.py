@@ -139,6 +139,17 @@ def test_on_a_cpu_auto_tries_only_what_fits_on_paper(run, monkeypatch):
     assert None not in [tried.tokens_per_chunk for tried in trial._candidates(auto, 20_000, False)]
 
 
+def test_one_model_serves_all_sizes_of_chunks(run, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    batch = longest_batch(run.stream, workers=1)
+    sizes = (None, 200, 100)
+    settings = [run.training.model_copy(update={"tokens_per_chunk": size}) for size in sizes]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        trials = pool.submit(trial._steps, run, batch, settings).result()
+    assert [tried.tokens_per_chunk for tried in trials] == [None, 200], "two sizes that fit are enough"
+    assert all(tried.step == batch.step and tried.seconds > 0 for tried in trials)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"tokens_per_chunk": 1500}, {"activation_checkpointing": True}])
 def test_the_memory_on_paper_is_that_of_a_real_step(tmp_path, monkeypatch, settings):
