@@ -144,6 +144,10 @@ def test_the_summary_has_the_agreed_form(tmp_path):
     path = write_summary(tmp_path, tasks=SCORES, seconds={"train": 75.04}, versions={"torch": "2.13.0"})
     content = json.loads(path.read_text())
     assert content == {"tasks": SCORES, "seconds": {"train": 75.0}, "versions": {"torch": "2.13.0"}}
+    (tmp_path / "stages" / "0-one").mkdir(parents=True)
+    (tmp_path / "stages" / "0-one" / "choice.json").write_text('{"chosen": {"tokens_per_chunk": 4096}}')
+    content = json.loads(write_summary(tmp_path, tasks=SCORES, seconds={}, versions={}).read_text())
+    assert content["chosen"] == {"0-one": {"tokens_per_chunk": 4096}}
 
 
 def test_searches_find_the_function_that_shares_words(tmp_path):

@@ -20,6 +20,7 @@ from rayembed.evaluation.scores import COLUMNS, Scores, mean_rows
 from rayembed.reports import metrics
 from rayembed.reports.charts import Line, line_chart, principal_components, scatter
 from rayembed.reports.page import Chart, render
+from rayembed.training.run_folder import CHOICE_FILE
 
 REPORT_FILE = "report.html"
 
@@ -267,6 +268,8 @@ def write_summary(
 ) -> Path:
     """Write summary.json into `run_dir` and return its path.
 
+    Where `auto` chose how a stage saves memory, `chosen` has what it took for each such stage.
+
     Args:
         run_dir: folder of the run.
         tasks: task -> {"metric", "base", "bm25", "trained"}, as `rayembed.evaluation.run` returns it.
@@ -275,6 +278,9 @@ def write_summary(
     """
     path = run_dir / SUMMARY_FILE
     rounded = {phase: round(duration, 1) for phase, duration in seconds.items()}
-    content = {"tasks": dict(tasks), "seconds": rounded, "versions": dict(versions)}
+    content: dict[str, Any] = {"tasks": dict(tasks), "seconds": rounded, "versions": dict(versions)}
+    notes = sorted((run_dir / "stages").glob(f"*/{CHOICE_FILE}"))
+    if chosen := {note.parent.name: json.loads(note.read_text())["chosen"] for note in notes}:
+        content["chosen"] = chosen
     atomic_write(path, json.dumps(content, indent=2) + "\n")
     return path
