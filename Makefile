@@ -22,11 +22,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-compile -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-compile -c constraints.txt -e ".[dev]"
 	@touch $@
 
 venv: $(VENV)/.runtime ## create .venv with the pinned packages

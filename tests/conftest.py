@@ -18,30 +18,34 @@ if SIDE_BY_SIDE:  # processes share the cores
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n 2`, files that start Ray run in one process, since two clusters would fight for the cores.
+    """With `-n 2`, files that start Ray run in two lines, as more clusters would fight for the cores.
 
-    The tests of any other file stay together too: they share fixtures.
+    One process begins with those that train. The other takes all that start no Ray, then the second line. The
+    tests of any file stay together: they share fixtures.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "ray" if _starts_ray(config.rootpath / file) else file
+            file = config.rootpath / nodeid.partition("::")[0]
+            return ("training", str(file), "ray")[_line(file)]
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
 
 
 @cache
-def _starts_ray(file: Path) -> bool:
-    return "pytest.mark.ray" in file.read_text()
+def _line(file: Path) -> int:
+    """0: starts Ray and trains, 1: starts no Ray, 2: starts Ray for something else."""
+    if "pytest.mark.ray" not in file.read_text():
+        return 1
+    return 0 if file.parent.name in ("tests", "training", "callbacks", "bulk") else 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the tests that need a GPU where there is none."""
-    if SIDE_BY_SIDE:  # the longest group starts first
-        items.sort(key=lambda item: not _starts_ray(item.path))
+    if SIDE_BY_SIDE:
+        items.sort(key=lambda item: _line(item.path))
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
