@@ -1,27 +1,11 @@
 """What a process computes on: the GPU that Ray gave it and no other."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from rayembed.common.device import granted_gpus, resolve_device
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A head without CPUs, and a node that claims two GPUs."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes.add_node(num_cpus=2, num_gpus=2)
-    ray.init(address=nodes.address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform")}})
-    nodes.wait_for_nodes()
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
 
 
 def test_a_process_without_ray_or_outside_its_workers_was_given_none(monkeypatch):
@@ -31,7 +15,7 @@ def test_a_process_without_ray_or_outside_its_workers_was_given_none(monkeypatch
 
 
 @pytest.mark.ray
-def test_a_task_uses_the_gpu_that_ray_gave_it_and_no_other(cluster, monkeypatch):
+def test_a_task_uses_the_gpu_that_ray_gave_it_and_no_other(gpu_cluster, monkeypatch):
     def device(cuda: bool, visible: str | None = None) -> str:
         import os
 

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
-from ray.cluster_utils import Cluster
 
 from rayembed.common import ray_cluster
 from rayembed.common.ray_cluster import ClusterGpus, cluster_gpus, node_types
@@ -19,18 +17,6 @@ KUBERAY = {
         "trainers": {"max_workers": 2, "resources": {"CPU": 8, "GPU": 8}},
     },
 }
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A head without CPUs, and a node that claims two GPUs."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes.add_node(num_cpus=2, num_gpus=2)
-    ray.init(address=nodes.address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform")}})
-    nodes.wait_for_nodes()
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
 
 
 def test_the_types_of_the_launcher_file_are_those_of_its_workers():
@@ -60,5 +46,5 @@ def test_the_file_of_the_autoscaler_is_read_where_it_runs(monkeypatch):
 
 
 @pytest.mark.ray
-def test_nodes_that_are_up_are_counted_and_no_autoscaler_runs(cluster):
+def test_nodes_that_are_up_are_counted_and_no_autoscaler_runs(gpu_cluster):
     assert cluster_gpus() == ClusterGpus(now=2, startable=0)

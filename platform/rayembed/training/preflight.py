@@ -123,7 +123,8 @@ def activation_bytes(model: ModelSpec, training: TrainingConfig, dtype: torch.dt
         without checkpointing   L * l + h, and the gradients of one part, at most max(l, h)
         with it                 L * i + max(l, h) for the part that is computed again, and its gradients
     """
-    layers = model.empty().backbone.config.num_hidden_layers
+    empty = model.empty()
+    layers = empty.backbone.config.num_hidden_layers
     one, head = _kept_bytes(replace(model, layers=1), dtype)
     two, _ = _kept_bytes(replace(model, layers=min(2, layers)), dtype)
     layer, around = two - one, one - (two - one)
@@ -132,7 +133,7 @@ def activation_bytes(model: ModelSpec, training: TrainingConfig, dtype: torch.dt
     largest = max(layer, head)
     if not training.activation_checkpointing:
         return layers * layer + around + head + largest
-    width = model.empty().dimensions * dtype.itemsize
+    width = empty.dimensions * dtype.itemsize
     return layers * width + around + 2 * largest
 
 
