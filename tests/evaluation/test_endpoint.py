@@ -14,9 +14,14 @@ from tests.evaluation.conftest import WordEngine
 
 
 class Service:
-    """An OpenAI-compatible service over a word engine; `refusals` are its next answers."""
+    """An OpenAI-compatible service over a word engine; `refusals` are its next answers.
 
-    def __init__(self, card: dict):
+    Habits that real services have: `most` texts a request, `refuses_empty` texts, `backwards` answers, no
+    `usage`, and no list of models where `card` is None.
+    """
+
+    def __init__(self, card: dict | None):
+        self.most, self.refuses_empty, self.backwards, self.usage = 1000, False, False, True
         self.engine = WordEngine("a" * 64)
         self.refusals: list[int] = []
         self.served = 0
@@ -27,6 +32,9 @@ class Service:
                 pass
 
             def do_GET(self) -> None:
+                if card is None:
+                    self.answer(404, {"error": {"message": "no route"}})
+                    return
                 self.answer(200, {"object": "list", "data": [card]})
 
             def do_POST(self) -> None:
@@ -37,6 +45,12 @@ class Service:
                         self.close_connection = True
                         return
                     self.answer(status, {"error": {"message": "busy", "type": "overloaded"}})
+                    return
+                if len(body["input"]) > service.most:
+                    self.answer(422, {"error": {"message": "too many texts"}})
+                    return
+                if service.refuses_empty and not all(body["input"]):
+                    self.answer(400, {"error": {"message": "an empty text"}})
                     return
                 service.served += 1
                 vectors = service.engine.encode(
@@ -50,8 +64,11 @@ class Service:
                     }
                     for n, vector in enumerate(np.asarray(vectors, "<f4"))
                 ]
-                usage = {"prompt_tokens": len(data), "total_tokens": len(data)}
-                self.answer(200, {"object": "list", "data": data, "model": body["model"], "usage": usage})
+                data = data[::-1] if service.backwards else data
+                answer = {"object": "list", "data": data, "model": body["model"]}
+                if service.usage:
+                    answer["usage"] = {"prompt_tokens": len(data), "total_tokens": len(data)}
+                self.answer(200, answer)
 
             def answer(self, status: int, content: dict) -> None:
                 payload = json.dumps(content).encode()
@@ -121,3 +138,44 @@ def test_a_foreign_service_gets_the_instruction_in_front_of_the_text():
     assert engine.dimensions == 32
     foreign.server.shutdown()
     foreign.server.server_close()
+
+
+@pytest.fixture
+def odd():
+    """A service that tells nothing of itself and has every habit."""
+    started = Service(None)
+    started.most, started.refuses_empty, started.backwards, started.usage = 10, True, True, False
+    yield started
+    started.server.shutdown()
+    started.server.server_close()
+
+
+def test_a_service_with_limits_and_habits_is_scored_as_it_is(odd):
+    engine = EndpointEngine.connect(odd.endpoint)
+    assert engine.dimensions == 32
+    texts = [f"text {number}" for number in range(150)]
+    assert engine.encode(texts).vectors == pytest.approx(odd.engine.encode(texts).vectors, abs=1e-6)
+    served = odd.served
+    engine.encode(texts[:5])
+    assert odd.served == served + 1  # the limit is known now
+    with_gap = engine.encode(["a cat", "", "a dog"]).vectors
+    assert not with_gap[1].any()
+    assert with_gap[[0, 2]] == pytest.approx(odd.engine.encode(["a cat", "a dog"]).vectors, abs=1e-6)
+
+
+def test_a_refused_text_is_named(service):
+    engine = EndpointEngine.connect(service.endpoint)
+    service.refusals = [400] * 3
+    with pytest.raises(RequestError, match="busy; the text begins with 'one'"):
+        engine.encode(["one", "two", "three"])
+
+
+def test_the_whole_contract_of_an_own_endpoint_is_read():
+    own = Service(
+        OWN_CARD | {"symmetric": ["STS"], "max_length": 64, "instruction_template": "{instruction}: "}
+    )
+    contract = EndpointEngine.connect(own.endpoint).contract
+    assert contract.instruction_for("STS", "document") == "Compare"
+    assert (contract.max_length, contract.prefix("Find")) == (64, "Find: ")
+    own.server.shutdown()
+    own.server.server_close()

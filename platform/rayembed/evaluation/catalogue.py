@@ -15,8 +15,8 @@ from rayembed.common.errors import ResourceError, UserError, unknown_name
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import build_source, is_built
 from rayembed.evaluation.builtin_tasks import TASKS, load_task
-from rayembed.evaluation.local_tasks import OwnTask, load_own_task, read_own_tasks
 from rayembed.evaluation.mirror import Mirror
+from rayembed.evaluation.own_tasks import OwnTask, load_own_task, read_own_tasks
 
 QUICKSTART = "rayembed-quickstart"
 OFFLINE = "rayembed-offline"

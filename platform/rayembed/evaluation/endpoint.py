@@ -1,5 +1,8 @@
 """An OpenAI-compatible endpoint in the form of an engine, so that a service is scored as a checkpoint is.
 
+Services differ: some take few texts a request, refuse empty ones, answer out of order, or tell neither their
+models nor their usage. A refused request is halved until it is known which: fewer texts pass, or one is bad.
+
 The client library waits and asks again when the service is busy (429, with the time it names), fails (5xx)
 or is gone for a while; an evaluation over a service that is being restarted goes on where it was.
 """
@@ -13,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rayembed.common.endpoint_client import EndpointConfig, connect_endpoint, endpoint_errors
-from rayembed.common.errors import RequestError
+from rayembed.common.endpoint_client import EndpointConfig, ask_all, connect_endpoint, endpoint_errors
+from rayembed.common.errors import RequestError, UserError
 from rayembed.contract import Contract
 from rayembed.engine.engine import Encoded
 
@@ -55,9 +58,9 @@ class EndpointEngine:
         self, client: Any, endpoint: Endpoint, contract: Contract, digest: str, dimensions: int, named: bool
     ):
         self._client = client
-        self._endpoint = endpoint
         self._config = EndpointConfig(url=endpoint.url, model=endpoint.model)
         self._named = named
+        self._most_texts = TEXTS_PER_REQUEST
         self.contract = contract
         self.digest = digest
         self.dimensions = dimensions
@@ -77,13 +80,12 @@ class EndpointEngine:
         config = EndpointConfig(url=endpoint.url, model=endpoint.model)
         client = connect_endpoint(config, retries=patience)
         _show_waiting()
-        with endpoint_errors(config, _FIRST_RETRIES):
-            cards = {card.id: card for card in client.with_options(max_retries=_FIRST_RETRIES).models.list()}
-        if endpoint.model not in cards:
+        cards = _cards(client, config)
+        if cards is not None and endpoint.model not in cards:
             raise RequestError(
                 f"{endpoint.url} does not serve {endpoint.model!r}; it serves {', '.join(cards) or 'nothing'}"
             )
-        about: dict[str, Any] = cards[endpoint.model].model_extra or {}
+        about = (cards or {}).get(endpoint.model) or {}
         # A service that says nothing of its weights is told apart by its address and name alone.
         unknown = hashlib.sha256(f"{endpoint.url} {endpoint.model}".encode()).hexdigest()
         if "digest" not in about:
@@ -93,38 +95,97 @@ class EndpointEngine:
         engine = cls(
             client,
             endpoint,
-            Contract(instructions=about.get("instructions") or {}),
+            Contract(**{name: about[name] for name in Contract.model_fields if about.get(name) is not None}),
             about.get("digest") or unknown,
             int(about.get("dimensions") or 0),
             named="instructions" in about,
         )
         if not engine.dimensions:
-            engine.dimensions = engine.encode(["width"]).vectors.shape[1]
+            engine.dimensions = len(engine._ask(["width"], {})[0][0])
         return engine
 
     def encode(self, texts: Sequence[str], *, instruction: str | None = None) -> Encoded:
         """Embed texts in the order given; an instruction goes into its field, or in front of the text.
 
+        An empty text that the service refuses gets a vector of zeros, which is like no other.
+
         Raises:
             RequestError: the service refuses a text; the message is the service's own.
             ResourceError: the service stayed away for longer than its patience.
         """
-        vectors: list[np.ndarray] = []
-        tokens: list[int] = []
         prefix = "" if self._named else self.contract.prefix(instruction)
         extra = {"instruction": instruction or ""} if self._named else {}
-        for start in range(0, len(texts), TEXTS_PER_REQUEST):
-            part = [prefix + text for text in texts[start : start + TEXTS_PER_REQUEST]]
-            with endpoint_errors(self._config, self._client.max_retries):
-                answer = self._client.embeddings.create(
-                    model=self._endpoint.model, input=part, encoding_format="base64", extra_body=extra
+        vectors = np.zeros((len(texts), self.dimensions), np.float32)
+        tokens = [0] * len(texts)
+
+        def ask(start: int) -> tuple[int, list[np.ndarray | None], int]:
+            part = texts[start : start + TEXTS_PER_REQUEST]
+            return start, *self._answered([prefix + text for text in part], list(part), extra)
+
+        for start, found, used in ask_all(self._config, ask, range(0, len(texts), TEXTS_PER_REQUEST)):
+            refused = [start + place for place, vector in enumerate(found) if vector is None]
+            if refused:
+                logger.warning(
+                    "%s refuses %d empty texts; they count as zeros", self._config.url, len(refused)
                 )
-            vectors += [_vector(item.embedding) for item in answer.data]
-            tokens += [answer.usage.prompt_tokens // len(part)] * len(part)
-        stacked = np.stack(vectors) if vectors else np.empty((0, self.dimensions), np.float32)
-        return Encoded(
-            stacked / np.linalg.norm(stacked, axis=1, keepdims=True), tokens, [False] * len(tokens)
-        )
+            if len(vectors[0]) == 0:  # of a service that does not tell its width
+                vectors = np.zeros(
+                    (len(texts), next(len(one) for one in found if one is not None)), np.float32
+                )
+            for place, vector in enumerate(found, start):
+                if vector is not None:
+                    vectors[place] = vector / np.linalg.norm(vector)
+                tokens[place] = used // len(found)
+        return Encoded(vectors, tokens, [False] * len(texts))
+
+    def _answered(
+        self, prefixed: list[str], bare: list[str], extra: dict[str, Any]
+    ) -> tuple[list[np.ndarray | None], int]:
+        """Vectors of texts, None for an empty one that the service refuses, and the tokens used."""
+        if len(prefixed) <= self._most_texts:
+            try:
+                vectors, used = self._ask(prefixed, extra)
+                return list(vectors), used
+            except RequestError as error:
+                if len(prefixed) == 1:
+                    if not bare[0].strip():
+                        return [None], 0
+                    raise RequestError(f"{error}; the text begins with {bare[0][:60]!r}") from error
+        half = len(prefixed) // 2
+        first, first_used = self._answered(prefixed[:half], bare[:half], extra)
+        second, second_used = self._answered(prefixed[half:], bare[half:], extra)
+        if all(one is not None for one in first + second) and len(prefixed) <= self._most_texts:
+            self._most_texts = half  # nothing was wrong with the texts: there were too many of them
+            logger.info("%s takes no %d texts; %d are sent at a time", self._config.url, len(prefixed), half)
+        return first + second, first_used + second_used
+
+    def _ask(self, texts: list[str], extra: dict[str, Any]) -> tuple[list[np.ndarray], int]:
+        with endpoint_errors(self._config, self._client.max_retries):
+            answer = self._client.embeddings.create(
+                model=self._config.model, input=texts, encoding_format="base64", extra_body=extra
+            )
+        places = [item.index for item in answer.data]
+        if sorted(places) != list(range(len(texts))):
+            raise UserError(
+                f"{self._config.url} answers {len(texts)} texts with the indices {places[:5]}...; each text "
+                "needs one vector"
+            )
+        ordered = sorted(answer.data, key=lambda item: item.index)
+        return [
+            _vector(item.embedding) for item in ordered
+        ], answer.usage.prompt_tokens if answer.usage else 0
+
+
+def _cards(client: Any, config: EndpointConfig) -> dict[str, dict[str, Any]] | None:
+    """What the service tells of each of its models; None where it tells nothing."""
+    import openai
+
+    with endpoint_errors(config, _FIRST_RETRIES):
+        try:
+            listed = client.with_options(max_retries=_FIRST_RETRIES).models.list()
+        except openai.NotFoundError:
+            return None
+        return {card.id: card.model_extra or {} for card in listed}
 
 
 def _vector(embedding: str | list[float]) -> np.ndarray:

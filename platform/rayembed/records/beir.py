@@ -42,33 +42,44 @@ def parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> 
         "corpus": build_texts(work / "corpus.sqlite", [by_name["corpus.jsonl"]]),
         "queries": build_texts(work / "queries.sqlite", [by_name["queries.jsonl"]]),
     }
-    starts = range(0, max(len(_judgements(judged)), 1), QUERIES)
+    starts = range(0, max(len(read_judgements(judged)), 1), QUERIES)
     return [Part("beir", judged, start, start + QUERIES, extra) for start in starts]
 
 
 def read(part: Part) -> Iterator[Row]:
     """One pair row a query."""
     corpus, queries = Texts(part.extra["corpus"]), Texts(part.extra["queries"])
-    judged = list(_judgements(part.file).items())[part.start : part.stop]
+    judged = list(read_judgements(part.file).items())[part.start : part.stop]
     for number, (query, documents) in enumerate(judged, start=1):
         yield Row(number, _record(query, documents, corpus, queries))
 
 
-def _judgements(file: StoredFile) -> dict[str, dict[str, int]]:
-    """Query id -> document id -> grade, in the order of the file."""
-    judged: dict[str, dict[str, int]] = defaultdict(dict)
+def read_judgements(file: StoredFile) -> dict[str, dict[str, float]]:
+    """Query id -> document id -> grade, in the order of the file.
+
+    A line is query, document and grade; with a TREC field between the first two; under any header or none.
+
+    Raises:
+        DataError: a line of another form.
+    """
+    judged: dict[str, dict[str, float]] = defaultdict(dict)
     for number, line in enumerate(lines(Part("beir", file)), start=1):
-        fields = line.decode(errors="replace").split()
-        if not fields or (number == 1 and fields[-1] == "score"):
-            continue
-        if len(fields) != 3 or not fields[2].lstrip("-").isdigit():
-            raise DataError(f"{file.uri}:{number} is not query-id, corpus-id and score; correct the line")
-        judged[fields[0]][fields[1]] = int(fields[2])
+        text = line.decode("utf-8-sig", errors="replace").strip("\r\n")
+        fields = text.split("\t") if "\t" in text else text.split()
+        try:
+            if fields:
+                query, *_, document, grade = fields
+                judged[query.strip()][document.strip()] = float(grade)
+        except ValueError:
+            if number > 1:
+                raise DataError(
+                    f"{file.uri}:{number} is not query-id, corpus-id and score; correct the line"
+                ) from None
     return judged
 
 
 def _record(
-    query: str, documents: dict[str, int], corpus: Texts, queries: Texts
+    query: str, documents: dict[str, float], corpus: Texts, queries: Texts
 ) -> dict[str, Any] | Unreadable:
     text = queries.get(query)
     if text is None:
