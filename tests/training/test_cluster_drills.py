@@ -70,9 +70,9 @@ class Nodes:
             "--head", "--port", self.address.split(":")[1], "--num-cpus", "0", "--include-dashboard=false"
         )
 
-    def join(self, gpus: int = 0) -> psutil.Process:
+    def join(self, gpus: int = 0, cpus: int = 1) -> psutil.Process:
         """A node that claims so many GPUs, as the process that holds its raylet and workers."""
-        return self._start("--address", self.address, "--num-cpus", "1", "--num-gpus", str(gpus))
+        return self._start("--address", self.address, "--num-cpus", str(cpus), "--num-gpus", str(gpus))
 
     def _start(self, *arguments: str) -> psutil.Process:
         log = self._folder / f"node-{len(self._processes)}.log"
@@ -200,6 +200,22 @@ def test_training_waits_for_nodes_with_gpus_that_join_late(unbroken, home, tiny_
     nodes.join(gpus=1)
     nodes.join(gpus=1)
     assert_same_course(finish(process, home, recipe), unbroken)
+
+
+def test_eight_ranks_on_a_node_that_claims_eight_gpus_are_killed_and_resumed(
+    unbroken, home, tiny_base, nodes
+):
+    settings = {"workers": 8, "device": "cuda", "zero_stage": 2, "checkpoint_every": 4}
+    recipe = write_recipe(home, tiny_base, "eight", stages=1, **settings)
+    nodes.join(gpus=8, cpus=8)
+    variables = nodes.variables | {"RAYEMBED_FAKE_GPUS": "1"}
+    process = start_training(home, recipe, *EXACT, **variables)
+    wait_for_step(home / "runs" / "eight", STEP, process)
+    process.kill()
+    process.wait()
+    assert_same_course(finish(start_training(home, recipe, *EXACT, **variables), home, recipe), unbroken)
+    [(_, workers)] = resumptions(home / "eight.log")
+    assert workers == 8
 
 
 def test_a_stopped_and_resubmitted_job_continues(unbroken, home, tiny_base, monkeypatch, capfd):
