@@ -9,7 +9,7 @@ blend, D width.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -22,7 +22,9 @@ from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.training.distributed import gather_vectors, largest_over_ranks, world_size
 from rayembed.training.model import load_teacher
 from rayembed.training.resources import StepTimer
-from rayembed.training.stage import Stage
+
+if TYPE_CHECKING:
+    from rayembed.training.stage import Stage  # which needs Ray; a step does not
 
 UNIFORMITY_DOCUMENTS = 256  # of a batch that enter the measure, whose cost grows with their square
 
@@ -61,7 +63,7 @@ class Step(Protocol):
 class ContrastiveStep:
     """The step of contrastive stages, and of SimCSE, where each text is its own document."""
 
-    def __init__(self, stage: Stage, device: torch.device, dtype: torch.dtype):
+    def __init__(self, stage: "Stage", device: torch.device, dtype: torch.dtype):
         self._settings = stage.settings
         self._device = device
         self._budget = stage.training.chunk_tokens
