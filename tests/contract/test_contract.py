@@ -1,7 +1,9 @@
 import pytest
+from pydantic import ValidationError
 
 from rayembed.common.errors import CheckpointError, RequestError
 from rayembed.contract import Contract
+from rayembed.contract.tokenizer import load_tokenizer
 from tests.tiny import make_tokenizer
 
 INSTRUCTION = "find it"
@@ -110,3 +112,25 @@ def test_instructions_of_trained_tasks_by_side():
 def test_text_without_tokens_to_pool_is_refused():
     with pytest.raises(RequestError, match="no tokens to pool"):
         Contract(append_eos=False).tokenize(make_tokenizer(), [""])
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["Find: ", "{task}: {query}", '{"task": {instruction}} ', "{instruction} {instruction}", "{instruction"],
+)
+def test_a_template_without_one_place_for_the_instruction_is_refused(template):
+    with pytest.raises(ValidationError, match=r"instruction_template .* needs \{instruction\} once"):
+        Contract(instruction_template=template)
+
+
+def test_doubled_braces_in_a_template_are_braces():
+    assert Contract(instruction_template="{{{instruction}}} ").prefix("Find") == "{Find} "
+
+
+def test_a_token_that_the_model_does_not_embed_is_named(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|passage|>", "<|more|>"])
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral", "vocab_size": 258}')
+    with pytest.raises(CheckpointError, match=r"has 260 tokens and the model embeds 258, so '<\|passage\|>'"):
+        load_tokenizer(tmp_path)

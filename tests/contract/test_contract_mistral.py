@@ -4,7 +4,7 @@ import pytest
 
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
-from tests.mistral_tokenizer import make_mistral_tokenizer, sentencepiece_file
+from tests.mistral_tokenizer import mistral_tokenizer, sentencepiece_file
 
 MODEL_FILE = sentencepiece_file()
 pytestmark = pytest.mark.skipif(MODEL_FILE is None, reason="mistral-common is not installed (extra `dev`)")
@@ -14,8 +14,8 @@ PREFIX = f"Instruct: {INSTRUCTION}\nQuery: "
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return make_mistral_tokenizer(MODEL_FILE)
+def tokenizer(tmp_path_factory):
+    return mistral_tokenizer(tmp_path_factory.mktemp("mistral"))
 
 
 def pooled_pieces(tokenizer, text, instruction=INSTRUCTION):
@@ -25,7 +25,7 @@ def pooled_pieces(tokenizer, text, instruction=INSTRUCTION):
 
 
 @pytest.mark.parametrize(
-    "text", ["plain words", "hello  world", " two", "a\nb\tc", "中文 é", "3.14", "\u0007"]
+    "text", ["some words", "hello   there", " three", "a\n\nb\t", "日本 ü", "2.72", "\u0007", ""]
 )
 def test_the_rebuilt_tokenizer_is_sentencepiece(tokenizer, text):
     from sentencepiece import SentencePieceProcessor

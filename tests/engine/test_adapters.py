@@ -48,6 +48,34 @@ def test_each_adapter_gives_the_vectors_of_its_merged_model(engine, checkpoint, 
         np.testing.assert_array_equal(engine.encode_tokens(tokenized), plain)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": r"model\.layers\.\d+\.self_attn\.[kv]_proj"},
+        {"target_modules": r".*\.o_proj", "alpha_pattern": {"model.layers.0.self_attn.o_proj": 64}},
+        {"target_modules": ["k_proj", "up_proj"], "rank_pattern": {r"layers\.1\..*": 3, "up_proj": 5}},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1], "use_rslora": True},
+        {"target_modules": "all-linear", "exclude_modules": ["q_proj"]},
+    ],
+)
+def test_patterns_mean_the_names_of_the_language_model(engine, checkpoint, tmp_path, settings):
+    torch.manual_seed(1)
+    backbone = load_backbone(checkpoint / "backbone", dtype=torch.float32, attention="bidirectional")
+    language_model = torch.nn.Module()  # names as in a causal language model: model.layers.0 and so on
+    language_model.model, language_model.config = backbone, backbone.config
+    trained = get_peft_model(
+        language_model, LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, **settings)
+    )
+    trained.save_pretrained(tmp_path)
+    engine.add_adapter("own", tmp_path)
+    tokenized = engine.tokenize(TEXTS)
+    reference = Engine.load(checkpoint, device="cpu", precision="fp32")
+    reference._embedder.backbone = trained.merge_and_unload().model
+    np.testing.assert_allclose(
+        engine.encode_tokens(tokenized, adapter="own"), reference.encode_tokens(tokenized), atol=1e-6
+    )
+
+
 def test_adapters_in_bf16(checkpoint, tmp_path):
     save_adapter(checkpoint, tmp_path, 1, target_modules=["q_proj", "v_proj"])
     vectors = {}

@@ -103,6 +103,15 @@ def test_missing_tensor_is_named(tmp_path):
         load_backbone(tmp_path)
 
 
+def test_quantised_weights_are_refused_by_name(tmp_path):
+    make_backbone().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"quantised \(bitsandbytes\).*the original model"):
+        load_backbone(tmp_path)
+
+
 def test_a_local_folder_is_taken_as_it_is(tmp_path, home):
     assert prepare_base_model(str(tmp_path), tmp_path / "models") == tmp_path
     assert prepare_base_model("owner/model", tmp_path / "models") == "owner/model"

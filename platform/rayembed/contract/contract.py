@@ -8,9 +8,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rayembed.common.errors import CheckpointError, RequestError
 from rayembed.common.paths import atomic_write
@@ -50,7 +51,8 @@ class Contract(BaseModel):
 
     version: Literal[1] = Field(CONTRACT_VERSION, description="of this format")
     instruction_template: str = Field(
-        "Instruct: {instruction}\nQuery: ", description="prefix of a text that carries an instruction"
+        "Instruct: {instruction}\nQuery: ",
+        description="prefix of a text that carries an instruction, with {instruction} in it",
     )
     append_eos: bool = Field(
         True, description="end every text with the tokenizer's end token, which is pooled"
@@ -70,6 +72,20 @@ class Contract(BaseModel):
     symmetric: tuple[str, ...] = Field(
         (), description="task names whose documents carry the instruction too, as in training"
     )
+
+    @field_validator("instruction_template")
+    @classmethod
+    def _one_place_for_the_instruction(cls, template: str) -> str:
+        try:
+            fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        except ValueError:
+            fields = []
+        if fields != ["instruction"]:
+            raise ValueError(
+                f"instruction_template {template!r} needs {{instruction}} once and no other field: the text "
+                "comes behind it. Write {{ and }} for braces"
+            )
+        return template
 
     def prefix(self, instruction: str | None) -> str:
         """Text that goes before an instructed input; empty without an instruction."""

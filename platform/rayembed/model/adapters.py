@@ -1,13 +1,18 @@
 """Several low-rank adapters beside one backbone's weights, one of them or none at work at a time."""
 
 import hashlib
+import re
 import warnings
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from rayembed.common.errors import CheckpointError
@@ -36,7 +41,7 @@ class Adapters:
             CheckpointError: the folder has no LoRA adapter, or one of another backbone.
         """
         slot = f"adapter{len(self._slots)}"
-        config = _read_config(folder)
+        config = self._resolved(_read_config(folder), folder)
         try:
             with warnings.catch_warnings(action="ignore"):  # peft warns of a second adapter
                 inject_adapter_in_model(config, self._backbone, adapter_name=slot)
@@ -47,6 +52,42 @@ class Adapters:
         self._apply("")
         digests = file_digest(folder / _CONFIG) + file_digest(folder / _WEIGHTS)
         return hashlib.sha256(digests.encode()).hexdigest()
+
+    def _resolved(self, config: LoraConfig, folder: Path) -> LoraConfig:
+        """The settings with every layer by its name here: patterns match names where peft trained it.
+
+        A pattern `model.layers.[01].*q_proj` and `alpha_pattern: {model.layers.0.self_attn.q_proj: 64}` mean
+        the decoder inside a language model. Here its layers are layers.0 and so on.
+        """
+        with safe_open(folder / _WEIGHTS, framework="pt") as weights:
+            inside = any(name.startswith("base_model.model.model.") for name in weights.keys())  # noqa: SIM118
+        linear = [
+            name
+            for name, module in self._backbone.named_modules()
+            if isinstance(module, nn.Linear | LoraLayer) and not re.search(r"\.(lora_|base_layer)", name)
+        ]
+        there = {name: f"model.{name}" if inside else name for name in linear}
+        targets = [
+            name
+            for name, known in there.items()
+            if config.target_modules == "all-linear" or check_target_module_exists(config, known)
+        ]
+        if not targets:
+            raise CheckpointError(
+                f"adapter {folder} does not fit the model: target_modules {config.target_modules} name no linear "
+                f"layer; there are {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
+            )
+        settings = {}
+        for pattern, default in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
+            declared = getattr(config, pattern) or {}
+            settings[pattern] = {
+                re.escape(name): declared.get(get_pattern_key(declared.keys(), there[name]), default)
+                for name in targets
+            }
+        config.target_modules = set(targets)
+        config.rank_pattern, config.alpha_pattern = settings["rank_pattern"], settings["alpha_pattern"]
+        config.layers_to_transform = config.layers_pattern = config.exclude_modules = None
+        return config
 
     def choose(self, name: str) -> None:
         """Let the adapter of that name take part from now on; the empty name is the backbone alone."""

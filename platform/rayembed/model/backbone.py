@@ -95,6 +95,12 @@ def _supported_config(name: str | Path, layers: int | None) -> Any:
             f"base model {name} is of architecture {config.model_type!r}; "
             f"supported are {', '.join(MODEL_CLASSES)}"
         )
+    if stored := getattr(config, "quantization_config", None):
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+        raise CheckpointError(
+            f"base model {name} is stored quantised ({method}), and training and packed attention need plain "
+            "weights; give the folder of the original model, or save `model.dequantize()` of transformers"
+        )
     if layers is not None and not 1 <= layers <= config.num_hidden_layers:
         raise CheckpointError(
             f"base model {name} has {config.num_hidden_layers} layers, {layers} were asked for"

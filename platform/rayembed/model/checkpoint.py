@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import atomic_directory, atomic_write, file_digest
 from rayembed.contract import CONTRACT_FILE, Contract
-from rayembed.contract.tokenizer import load_tokenizer
+from rayembed.contract.tokenizer import check_vocabulary, load_tokenizer
 from rayembed.model.backbone import load_backbone
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
@@ -210,6 +210,7 @@ def load_model(
     contract = Contract.load(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     backbone = load_backbone(folder / "backbone", dtype=dtype, attention=config.attention, device=device)
+    check_vocabulary(tokenizer, backbone.config.vocab_size, str(folder))
     with torch.device("meta"):
         embedder = EmbeddingModel(backbone, config)
     if embedder.pooling.state_dict():

@@ -23,7 +23,7 @@ from rayembed.model.export.nv_embed import (
     read_nv_embed_configuration,
 )
 from rayembed.model.pooling import LatentPoolingConfig, MeanPoolingConfig
-from tests.mistral_tokenizer import make_mistral_tokenizer, sentencepiece_file
+from tests.mistral_tokenizer import mistral_tokenizer, sentencepiece_file
 from tests.model.reference import nv_embed_vector
 from tests.tiny import make_backbone, make_tokenizer
 
@@ -263,7 +263,7 @@ def test_models_that_the_layout_cannot_hold_are_refused(tmp_path, config, messag
 @pytest.mark.skipif(sentencepiece_file() is None, reason="mistral-common is not installed (extra `dev`)")
 def test_the_published_tokenizer_is_kept_to_the_letter(published, tmp_path):
     """transformers' class for Llama tokenizers splits texts that start with a space differently."""
-    tokenizer = make_mistral_tokenizer(sentencepiece_file())
+    tokenizer = mistral_tokenizer(tmp_path)
     text_config = NARROW_CONFIG["text_config"] | {"vocab_size": 32000}
     shapes = NARROW_SHAPES | {"embedding_model.embed_tokens.weight": (32000, WIDTH)}
     write_published(published, shapes, NARROW_CONFIG | {"text_config": text_config}, tokenizer)

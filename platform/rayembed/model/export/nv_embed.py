@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from transformers import MistralConfig, MistralModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import MistralConfig, MistralModel, PreTrainedTokenizerBase
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import atomic_directory, atomic_write
@@ -112,7 +112,7 @@ def import_nv_embed(folder: Path, out: Path, *, max_length: int = 4096) -> str:
         text.save_pretrained(temporary / "backbone")
         parts = shards.files_with(files, _BACKBONE)
         shards.write(temporary / "backbone", (shards.read(file, _BACKBONE) for file in parts), len(parts))
-        _read_tokenizer(folder).save_pretrained(temporary / "tokenizer")
+        load_tokenizer(folder).save_pretrained(temporary / "tokenizer")
         contract.save(temporary)
         provenance = {"base_model": "mistralai/Mistral-7B-v0.1", "imported_from": "nv-embed"}
         return write_manifest(temporary, model, text.hidden_size, provenance=provenance)
@@ -177,17 +177,6 @@ def _model_config(latent: dict[str, Any], path: Path) -> ModelConfig:
     except ValidationError as error:
         raise CheckpointError(f"{path}: latent_attention_config is not readable: {error}") from error
     return ModelConfig(attention="bidirectional", pooling=pooling)
-
-
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer as its file describes it.
-
-    The class for Llama tokenizers in transformers 5 rebuilds it from the vocabulary alone, which splits texts
-    that start with a space differently.
-    """
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    return load_tokenizer(folder)
 
 
 def _require(condition: bool, problem: str) -> None:
