@@ -70,14 +70,14 @@ def test_a_file_is_validated_built_and_described(home):
 def test_what_the_commands_refuse(home):
     assert "none is not built" in str(run("card", "none").exception)
     assert "must have the form COLUMN=NAME" in str(run("validate", "x.jsonl", "--column", "query").exception)
-    (home / "bad.jsonl").write_text("{\n{}\n")
+    (home / "bad.jsonl").write_text("{x\n{}\n")
     refused = run("validate", "bad.jsonl", "--rejects", "bad.rejects.jsonl")
     assert "lacks the column query" in str(refused.exception)
     (home / "bad.jsonl").write_text('{"query": "q", "positive": ""}\n')
     assert "bad.rejects.jsonl lists them all" in str(
         run("validate", "bad.jsonl", "--rejects", "bad.rejects.jsonl").exception
     )
-    assert json.loads((home / "bad.rejects.jsonl").read_text())["reason"] == "empty"
+    assert json.loads((home / "bad.rejects.jsonl").read_text())["reason"] == "no positive"
 
 
 def test_cards_tell_what_sources_share(home):

@@ -9,7 +9,7 @@ from rayembed.common.errors import ConfigError, DataError, ResourceError
 from rayembed.config.data import UserSourceConfig
 from rayembed.data import build, part_writer
 from rayembed.data.store import read_split
-from rayembed.records import json_lines, parquet
+from rayembed.records import columnar, text_files
 from rayembed.records.schema import LABEL_SCHEMA, PAIR_SCHEMA, SCORE_SCHEMA
 
 GOOD = {"query": "q", "positive": "p"}
@@ -163,17 +163,17 @@ def test_parts_give_the_same_rows_and_lines_as_the_whole(tmp_path, monkeypatch):
     records[150] = records[20]
     path = write(tmp_path / "a.jsonl", records)
     whole, listed = load(path, **EVERYTHING), rejects(path)
-    assert {row["reason"] for row in listed} == {"empty", "duplicate"}
+    assert {row["reason"] for row in listed} == {"no positive", "duplicate"}
     assert listed[-1] == {"place": "a.jsonl:151", "reason": "duplicate", "detail": "of an earlier row"} or (
         {"place": "a.jsonl:151", "reason": "duplicate", "detail": "of an earlier row"} in listed
     )
-    monkeypatch.setattr(json_lines, "PART_BYTES", 777)
+    monkeypatch.setattr(text_files, "PART_BYTES", 777)
     (tmp_path / "data" / "mine" / "card.json").unlink()
     assert load(path, **EVERYTHING).equals(whole)
     assert len(list((tmp_path / "data" / "mine").glob("train-*.parquet"))) > 10
     assert sorted(map(repr, rejects(path))) == sorted(map(repr, listed))
 
-    monkeypatch.setattr(parquet, "PART_BYTES", 1)
+    monkeypatch.setattr(columnar, "PART_BYTES", 1)
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=30)
     assert load(tmp_path / "a.parquet", **EVERYTHING).equals(whole)
     assert {row["place"] for row in rejects(path)} == {
@@ -234,8 +234,8 @@ def test_locations_beyond_the_disk(tmp_path, monkeypatch):
     source = UserSourceConfig(path=path.as_uri())
     build.build_user_source("mine", source, tmp_path / "data")
     assert read_split(tmp_path / "data", "mine", "train").num_rows == 1
-    with pytest.raises(DataError, match="ftp://host/a is not a location that can be read"):
-        build.build_user_source("mine", UserSourceConfig(path="ftp://host/a"), tmp_path / "data")
+    with pytest.raises(DataError, match="none://host/a is not a location that can be read"):
+        build.build_user_source("mine", UserSourceConfig(path="none://host/a"), tmp_path / "data")
     unreachable = "s3://bucket/a.parquet?region=eu-west-1&scheme=http&endpoint_override=127.0.0.1:9"
     with pytest.raises(
         ResourceError, match=r"s3://bucket/a.parquet.* (cannot be read|did not answer).*credentials"
@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_whole_parts_and_the_next_run_continues(tmp_path, mon
     monkeypatch.setattr(part_writer, "content_hash", content_hash)
     read = []
     monkeypatch.setattr(
-        part_writer, "read_part", lambda part: read.append(part.file.name) or json_lines.read(part)
+        part_writer, "read_part", lambda part: read.append(part.file.name) or text_files.JSON.read(part)
     )
     assert load(folder)["query"].to_pylist() == ["q0", "q1", "q2"]
     assert read == ["1.jsonl", "2.jsonl"]

@@ -27,7 +27,8 @@ def guard():
         (" ".join(reversed(KNOWN.split())), False),
         ("wie heisst der fuchs im wald", False),
         ("wie heißt der fuchs im wald", True),
-        ("one word", False),
+        ("One word!", True),
+        ("word", False),
         ("", False),
     ],
 )

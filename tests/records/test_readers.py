@@ -9,7 +9,7 @@ from rayembed.common.errors import ConfigError, DataError, ResourceError
 from rayembed.config.data import UserSourceConfig
 from rayembed.data import build
 from rayembed.data.store import read_split
-from rayembed.records import json_lines, mteb_tasks
+from rayembed.records import mteb_tasks, text_files
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_a_disk_that_fills_up_while_texts_are_indexed(tmp_path, beir, monkeypatc
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_triples_by_id(tmp_path, monkeypatch, compressed):
-    monkeypatch.setattr(json_lines, "PART_BYTES", 20)
+    monkeypatch.setattr(text_files, "PART_BYTES", 20)
     (tmp_path / "collection.tsv").write_text("1\tpassage one\n2\tpassage two\n3\tpassage\twith a tab\n")
     (tmp_path / "queries.tsv").write_text("10\tquery ten\n11\tquery eleven\n")
     content = b"10\t1\t2\n11\t2\t3\n11\t3\n10 0 3 1\n10 0 2 0\n"
@@ -123,16 +123,18 @@ def test_hugging_face_folders(tmp_path, sentiment):
 
     both = datasets.DatasetDict(train=sentiment.select([0]), test=sentiment)
     both.save_to_disk(tmp_path / "both")
-    assert len(load(tmp_path / "data", tmp_path / "both", kind="labels")) == 1
+    assert len(load(tmp_path / "data", tmp_path / "both", kind="labels", split="train")) == 1
+    with pytest.raises(DataError, match=r"has the splits test, train; choose one with split"):
+        load(tmp_path / "data", tmp_path / "both", kind="labels")
     rows = load(tmp_path / "data", tmp_path / "both", kind="labels", split="test", **everything)
     assert [row["text"] for row in rows] == ["a", "b"], "a row without a class is left out"
-    with pytest.raises(DataError, match=r"no split 'dev'.*splits: test, train"):
+    with pytest.raises(DataError, match=r"no split 'validation'; it has the splits test, train"):
         load(tmp_path / "data", tmp_path / "both", kind="labels", split="dev")
 
     (tmp_path / "hub" / "data").mkdir(parents=True)
     sentiment.to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
     sentiment.select([0]).to_parquet(tmp_path / "hub" / "data" / "test-00000-of-00001.parquet")
-    rows = load(tmp_path / "data", tmp_path / "hub", kind="labels", **everything)
+    rows = load(tmp_path / "data", tmp_path / "hub", kind="labels", split="train", **everything)
     assert [row["label"] for row in rows] == ["bad", "good"]
 
 

@@ -1,7 +1,8 @@
-"""`rayembed data`: list, check, build and describe sources."""
+"""`rayembed data`: list, look at, check, build and describe sources."""
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +14,22 @@ from rayembed.common.paths import atomic_write, resolve
 from rayembed.config.data import SourceFormat, SourceKind, UserSourceConfig
 from rayembed.data.build import REJECTS_FILE, build_user_source
 from rayembed.data.card import built_names, full_card, read_card, readable_card
+from rayembed.data.sample import sample_source
 from rayembed.data.sources import SOURCES
 from rayembed.data.sources.base import SPLITS
-from rayembed.data.store import build_source, built_in_source, is_built
+from rayembed.data.store import build_source, built_in_source, is_built, read_split
 
 app = typer.Typer(help="List, check, build and describe data sources.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the sources, relative to the workspace.")]
+Kind = Annotated[SourceKind, typer.Option(help="Layout of the rows.")]
+Format = Annotated[SourceFormat, typer.Option(help="Format, if the file names do not tell it.")]
+Split = Annotated[str | None, typer.Option(help="Split that is read, or all.")]
+Configuration = Annotated[str | None, typer.Option(help="Configuration of a hub data set, or all.")]
+Renamed = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="COLUMN=NAME: name of a column in the files; may be repeated."),
+]
 
 
 @app.command("list")
@@ -75,6 +85,39 @@ def build(
         typer.echo(f"{name}: {_rows(folder)} rows in {folder}")
 
 
+@app.command("sample")
+def sample(
+    name: Annotated[
+        str, typer.Argument(help="Name from the recipe, built-in name, file, folder, URI or hub:OWNER/NAME.")
+    ],
+    rows: Annotated[int, typer.Option("-n", "--rows", min=0, help="Number of rows.")] = 5,
+    config: Annotated[FilePath | None, typer.Option(help="Recipe that declares the source.")] = None,
+    kind: Kind = "pairs",
+    format: Format = "auto",
+    split: Split = None,
+    configuration: Configuration = None,
+    columns: Renamed = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    out: Out = Path("data"),
+) -> None:
+    """Show how files are understood and their first rows, before anything is built."""
+    from rayembed.config.loading import load_config  # torch takes seconds to import; --help does without
+
+    declared = load_config(config).data.sources if config else {}
+    if name in SOURCES and name not in declared:
+        build_source(name, resolve(out))
+        found = read_split(resolve(out), name, split or "train").slice(0, rows).to_pylist()
+        typer.echo("\n".join(json.dumps(row, ensure_ascii=False) for row in found))
+        return
+    source = declared.get(name) or _source(name, kind, format, split, configuration, columns)
+    taken = sample_source(name, source, rows)
+    typer.echo(
+        json.dumps(asdict(taken), indent=2, ensure_ascii=False, default=str)
+        if as_json
+        else "\n".join(taken.lines())
+    )
+
+
 @app.command("card")
 def card(
     name: Annotated[str, typer.Argument(help="Name of a built source.")],
@@ -88,26 +131,20 @@ def card(
 
 @app.command("validate")
 def validate(
-    path: Annotated[str, typer.Argument(help="File, folder or URI.")],
-    kind: Annotated[SourceKind, typer.Option(help="Layout of the rows.")] = "pairs",
-    format: Annotated[SourceFormat, typer.Option(help="Format, if the file names do not tell it.")] = "auto",
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--column", help="COLUMN=NAME: name of a column in the files; may be repeated."),
-    ] = None,
+    path: Annotated[str, typer.Argument(help="File, folder, URI or hub:OWNER/NAME.")],
+    kind: Kind = "pairs",
+    format: Format = "auto",
+    split: Split = None,
+    configuration: Configuration = None,
+    columns: Renamed = None,
     largest_bad_share: Annotated[
         float, typer.Option(min=0, max=1, help="A higher share of bad rows is an error.")
     ] = 0.01,
     rejects: Annotated[Path, typer.Option(help="File to list the bad rows in.")] = Path("rejects.jsonl"),
 ) -> None:
     """Check files as a build would, and print what the card would say."""
-    source = UserSourceConfig(
-        path=path,
-        kind=kind,
-        format=format,
-        columns=dict(_assignment(column) for column in columns or ()),
-        largest_bad_share=largest_bad_share,
-    )
+    source = _source(path, kind, format, split, configuration, columns)
+    source = source.model_copy(update={"largest_bad_share": largest_bad_share})
     with tempfile.TemporaryDirectory(prefix="rayembed-validate-") as folder:
         built = build_user_source("checked", source, Path(folder), rejects=resolve(rejects))
         listed = (built / REJECTS_FILE).read_text()
@@ -136,6 +173,27 @@ def plan(
     config = load_config(recipe, set or ())
     for line in show_plan(config, show=show, step=step, stage_name=stage, full=full):
         typer.echo(line)
+
+
+def _source(
+    place: str,
+    kind: SourceKind,
+    format: SourceFormat,
+    split: str | None,
+    configuration: str | None,
+    columns: list[str] | None,
+) -> UserSourceConfig:
+    """A source that options declare."""
+    hub = place.removeprefix("hub:") if place.startswith("hub:") else None
+    return UserSourceConfig(
+        path=None if hub else place,
+        hub=hub,
+        kind=kind,
+        format=format,
+        split=split,
+        config=configuration,
+        columns=dict(_assignment(column) for column in columns or ()),
+    )
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """The base of all settings, and what differs between two of them."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -23,6 +24,23 @@ class Frozen(BaseModel):
     def to_yaml(self) -> str:
         """All settings as YAML, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2 has two booleans; to PyYAML, which reads 1.1, names such as `on` and `no` are booleans too."""
+
+
+_BOOLEAN = "tag:yaml.org,2002:bool"
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def read_yaml(text: str) -> Any:
+    """Content of a recipe; yaml.YAMLError where it is no YAML."""
+    return yaml.load(text, _Yaml)
 
 
 def refuse(problems: Iterable[str]) -> None:

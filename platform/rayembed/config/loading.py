@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rayembed.common.errors import ConfigError, all_mistakes
-from rayembed.common.settings import Frozen
+from rayembed.common.settings import Frozen, read_yaml
 from rayembed.config.blend import SourceConfig
 from rayembed.config.facts import facts_of, list_blends, spread_facts
 from rayembed.config.layering import assign, merge, names_in
@@ -71,7 +71,7 @@ def _read(path: Path, model: type[Frozen], extending: tuple[Path, ...] = ()) -> 
         chain = " -> ".join(file.name for file in (*extending, path))
         raise ConfigError(f"recipes extend each other in a circle: {chain}; remove one of their `extends`")
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = read_yaml(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -108,7 +108,7 @@ def _parsed(override: str) -> tuple[str, Any]:
     if not separator or not address:
         raise ConfigError(f"override {override!r} must have the form key.subkey=value")
     try:
-        return address, yaml.safe_load(text)
+        return address, read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
 

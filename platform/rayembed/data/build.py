@@ -27,12 +27,13 @@ from rayembed.data.card import CARD_VERSION, SourceStatistics, make_card, read_c
 from rayembed.data.part_writer import FinishJob, PartJob, finish_part, write_part
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import build_source
-from rayembed.records import find_files, find_parts
-from rayembed.records.checks import Columns
+from rayembed.records import find_files, find_parts, unread_files
+from rayembed.records.checks import NO_LABEL
+from rayembed.records.columns import Columns
 
 logger = logging.getLogger(__name__)
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 REJECTS_FILE = "rejects.jsonl"
 
 Job = TypeVar("Job")
@@ -54,7 +55,7 @@ def build_user_source(
     """
     if name in SOURCES:
         raise ConfigError(f"data.sources.{name} has the name of a built-in source; choose another")
-    Columns.of(source.kind, source.columns)
+    Columns(source.kind, source.columns)
     rejects = rejects or data_dir / f"{name}.rejects.jsonl"
     data_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(data_dir / f".{name}.lock"):  # for two jobs that need the same source
@@ -75,17 +76,26 @@ def _build(name: str, source: UserSourceConfig, data_dir: Path, rejects: Path) -
         work.mkdir(parents=True, exist_ok=True)
         parts = find_parts(source, work)
     jobs = [PartJob(name, source, part, index, work) for index, part in enumerate(parts)]
-    logger.info("building %s from %s in %d parts", name, source.path, len(jobs))
+    logger.info("building %s from %s in %d parts", name, source.origin, len(jobs))
+    if unread := unread_files(find_files(source), parts):
+        logger.warning("source %s: %d files are not read: %s", name, len(unread), ", ".join(unread[:5]))
     summaries = list(_on_all_cpus(write_part, jobs, f"source {name}, reading"))
+    columns = Columns(source.kind, source.columns)
+    for summary in summaries:
+        columns.present.update(dict.fromkeys(summary["columns"]))
+    if columns.present:
+        columns.check_declared(source.origin)
+        logger.info("source %s: %s", name, columns)
     duplicates = _duplicates(jobs)
     _refuse_bad(source, jobs, summaries, duplicates, rejects)
     description = {
         "name": name,
-        "title": f"{name}: {source.path}",
+        "title": f"{name}: {source.origin}",
         "kind": source.kind,
         "task_type": source.task_type,
-        "origin": source.path,
+        "origin": source.origin,
         "licence": source.licence,
+        "columns": str(columns),
         "state": state,
     }
     with clear_disk_errors(data_dir), atomic_directory(target) as folder:
@@ -126,7 +136,10 @@ def source_state(name: str, source: UserSourceConfig) -> str:
     Raises:
         DataError, ResourceError: nothing is there, or the store does not answer.
     """
-    settings = source.model_dump(mode="json", exclude={"licence", "label_texts", "least_score"})
+    unread = {"licence", "derived_from", "least_score"} | (
+        {"label_texts"} if source.kind == "labels" else set()
+    )
+    settings = source.model_dump(mode="json", exclude=unread)
     files = [asdict(file) for file in find_files(source)]
     return sha256(json.dumps([BUILDER_VERSION, name, settings, files], sort_keys=True).encode()).hexdigest()
 
@@ -186,11 +199,11 @@ def _refuse_bad(
     """Say what is left out; DataError when more rows are bad than the source allows, or all."""
     dropped = _dropped(summaries, duplicates)
     repeated = dropped.get("duplicate", 0)
-    bad = sum(dropped.values()) - repeated
-    total = bad + sum(summary["rows"] for summary in summaries)
+    bad = sum(dropped.values()) - repeated - dropped.get(NO_LABEL, 0)
+    total = sum(dropped.values()) - repeated + sum(summary["rows"] for summary in summaries)
     name, allowed = jobs[0].name, source.largest_bad_share
     if total == 0:
-        raise DataError(f"source {name}: {source.path} has no rows; supply a file that is not empty")
+        raise DataError(f"source {name}: {source.origin} has no rows; supply a file that is not empty")
     if not dropped:
         return
     _write_rejects(jobs, summaries, duplicates, rejects)

@@ -1,8 +1,9 @@
-"""Training rows that are near-duplicates of rows of an evaluation are dropped and counted.
+"""Training rows that repeat or nearly repeat rows of an evaluation are dropped and counted.
 
 NV-Embed (Lee et al., 2024) removes training rows that resemble the test sets of MTEB.
 """
 
+import hashlib
 import logging
 import re
 from collections import Counter
@@ -13,15 +14,20 @@ from typing import Any, cast
 import pyarrow as pa
 from datasketch import MinHash, MinHashLSH
 
+from rayembed.common.errors import DataError
 from rayembed.common.paths import file_digest, resolve
 from rayembed.config.data import DataConfig
 from rayembed.data.build import build_any
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import read_split, split_files
+from rayembed.records import mteb_tasks
 
 logger = logging.getLogger(__name__)
 
 QUERY_COLUMNS = ("query", "text", "sentence1", "sentence2")
+MTEB = "mteb:"  # in front of a task or benchmark of mteb
+MOST_NEAR = 100_000
+"""Texts of an evaluation that rows may not resemble; to those of a larger one they may only not be equal."""
 EXAMPLES = 5  # of dropped rows that a report shows
 
 
@@ -61,17 +67,28 @@ class ContaminationGuard:
 
     def __init__(self) -> None:
         self._texts = NearDuplicates()
-        self._known: set[str] = set()
+        self._equal: dict[bytes, str] = {}  # key of a text -> evaluation
 
     def add(self, evaluation: str, texts: Iterable[str]) -> None:
         """Take the texts of an evaluation in."""
+        fresh = []
         for text in texts:
-            if text not in self._known:
-                self._known.add(text)
-                self._texts.add((evaluation, text), text)
+            if _WORD.search(text) and (key := _key(text)) not in self._equal:
+                self._equal[key] = evaluation
+                fresh.append(text)
+        if len(fresh) > MOST_NEAR:
+            logger.warning(
+                "contamination guard: %s has %d texts; rows that equal one are dropped, similar ones are not",
+                evaluation, len(fresh),
+            )  # fmt: skip
+            return
+        for text in fresh:
+            self._texts.add((evaluation, text), text)
 
     def match(self, text: str) -> tuple[str, str] | None:
-        """Evaluation and text that `text` is a near-duplicate of, None where there is none."""
+        """Evaluation and text that `text` repeats, case and punctuation aside, or nearly repeats, or None."""
+        if evaluation := self._equal.get(_key(text)):
+            return evaluation, text
         return cast(tuple[str, str] | None, self._texts.find(text))
 
     def clean(self, table: pa.Table, *, documents: bool = False) -> tuple[pa.Table, ContaminationReport]:
@@ -108,7 +125,7 @@ class ContaminationGuard:
         return None
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._equal)
 
 
 def evaluation_texts(table: pa.Table, *, documents: bool) -> list[str]:
@@ -123,41 +140,66 @@ def evaluation_texts(table: pa.Table, *, documents: bool) -> list[str]:
 
 
 def compared_sources(data: DataConfig, blend: Iterable[str]) -> tuple[str, ...]:
-    """Names of the sources whose rows a run must not train on.
+    """Names of what a run must not train on.
 
-    Those of `contamination.against`; without it, the built-in sources of the blend that have a test split.
+    Those of `contamination.against`; without it, the built-in sources that have a test split among those of
+    the blend and those that they were derived from. A warning where that is nothing.
     """
     if data.contamination.against is not None:
         return data.contamination.against
-    return tuple(name for name in dict.fromkeys(blend) if name in SOURCES and SOURCES[name].kind != "scores")
+    origins = dict.fromkeys(origin_of(data, name) for name in blend)
+    found = tuple(name for name in origins if name in SOURCES and SOURCES[name].kind != "scores")
+    if not found and origins:
+        logger.warning(
+            "contamination guard: nothing is compared, as no source of the blend has a test split; set "
+            'data.contamination.against to what you evaluate on, such as ["mteb:MTEB(eng, v1)"], or to []'
+        )
+    return found
+
+
+def origin_of(data: DataConfig, name: str) -> str:
+    """The source whose rows a source was made from in the end, by mining for example; else itself."""
+    seen = {name}
+    while name in data.sources and (before := data.sources[name].derived_from) and before not in seen:
+        seen.add(name := before)
+    return name
 
 
 def make_guard(data: DataConfig, names: Sequence[str]) -> ContaminationGuard:
-    """Index the named sources, building those that are not built.
+    """Index what is named, building sources that are not built.
 
-    Of a built-in source the test split counts, of one that the recipe declares all rows.
+    Of a built-in source and of tasks of mteb the test rows count, of a source that the recipe declares all.
 
     Raises:
         DataError: an unknown name, or a source that cannot be read.
-        ResourceError: a built-in source cannot be fetched.
+        ResourceError: a source or task cannot be fetched.
     """
-    guard = ContaminationGuard()
+    guard, settings = ContaminationGuard(), data.contamination
     for name in names:
+        if name.startswith(MTEB):
+            for task in mteb_tasks.tasks_of(name.removeprefix(MTEB), settings.mirror):
+                guard.add(task.metadata.name, mteb_tasks.asked_texts(task, documents=settings.documents))
+            continue
         build_any(name, data)
         table = read_split(resolve(data.directory), name, _compared_split(data, name))
-        guard.add(name, evaluation_texts(table, documents=data.contamination.documents))
+        guard.add(name, evaluation_texts(table, documents=settings.documents))
+    if names and not len(guard):
+        raise DataError(f"contamination guard: {', '.join(names)} have no text to compare with")
     logger.info("contamination guard: %d texts of %s", len(guard), ", ".join(names))
     return guard
 
 
 def compared_files(data: DataConfig, names: Sequence[str]) -> dict[str, str]:
-    """Digest of each file that `make_guard` reads: what decides which rows are dropped."""
-    files = [
-        (name, file)
-        for name in names
-        for file in split_files(build_any(name, data), _compared_split(data, name))
-    ]
-    return {f"{name} {file.name}": file_digest(file) for name, file in files}
+    """Digest or revision of all that `make_guard` reads: what decides which rows are dropped."""
+    found: dict[str, str] = {}
+    for name in names:
+        if name.startswith(MTEB):
+            for task in mteb_tasks.tasks_of(name.removeprefix(MTEB), None):
+                found[task.metadata.name] = str(task.metadata.dataset["revision"])
+            continue
+        for file in split_files(build_any(name, data), _compared_split(data, name)):
+            found[f"{name} {file.name}"] = file_digest(file)
+    return found
 
 
 def _compared_split(data: DataConfig, name: str) -> str:
@@ -209,6 +251,11 @@ class NearDuplicates:
     def _compare(self, parts: frozenset[bytes], key: Hashable) -> float:
         others = self._shingles[key]
         return len(parts & others) / len(parts | others)
+
+
+def _key(text: str) -> bytes:
+    """Digest of the words of a text, without case and punctuation."""
+    return hashlib.blake2b(" ".join(_WORD.findall(text.lower())).encode(), digest_size=8).digest()
 
 
 def shingles(text: str) -> frozenset[bytes]:

@@ -132,6 +132,11 @@ def label_based_rows(
     """
     texts_of, dataset, task_type = _classes(table)
     names = {label: label for label in texts_of} if label_texts is None else dict(label_texts)
+    if label_texts is None and all(label.isdigit() for label in texts_of):
+        raise DataError(
+            f"source {dataset}: its labels are the numbers {', '.join(sorted(texts_of)[:5])}, which as "
+            "documents say nothing; give each a text in label_texts, or use labels: example"
+        )
     if missing := sorted(set(texts_of) - set(names)):
         raise DataError(f"source {dataset}: label_texts lacks the labels {missing}; add a text for each")
     generator = np.random.default_rng(seed)
@@ -181,7 +186,13 @@ def similarity_rows(table: pa.Table, *, least_score: float = 4.0) -> pa.Table:
     for row in table.to_pylist():
         if row["score"] >= least_score and row["sentence1"] != row["sentence2"]:
             rows += _both_ways(row, cluster=None, negatives={})
-    return _table(rows, table, f"no pair of different sentences has a score of {least_score:g} or more")
+    scores = pc.min_max(table["score"]).as_py()
+    return _table(
+        rows,
+        table,
+        f"no pair of different sentences has a score of {least_score:g} or more; its scores go from "
+        f"{scores['min']:g} to {scores['max']:g}: set least_score",
+    )
 
 
 def entailment_rows(table: pa.Table) -> pa.Table:

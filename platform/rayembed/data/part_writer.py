@@ -8,7 +8,6 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayembed.common.errors import DataError
 from rayembed.common.paths import atomic_write, clear_disk_errors
 from rayembed.config.data import UserSourceConfig
 from rayembed.data.card import SourceStatistics
 from rayembed.records import Part, Row, Unreadable, read_part
-from rayembed.records.checks import BadRow, Columns, RowChecker
-from rayembed.records.schema import SCHEMAS, row_texts
+from rayembed.records.checks import BadRow, RowChecker, unfolded
+from rayembed.records.columns import LOOKED_AT, Columns
+from rayembed.records.schema import SCHEMAS
 
 ROWS = 4096  # written at a time
 
@@ -64,43 +65,55 @@ def write_part(job: PartJob) -> dict[str, Any]:
 
 
 def _write_part(job: PartJob) -> dict[str, Any]:
-    source, schema = job.source, SCHEMAS[job.source.kind]
-    columns = Columns.of(source.kind, source.columns)
-    checker = RowChecker(source.kind, columns, job.name, source.task_type)
+    source, schema, uri = job.source, SCHEMAS[job.source.kind], job.part.file.uri
+    columns = Columns(source.kind, source.columns)
+    checker = RowChecker(source.kind, columns, job.name, source.task_type, source.label_texts)
     rejected: Counter[str] = Counter()
-    hashes, numbers, last = [], [], 0
+    hashes, numbers, last, looked_at = [], [], 0, 0
     with (
         job.path(".rejects.jsonl").open("w", encoding="utf-8") as rejects,
         pq.ParquetWriter(job.path(".parquet"), schema, compression="zstd") as writer,
     ):
         batch: list[dict[str, Any]] = []
-        for row in _checked_columns(read_part(job.part), columns, job.part.file.uri):
-            last = row.number
+        for row in read_part(job.part):
+            last = max(last, row.number)
             if row.record is None:
                 continue
-            try:
-                checked = checker.row(row.record)
-            except BadRow as bad:
-                rejected[bad.reason] += 1
-                _write_reject(rejects, row, bad)
-                continue
-            hashes.append(content_hash(checked))
-            numbers.append(row.number)
-            batch.append(checked)
-            if len(batch) == ROWS:
+            for record in unfolded(row.record):
+                looked_at += isinstance(record, dict)
+                try:
+                    checked = checker.row(record)
+                except BadRow as bad:
+                    rejected[bad.reason] += 1
+                    _write_reject(rejects, row, bad)
+                    continue
+                except DataError as error:
+                    raise DataError(f"{uri}:{row.number}: {error}") from error
+                finally:
+                    if looked_at == LOOKED_AT:
+                        columns.check(uri)
+                hashes.append(content_hash(checked))
+                numbers.append(row.number)
+                batch.append(checked)
+            if len(batch) >= ROWS:
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
                 batch = []
         if batch:
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    if looked_at:
+        columns.check(uri)
     rows = {"hashes": np.array(hashes, dtype=np.uint64), "numbers": np.array(numbers, dtype=np.int64)}
     with job.path(".npz").open("wb") as stream:
         np.savez(stream, allow_pickle=False, **rows)
-    return {"rows": len(hashes), "rejected": dict(rejected), "lines": last}
+    return {
+        "rows": len(hashes), "rejected": dict(rejected), "lines": last, "columns": list(columns.present)
+    }  # fmt: skip
 
 
 def content_hash(row: dict[str, Any]) -> int:
     """64-bit hash of what a row says; rows that say the same have the same."""
-    said = [*row_texts(row), row.get("label"), row.get("score")]
+    named = ("dataset", "task_type", "query_id", "document_ids", "text_id", "group", "cluster")
+    said = {name: value for name, value in row.items() if name not in named}
     return int.from_bytes(hashlib.sha256(json.dumps(said).encode()).digest()[:8])
 
 
@@ -142,16 +155,6 @@ def _link(written: Path, finished: Path) -> None:
         finished.hardlink_to(written)
     except (PermissionError, NotImplementedError):
         shutil.copyfile(written, finished)
-
-
-def _checked_columns(rows: Iterator[Row], columns: Columns, origin: str) -> Iterator[Row]:
-    """The rows; the first record is refused when it lacks a column."""
-    checked = False
-    for row in rows:
-        if not checked and isinstance(row.record, dict):
-            columns.check(list(row.record), origin)
-            checked = True
-        yield row
 
 
 def _write_reject(rejects: TextIO, row: Row, bad: BadRow) -> None:

@@ -18,6 +18,7 @@ from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
 
 from rayembed.common.errors import DataError, ResourceError
 from rayembed.common.paths import atomic_directory
+from rayembed.records.mteb_tasks import mirror_folder, point_at_mirror
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,7 @@ class Mirror:
 
     def dataset_folder(self, task: AbsTask) -> Path:
         """Where the rows of `task` lie."""
-        dataset = task.metadata.dataset
-        return self.folder / str(dataset["path"]).replace("/", "__") / str(dataset["revision"])
+        return mirror_folder(task, self.folder)
 
     def make(self, tasks: Iterable[AbsTask]) -> None:
         """Download what is missing; a dataset that is complete is left alone, a broken one is fetched anew.
@@ -73,8 +73,7 @@ class Mirror:
 
     def point(self, task: AbsTask) -> AbsTask:
         """Make `task` read its rows from the mirror."""
-        dataset = task.metadata.dataset | {"path": str(self.dataset_folder(task))}
-        task.metadata = task.metadata.model_copy(update={"dataset": dataset})
+        point_at_mirror(task, self.folder)
         return task
 
     def _problems(self, task: AbsTask) -> Iterator[str]:

@@ -30,7 +30,7 @@ from rayembed.config.data import UserSourceConfig
 from rayembed.config.loading import validate_recipe
 from rayembed.evaluation.local_tasks import LOCAL_TYPES, RetrievalContent, TaskDescription, local_task
 from rayembed.records import Unreadable, find_parts, read_part
-from rayembed.records.beir import read_judgements
+from rayembed.records.judged import read_judgements
 from rayembed.records.locations import list_files
 
 logger = logging.getLogger(__name__)

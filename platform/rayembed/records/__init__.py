@@ -1,27 +1,30 @@
-"""Registry of the readers. A new one is a module here and a line in `_ALL`."""
+"""Registry of the readers. A new one is a line in `_ALL`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rayembed.common.errors import DataError
 from rayembed.config.data import UserSourceConfig
-from rayembed.records import beir, csv_pairs, hugging_face, json_lines, mteb_tasks, parquet, triples
-from rayembed.records.base import Part, Reader, Row, Unreadable, with_suffix
-from rayembed.records.locations import StoredFile, list_files
+from rayembed.records import columnar, judged, mteb_tasks, text_files
+from rayembed.records.base import Part, Reader, Row, Unreadable
+from rayembed.records.layout import choose_files, is_bookkeeping
+from rayembed.records.locations import StoredFile, hub_location, list_files
 
 _ALL = (
-    parquet.READER,
-    json_lines.READER,
-    csv_pairs.READER,
-    beir.READER,
-    hugging_face.READER,
+    columnar.PARQUET,
+    text_files.JSON,
+    text_files.CSV,
+    columnar.ARROW,
+    judged.BEIR,
+    judged.TRIPLES,
     mteb_tasks.READER,
-    triples.READER,
 )
 
 READERS: dict[str, Reader] = {reader.name: reader for reader in _ALL}
 
-__all__ = ["READERS", "Part", "Reader", "Row", "Unreadable", "find_files", "find_parts", "read_part"]
+__all__ = [
+    "READERS", "Part", "Reader", "Row", "Unreadable", "find_files", "find_parts", "read_part", "unread_files"
+]  # fmt: skip
 
 
 def find_files(source: UserSourceConfig) -> list[StoredFile]:
@@ -32,42 +35,65 @@ def find_files(source: UserSourceConfig) -> list[StoredFile]:
         ResourceError: the store does not answer.
     """
     if source.format == "mteb":
-        return [StoredFile(source.path, source.path, 0, 0)]
+        return [StoredFile(source.origin, source.origin, 0, 0)]
     extra = [uri for uri in (source.corpus, source.queries) if uri]
-    return [file for uri in (source.path, *extra) for file in list_files(uri)]
+    return [file for uri in (_location(source), *extra) for file in list_files(uri)]
 
 
 def find_parts(source: UserSourceConfig, work: Path) -> list[Part]:
     """Cut a source into parts, in a fixed order.
 
-    `auto` takes the layout that a folder is recognised as, else every file by its suffix.
+    `auto` takes a BEIR folder as such, and else every file by its suffix.
 
     Args:
         source: what the user declared.
         work: folder for what all parts need, such as an index of texts.
 
     Raises:
-        DataError: nothing is there, or nothing that a reader takes.
+        DataError: nothing is there, nothing that a reader takes, or several splits or configurations and none
+            is chosen.
         ResourceError: the store does not answer.
     """
     if source.format == "mteb":
         return READERS["mteb"].parts(source, find_files(source), work)
-    files = list_files(source.path)
-    if source.format != "auto":
-        chosen = READERS[source.format]
-        taken = with_suffix(files, chosen.suffixes) if len(files) > 1 and chosen.suffixes else files
-        return _checked(chosen.parts(source, taken, work), source)
-    for reader in READERS.values():
-        if reader.recognises(files):
-            return _checked(reader.parts(source, files, work), source)
-    by_suffix = [
-        (reader, file)
+    files = list_files(_location(source))
+    if source.format == "beir" or (source.format == "auto" and judged.is_beir(files)):
+        return READERS["beir"].parts(source, files, work)
+    chosen = choose_files(source, files)
+    if source.format in ("auto", "hugging-face"):
+        parts = [
+            part
+            for file in chosen
+            for reader in READERS.values()
+            if reader.takes(file)
+            for part in reader.parts(source, [file], work)
+        ]
+    else:
+        reader = READERS[source.format]
+        taken = [file for file in chosen if reader.takes(file)] if len(chosen) > 1 else chosen
+        parts = reader.parts(source, taken, work)
+    if not parts:
+        suffixes = ", ".join(suffix for reader in READERS.values() for suffix in reader.suffixes)
+        raise DataError(
+            f"{source.origin} has nothing to read as format {source.format}; files end in {suffixes}, or in "
+            "these with .gz, .bz2, .zst, .lz4 or .xz"
+        )
+    return parts
+
+
+def unread_files(files: Sequence[StoredFile], parts: Sequence[Part]) -> list[str]:
+    """Names of files next to the parts that look like data and belong to no format."""
+    read = {part.file.uri for part in parts}
+    known = tuple(suffix for reader in READERS.values() for suffix in reader.suffixes)
+    passed = (".md", ".txt", ".py", ".yaml", ".png", ".svg", *known)
+    return [
+        file.name
         for file in files
-        for reader in READERS.values()
-        if with_suffix([file], reader.suffixes)
+        if file.uri not in read
+        and "." in file.name.rpartition("/")[2]
+        and not file.plain_name.endswith(passed)
+        and not is_bookkeeping(file.name)
     ]
-    parts = [part for reader, file in by_suffix for part in reader.parts(source, [file], work)]
-    return _checked(parts, source)
 
 
 def read_part(part: Part) -> Iterator[Row]:
@@ -75,10 +101,5 @@ def read_part(part: Part) -> Iterator[Row]:
     return READERS[part.format].read(part)
 
 
-def _checked(parts: list[Part], source: UserSourceConfig) -> list[Part]:
-    if not parts:
-        suffixes = ", ".join(suffix for reader in READERS.values() for suffix in reader.suffixes)
-        raise DataError(
-            f"{source.path} has nothing to read as format {source.format}; files end in {suffixes}"
-        )
-    return parts
+def _location(source: UserSourceConfig) -> str:
+    return source.path or hub_location(str(source.hub), source.revision)

@@ -25,6 +25,10 @@ class Unreadable:
     text: str = ""
 
 
+class CsvText(str):
+    """A text out of a CSV file, which may stand for a list: `["a", "b"]`."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A record and its line or row in the part, from 1; a blank line is only counted and has no record."""
@@ -50,24 +54,16 @@ class Reader:
 
     Attributes:
         name: value of `format` in the configuration.
-        suffixes: of the files it takes in a plain folder; none for a reader of whole folders.
-        recognises: whether the files of a folder are laid out for this reader.
+        suffixes: of the files it takes, see `StoredFile.plain_name`; none for a reader of whole folders.
         parts: cuts the files into parts; the folder is for what all parts need, such as an index of texts.
         read: yields the rows of a part in order.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    recognises: Callable[[Sequence[StoredFile]], bool]
     parts: Callable[[UserSourceConfig, Sequence[StoredFile], Path], list[Part]]
     read: Callable[[Part], Iterator[Row]]
 
-
-def by_suffix(files: Sequence[StoredFile]) -> bool:
-    """`recognises` of a reader that goes by the suffix alone."""
-    return False
-
-
-def with_suffix(files: Sequence[StoredFile], suffixes: Sequence[str]) -> list[StoredFile]:
-    """Files whose name ends in one of the suffixes."""
-    return [file for file in files if file.name.lower().endswith(tuple(suffixes))]
+    def takes(self, file: StoredFile) -> bool:
+        """Whether a file is of this format by its name."""
+        return bool(self.suffixes) and file.plain_name.endswith(self.suffixes)

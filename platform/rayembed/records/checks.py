@@ -1,109 +1,35 @@
-"""Which columns of a file become which columns of a layout."""
+"""Makes rows of a layout from the records of files; what is wrong with a record says why there is none."""
 
-import difflib
+import ast
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
-from rayembed.common.errors import ConfigError, DataError
-from rayembed.records.base import Unreadable
+from rayembed.records.base import CsvText, Unreadable
+from rayembed.records.columns import Columns, is_missing
 from rayembed.records.schema import Kind, label_row, pair_row, row_texts, score_row, sentence_label_row
 
 LONGEST_TEXT = 100_000
 """Characters; a longer text is a book or a file read wrongly, and far above what any model reads."""
 
-REQUIRED: dict[Kind, dict[str, tuple[str, ...]]] = {
-    "pairs": {"query": ("query",), "positives": ("positives", "positive", "pos", "positive_passages")},
-    "labels": {"text": ("text",), "label": ("label",)},
-    "scores": {"sentence1": ("sentence1",), "sentence2": ("sentence2",), "score": ("score",)},
-    "nli": {
-        "sentence1": ("sentence1", "premise"),
-        "sentence2": ("sentence2", "hypothesis"),
-        "label": ("label",),
-    },
-    "duplicates": {
-        "sentence1": ("sentence1", "question1"),
-        "sentence2": ("sentence2", "question2"),
-        "label": ("label", "is_duplicate"),
-    },
-}
-OPTIONAL: dict[Kind, dict[str, tuple[str, ...]]] = {
-    "pairs": {
-        "negatives": ("negatives", "negative", "neg", "negative_passages"),
-        "cluster": ("cluster",),
-        "teacher_scores": ("teacher_scores",),
-        "instruction": ("instruction", "prompt"),
-    },
-    "labels": {"group": ("group",)},
-    "scores": {},
-    "nli": {},
-    "duplicates": {},
-}
+NO_LABEL = "no label"
+"""Reason of rows that data sets ship without a label on purpose; they do not count as bad."""
 
-
-@dataclass(frozen=True)
-class Columns:
-    """Names under which each column of a layout may stand in a file, best first."""
-
-    names: Mapping[str, tuple[str, ...]]
-    needed: frozenset[str]
-
-    @staticmethod
-    def of(kind: Kind, declared: Mapping[str, str]) -> "Columns":
-        """The usual names of a layout, replaced where the user declared one.
-
-        Raises:
-            ConfigError: a declared column is no column of the layout.
-        """
-        usual = REQUIRED[kind] | OPTIONAL[kind]
-        for column in declared:
-            if column not in usual:
-                raise ConfigError(
-                    f"columns maps {column!r}, which a source of kind {kind} does not have"
-                    f"{nearest(column, list(usual))}; it has {', '.join(usual)}"
-                )
-        names = usual | {column: (name,) for column, name in declared.items()}
-        return Columns(names, frozenset(REQUIRED[kind]) | frozenset(declared))
-
-    def check(self, present: Sequence[str], origin: str) -> None:
-        """Refuse a file without a column that is needed.
-
-        Raises:
-            DataError: all columns that are missing, the nearest names of the file, and how to map them.
-        """
-        missing = [
-            column for column in self.names if column in self.needed and not self._found(column, present)
-        ]
-        if missing:
-            wanted = "; ".join(
-                f"{' or '.join(self.names[column])}{nearest(column, present, *self.names[column])}"
-                for column in missing
-            )
-            raise DataError(
-                f"{origin} lacks the column {wanted}. It has {', '.join(present) or 'none'}; "
-                f"map them with columns, for example columns: {{{missing[0]}: NAME}}"
-            )
-
-    def value(self, record: Mapping[str, Any], column: str) -> Any:
-        """Value of a column of the layout; None where the record has none."""
-        return next((record[name] for name in self.names[column] if record.get(name) is not None), None)
-
-    def _found(self, column: str, present: Sequence[str]) -> bool:
-        return not set(self.names[column]).isdisjoint(present)
-
-
-def nearest(name: str, known: Sequence[str], *other_names: str) -> str:
-    """` (did you mean ...?)` with the names nearest to any spelling, empty where nothing is near."""
-    folded = {candidate.lower(): candidate for candidate in known}
-    found: dict[str, None] = {}
-    for spelling in (name, *other_names):
-        for match in difflib.get_close_matches(spelling.lower(), folded, n=2, cutoff=0.6):
-            found.setdefault(folded[match])
-    return f" (did you mean {' or '.join(found)}?)" if found else ""
-
-
-NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order in which data sets number them
+_NLI = {
+    "0": "entailment", "e": "entailment", "entail": "entailment", "entails": "entailment",
+    "1": "neutral", "n": "neutral", "neutral": "neutral", "entailment": "entailment",
+    "2": "contradiction", "c": "contradiction", "contradicts": "contradiction",
+    "contradictory": "contradiction", "contradiction": "contradiction",
+}  # fmt: skip
+_DUPLICATES = {
+    "0": "0", "false": "0", "no": "0", "not_duplicate": "0", "not_equivalent": "0", "not_paraphrase": "0",
+    "1": "1", "true": "1", "yes": "1", "duplicate": "1", "equivalent": "1", "paraphrase": "1",
+}  # fmt: skip
+_WITHOUT_CONSENSUS = ("-", "-1")
 
 
 class BadRow(Exception):
@@ -123,12 +49,16 @@ class RowChecker:
     columns: Columns
     dataset: str
     task_type: str
+    labels: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of sentence pairs: label in the files -> meaning
 
     def row(self, record: Mapping[str, Any] | Unreadable) -> dict[str, Any]:
         """Row of the layout.
 
         Raises:
             BadRow: something is empty, of a wrong type or encoding, too long, or contradicts itself.
+            DataError: it is not clear which column is meant.
         """
         if isinstance(record, Unreadable):
             raise BadRow(record.reason, record.detail)
@@ -146,12 +76,13 @@ class RowChecker:
         return None if value is None else _text(_key(value), column)
 
     def _pair(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        positives = _documents(self.columns.value(record, "positives"), "positive")
-        negatives = _documents(self.columns.value(record, "negatives"), "negative")
+        positives = _documents(self.columns.values(record, "positives"), "positive")
+        negatives = _documents(self.columns.values(record, "negatives"), "negative")
         if not positives:
             raise BadRow("no positive", "positives are missing or an empty list")
         if not set(positives).isdisjoint(negatives):
             raise BadRow("contradiction", "a negative is also a positive")
+        instruction = self.columns.value(record, "instruction")
         return pair_row(
             self._text(record, "query"),
             positives,
@@ -159,27 +90,25 @@ class RowChecker:
             dataset=self.dataset,
             task_type=self.task_type,
             cluster=self._optional_key(record, "cluster"),
-            teacher_scores=self._teacher_scores(record, len(positives) + len(negatives)),
-            instruction=self._instruction(record),
+            teacher_scores=self._teacher_scores(record, len(positives), len(negatives)),
+            instruction=None if instruction is None else _text(instruction, "instruction"),
         )
 
-    def _instruction(self, record: Mapping[str, Any]) -> str | None:
-        value = self.columns.value(record, "instruction")
-        return None if value in (None, "") else _text(value, "instruction")
-
-    def _teacher_scores(self, record: Mapping[str, Any], documents: int) -> list[float] | None:
-        scores = self.columns.value(record, "teacher_scores")
-        if scores is None:
+    def _teacher_scores(
+        self, record: Mapping[str, Any], positives: int, negatives: int
+    ) -> list[float] | None:
+        """One score a document; FlagEmbedding has those of positives and negatives apart."""
+        whole = self.columns.value(record, "teacher_scores")
+        if whole is not None:
+            return _numbers(whole, positives + negatives, "teacher_scores")
+        of_positives = self.columns.value(record, "positive_scores")
+        of_negatives = self.columns.value(record, "negative_scores")
+        if of_positives is None or (of_negatives is None and negatives):
             return None
-        if not isinstance(scores, list) or len(scores) != documents:
-            raise BadRow("wrong type", f"teacher_scores is not a list of {documents} numbers, one a document")
-        try:
-            numbers = [float(score) for score in scores]
-        except (TypeError, ValueError):
-            numbers = [math.nan]
-        if not all(map(math.isfinite, numbers)):
-            raise BadRow("wrong type", "teacher_scores has something that is not a number")
-        return numbers
+        return [
+            *_numbers(of_positives, positives, "pos_scores"),
+            *_numbers([] if of_negatives is None else of_negatives, negatives, "neg_scores"),
+        ]
 
     def _label(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return label_row(
@@ -192,51 +121,91 @@ class RowChecker:
 
     def _score(self, record: Mapping[str, Any]) -> dict[str, Any]:
         value = self.columns.value(record, "score")
-        try:
-            score = math.nan if isinstance(value, bool) or value is None else float(value)
-        except (TypeError, ValueError):
-            score = math.nan
-        if not math.isfinite(score):
-            raise BadRow("wrong type", "score is not a number")
+        (score,) = _numbers([math.nan if isinstance(value, bool) else value], 1, "score")
         first, second = self._text(record, "sentence1"), self._text(record, "sentence2")
         return score_row(first, second, score, dataset=self.dataset, task_type=self.task_type)
 
-    def _nli(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        label = str(self.columns.value(record, "label")).strip().lower()
-        label = dict(zip("012", NLI_LABELS, strict=True)).get(label, label)
-        if label not in NLI_LABELS:
-            raise BadRow("wrong type", f"label {label[:40]!r} is none of {', '.join(NLI_LABELS)}, 0, 1, 2")
-        return self._labelled_sentences(record, label)
-
-    def _duplicate(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        label = str(self.columns.value(record, "label")).strip().lower()
-        label = {"true": "1", "false": "0", "1.0": "1", "0.0": "0"}.get(label, label)
-        if label not in ("0", "1"):
-            raise BadRow("wrong type", f"label {label[:40]!r} is none of 0, 1, true, false")
-        return self._labelled_sentences(record, label)
-
-    def _labelled_sentences(self, record: Mapping[str, Any], label: str) -> dict[str, Any]:
+    def _sentence_pair(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        meanings = _NLI if self.kind == "nli" else _DUPLICATES
+        given = str(_key(self.columns.value(record, "label"))).strip()
+        label = self.labels.get(given, given).lower()
+        if label in _WITHOUT_CONSENSUS or (label == "none" and self.kind == "nli"):
+            raise BadRow(NO_LABEL, f"label {given!r}: people did not agree")
+        if label not in meanings:
+            raise BadRow(
+                "wrong type",
+                f"label {given[:40]!r} is none of {', '.join(meanings)}; say what it means with label_texts",
+            )
         first, second = self._text(record, "sentence1"), self._text(record, "sentence2")
-        return sentence_label_row(first, second, label, dataset=self.dataset, task_type=self.task_type)
+        return sentence_label_row(
+            first, second, meanings[label], dataset=self.dataset, task_type=self.task_type
+        )
 
 
 _ROWS: dict[Kind, Callable[[RowChecker, Mapping[str, Any]], dict[str, Any]]] = {
     "pairs": RowChecker._pair,
     "labels": RowChecker._label,
     "scores": RowChecker._score,
-    "nli": RowChecker._nli,
-    "duplicates": RowChecker._duplicate,
+    "nli": RowChecker._sentence_pair,
+    "duplicates": RowChecker._sentence_pair,
 }
 
 
-def _documents(value: Any, what: str) -> list[str]:
-    """One document or a list of them; each a text, or an object with `text` and perhaps a `title`."""
-    if value is None:
-        return []
-    if not isinstance(value, str | list | dict):
-        raise BadRow("wrong type", f"{what}s are neither a text nor a list")
-    documents = value if isinstance(value, list) else [value]
-    return [_text(_passage(document), what) for document in documents]
+def unfolded(record: Any) -> Iterator[Any]:
+    """The records that one record stands for.
+
+    Clustering sets of mteb have many texts in one: `{"sentences": ["a", "b"], "labels": ["x", "y"]}` is two
+    records. Quora's pairs are one text each in a list: `{"questions": {"text": ["a", "b"]}}` is one record
+    with `question1` and `question2`.
+    """
+    if isinstance(record, dict):
+        texts, labels = record.get("sentences"), record.get("labels")
+        if isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels):
+            for text, label in zip(texts, labels, strict=True):
+                yield record | {"sentences": text, "labels": label}
+            return
+        questions = record.get("questions")
+        if isinstance(questions, dict) and len(questions.get("text") or ()) == 2:
+            first, second = questions["text"]
+            record = record | {"question1": first, "question2": second}
+    yield record
+
+
+def _documents(values: list[Any], what: str) -> list[str]:
+    """Documents in one column or several, each a text, a list, or an object with `text` and `title`."""
+    documents: list[str] = []
+    for value in values:
+        if isinstance(value, CsvText):
+            value = _listed(value)
+        if isinstance(value, dict) and isinstance(value.get("text"), list):
+            value = _transposed(value)
+        if not isinstance(value, str | list | dict):
+            raise BadRow("wrong type", f"{what}s are neither a text nor a list")
+        items = value if isinstance(value, list) else [value]
+        documents += [_text(_passage(item), what) for item in items]
+    return documents
+
+
+def _listed(cell: CsvText) -> str | list[Any]:
+    """A list that a cell holds as JSON or as Python writes it, or the cell itself."""
+    if cell.startswith("[") and cell.rstrip().endswith("]"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                value = read(cell)
+            except (ValueError, SyntaxError):
+                continue
+            if isinstance(value, list):
+                return value
+    return str(cell)
+
+
+def _transposed(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """`{"text": ["a", "b"], "title": ["s", "t"]}`, as Arrow files hold lists of objects, as such a list."""
+    lists = {name: items for name, items in value.items() if isinstance(items, list)}
+    return [
+        {name: items[position] for name, items in lists.items() if position < len(items)}
+        for position in range(len(lists["text"]))
+    ]
 
 
 def _passage(value: Any) -> Any:
@@ -247,7 +216,7 @@ def _passage(value: Any) -> Any:
 
 
 def _text(value: Any, what: str) -> str:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_missing(value):
         raise BadRow("empty", what)
     if not isinstance(value, str):
         raise BadRow("wrong type", f"{what} is not a text")
@@ -255,9 +224,26 @@ def _text(value: Any, what: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise BadRow("broken encoding", what) from None
-    return value
+    return str(value)
+
+
+def _numbers(values: Any, count: int, what: str) -> list[float]:
+    """A list of `count` finite numbers."""
+    if isinstance(values, CsvText):
+        values = _listed(values)
+    if not isinstance(values, list) or len(values) != count:
+        raise BadRow("wrong type", f"{what} is not a list of {count} numbers, one a document")
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise BadRow("wrong type", f"{what} has something that is not a number")
+    return numbers
 
 
 def _key(value: Any) -> Any:
-    """Classes and groups may be numbers."""
-    return str(value) if isinstance(value, int) else value
+    """Classes and groups may be numbers or dates; pandas writes the class 1 as 1.0 next to missing ones."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | date | Decimal) else value

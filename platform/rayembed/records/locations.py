@@ -1,15 +1,21 @@
-"""Where the files of a source are: a local path, or a URI that pyarrow has a filesystem for."""
+"""Where the files of a source are: on the disk, in a store of pyarrow or fsspec, or on a hub."""
 
+import lzma
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import fsspec
 import pyarrow as pa
+from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from rayembed.common.errors import DataError, ResourceError
 from rayembed.common.paths import resolve
+
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".xz")
 
 Result = TypeVar("Result")
 
@@ -26,14 +32,27 @@ class StoredFile:
     size: int
     changed: int  # nanoseconds since 1970, 0 where the store keeps no times
 
+    @property
+    def compressed(self) -> bool:
+        """Whether its name says that it is compressed."""
+        return self.name.lower().endswith(COMPRESSED)
+
+    @property
+    def plain_name(self) -> str:
+        """Its name in lower case without the suffix of a compression."""
+        name = self.name.lower()
+        return name.rpartition(".")[0] if self.compressed else name
+
     def open(self) -> pa.NativeFile:
         """The file for random access."""
         filesystem, path = open_location(self.uri)
         return filesystem.open_input_file(path)
 
-    def stream(self) -> pa.NativeFile:
-        """The file from its beginning, decompressed where its name ends in .gz, .bz2 or .zst."""
+    def stream(self) -> Any:
+        """The file from its beginning as bytes, decompressed where its name says that it is compressed."""
         filesystem, path = open_location(self.uri)
+        if self.uri.lower().endswith(".xz"):
+            return lzma.open(filesystem.open_input_stream(path))
         return filesystem.open_input_stream(path, compression="detect")
 
 
@@ -48,11 +67,17 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         return _answered(uri, lambda: fs.FileSystem.from_uri(uri))
     except pa.ArrowException as error:
-        raise DataError(f"{uri} is not a location that can be read ({error}); {_SCHEMES}") from error
+        try:
+            filesystem, path = _answered(uri, lambda: fsspec.core.url_to_fs(uri))
+        except (ValueError, ImportError):
+            raise DataError(f"{uri} is not a location that can be read ({error}); {_SCHEMES}") from error
+        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
 def list_files(uri: str) -> list[StoredFile]:
     """The file at `uri`, or all files below the folder, hidden ones left out, sorted by path.
+
+    A name with `*` stands for the files that it fits: `texts/2026-*.jsonl`, `texts/**/*.parquet`.
 
     Raises:
         DataError: there is nothing at `uri`.
@@ -60,6 +85,8 @@ def list_files(uri: str) -> list[StoredFile]:
     """
     filesystem, path = open_location(uri)
     given = _answered(uri, lambda: filesystem.get_file_info(path))
+    if given.type == fs.FileType.NotFound and "*" in uri:
+        return _fitting(uri)
     if given.type == fs.FileType.NotFound:
         raise DataError(f"{uri} does not exist; give a file, a folder, or a URI of one ({_SCHEMES})")
     if given.type == fs.FileType.File:
@@ -75,7 +102,59 @@ def list_files(uri: str) -> list[StoredFile]:
     return files
 
 
-_SCHEMES = "paths and the schemes s3, gs, abfss and file are read"
+def _fitting(pattern: str) -> list[StoredFile]:
+    """Files whose path fits a pattern, under their names below the folder in front of the first `*`."""
+    folder, _, rest = re.sub(r"/?([^/]*\*.*)", r"\0\1", pattern, count=1).partition("\0")
+    rest, _, query = rest.partition("?")
+    matches = re.compile(glob_translate(rest)).match
+    found = [
+        file for file in list_files(f"{folder or '.'}{'?' if query else ''}{query}") if matches(file.name)
+    ]
+    if not found:
+        raise DataError(f"no file fits {pattern}")
+    return found
+
+
+HUB_SECONDS = 10.0
+
+
+def hub_location(name: str, revision: str | None) -> str:
+    """Where the files of a hub data set are: a folder of that name, the cache, or a URI to stream from.
+
+    Raises:
+        DataError: the hub has no such data set or revision.
+        ResourceError: it is not in the cache, and the hub does not answer.
+    """
+    import httpx  # with huggingface_hub, which takes long to import
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if resolve(name).is_dir():
+        return name
+    try:
+        return huggingface_hub.snapshot_download(
+            name, repo_type="dataset", revision=revision, local_files_only=True
+        )
+    except huggingface_hub.errors.HFValidationError as error:
+        raise DataError(f"hub: {name} is no name of a data set; give OWNER/NAME") from error
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        found = huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise DataError(
+            f"the hub has no data set {name}{at}, or you may not read it; check the name, or log in"
+        ) from error
+    except (OSError, httpx.HTTPError) as error:
+        raise ResourceError(
+            f"hub data set {name} is not in the cache and the hub does not answer ({_first_line(error)}); "
+            "connect to it, or copy the data set and give path"
+        ) from error
+    return f"hf://datasets/{name}@{found.sha}"
+
+
+_SCHEMES = "paths, s3, gs, abfss, hf, file and the schemes of fsspec are read"
 
 
 def _stored(uri: str, name: str, info: fs.FileInfo) -> StoredFile:
@@ -90,7 +169,7 @@ def _answered(uri: str, question: Callable[[], Result]) -> Result:
     def ask() -> None:
         try:
             answer.append(question())
-        except (OSError, pa.ArrowException) as error:
+        except Exception as error:  # noqa: BLE001  # raised again on the thread that asked
             answer.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -98,10 +177,10 @@ def _answered(uri: str, question: Callable[[], Result]) -> Result:
     thread.join(ANSWER_SECONDS)
     if not answer:
         raise ResourceError(f"{uri} did not answer in {ANSWER_SECONDS:.0f} s; {_CHECK}")
-    if isinstance(answer[0], pa.ArrowInvalid):
-        raise answer[0]
-    if isinstance(answer[0], OSError | pa.ArrowException):
+    if isinstance(answer[0], OSError | pa.ArrowException) and not isinstance(answer[0], pa.ArrowInvalid):
         raise ResourceError(f"{uri} cannot be read ({_first_line(answer[0])}); {_CHECK}") from answer[0]
+    if isinstance(answer[0], Exception):
+        raise answer[0]
     return answer[0]
 
 

@@ -1,7 +1,10 @@
-"""Names of classes that a Hugging Face file stores as numbers."""
+"""Parquet files, cut by row groups, and Arrow files such as `save_to_disk` of the `datasets` library writes.
+
+The files are read as they are; that library is not asked, and no code of a folder is run.
+"""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +14,19 @@ import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
 from rayembed.config.data import UserSourceConfig
-from rayembed.records.base import PART_BYTES, Part, Reader, Row, Unreadable, by_suffix
+from rayembed.records.base import PART_BYTES, Part, Reader, Row, Unreadable
 from rayembed.records.locations import StoredFile
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Column -> names of its classes, from the metadata that the `datasets` library writes."""
+    """Column -> names of its classes, which a file of the hub stores as numbers."""
 
     names: dict[str, list[str]]
 
     @staticmethod
     def of(schema: pa.Schema) -> "ClassNames":
-        """Class names in the metadata of a schema; none in a file of another origin."""
+        """Class names in the metadata that the `datasets` library writes; none in other files."""
         stored = (schema.metadata or {}).get(b"huggingface")
         features = json.loads(stored).get("info", {}).get("features", {}) if stored else {}
         return ClassNames(
@@ -45,11 +48,10 @@ class ClassNames:
         return record
 
 
-SUFFIXES = (".parquet",)
-ROWS = 4096  # read at a time
+_ROWS = 4096  # read at a time
 
 
-def parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> list[Part]:
+def _parquet_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> list[Part]:
     """Runs of row groups of about PART_BYTES each."""
     return [part for file in files for part in _parts_of(file)]
 
@@ -75,22 +77,44 @@ def open_parquet(file: StoredFile) -> pq.ParquetFile:
         ) from error
 
 
-def read(part: Part) -> Iterator[Row]:
+def _read_parquet(part: Part) -> Iterator[Row]:
     """Rows of the part's row groups."""
     with open_parquet(part.file) as opened:
-        names = ClassNames.of(opened.schema_arrow)
         groups = range(part.start, part.stop or opened.metadata.num_row_groups)
-        number = 0
         try:
-            for batch in opened.iter_batches(ROWS, row_groups=list(groups)):
-                for record in records(batch):
-                    number += 1
-                    yield Row(number, names.named(record))
+            yield from _rows(opened.schema_arrow, opened.iter_batches(_ROWS, row_groups=list(groups)))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{part.file.uri} is damaged ({error}); write or download it again") from error
 
 
-def records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Unreadable]:
+def _arrow_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> list[Part]:
+    return [Part("hugging-face", file) for file in files]
+
+
+def _read_arrow(part: Part) -> Iterator[Row]:
+    """Rows of an Arrow file, in the layout of a stream or of a file."""
+    try:
+        with part.file.open() as opened:
+            if opened.read(6) == b"ARROW1":
+                file = pa.ipc.open_file(opened)
+                yield from _rows(file.schema, map(file.get_batch, range(file.num_record_batches)))
+                return
+            opened.seek(0)
+            stream = pa.ipc.open_stream(opened)
+            yield from _rows(stream.schema, stream)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{part.file.uri} is not a complete Arrow file ({error}); save it again") from error
+
+
+def _rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
+    """Rows with the names of classes in place of their numbers."""
+    names = ClassNames.of(schema)
+    records = (record for batch in batches for record in _records(batch))
+    for number, record in enumerate(records, start=1):
+        yield Row(number, names.named(record))
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Unreadable]:
     """Rows of a batch; one whose bytes are not UTF-8 does not take the others with it."""
     try:
         yield from batch.to_pylist()
@@ -104,4 +128,5 @@ def records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Unreadable]:
             yield Unreadable("broken encoding", "a text is not UTF-8")
 
 
-READER = Reader("parquet", SUFFIXES, by_suffix, parts, read)
+PARQUET = Reader("parquet", (".parquet",), _parquet_parts, _read_parquet)
+ARROW = Reader("hugging-face", (".arrow", ".feather"), _arrow_parts, _read_arrow)

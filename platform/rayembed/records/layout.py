@@ -1,0 +1,173 @@
+"""Which files of a folder are the source: its split, its configuration, and nothing that only describes them.
+
+README.md                            may declare configurations and splits, which then count alone
+data/train-00000-of-00002.parquet    split train
+train.parquet, nq-train.jsonl        split train; what else the name says is a configuration
+en/train/0000.parquet                split train of the configuration en
+both/test/data-00000-of-00001.arrow  split test, as `save_to_disk` writes it
+2024/part-7.jsonl                    no split: all such files are one source
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+from fsspec.utils import glob_translate
+
+from rayembed.common.errors import DataError
+from rayembed.config.data import UserSourceConfig
+from rayembed.records.locations import StoredFile
+
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLITS = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
+EVERYTHING = "all"  # as split or config
+
+_FILLERS = ("data", "part", "shard", "chunk", "file", "split", "set", "partial", "dataset")
+_BOOKKEEPING = (
+    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"
+)  # fmt: skip
+_TABLE_FORMATS = {
+    "Delta": r"_delta_log/",
+    "Iceberg": r"metadata/[^/]*metadata\.json$",
+    "Lance": r"_versions/",
+}
+
+
+class Place(NamedTuple):
+    """Where in a data set a file belongs."""
+
+    config: str | None
+    split: str | None
+    file: StoredFile
+
+
+def choose_files(source: UserSourceConfig, files: Sequence[StoredFile]) -> list[StoredFile]:
+    """The files of the split and configuration that the source names.
+
+    Raises:
+        DataError: there are several and none is chosen, or not the chosen one; or the folder is a table of a
+            format that keeps deleted rows in its files.
+    """
+    for name, pattern in _TABLE_FORMATS.items():
+        if any(re.search(rf"(^|/){pattern}", file.name) for file in files):
+            raise DataError(
+                f"{source.origin} is a {name} table, whose files also hold rows that were deleted; write its "
+                "present rows as Parquet"
+            )
+    data = [file for file in files if not is_bookkeeping(file.name)]
+    places = list(_declared(source, files)) or [place_of(file) for file in data]
+    if not any(place.split for place in places):
+        if source.config or canonical(source.split) not in (None, "train", EVERYTHING):
+            raise DataError(
+                f"{source.origin} has no file that is named after a split or configuration; remove split and "
+                "config, or name the files"
+            )
+        return data
+    places = _chosen(source, "config", source.config, places)
+    places = _chosen(source, "split", canonical(source.split), places)
+    return list(dict.fromkeys(place.file for place in places))
+
+
+def _chosen(source: UserSourceConfig, field: str, wanted: str | None, places: list[Place]) -> list[Place]:
+    """The places with the value that was chosen, or with the only one that there is."""
+    known = sorted({getattr(place, field) or "(none)" for place in places})
+    if wanted == EVERYTHING or (wanted is None and len(known) == 1):
+        return places
+    what = "configurations" if field == "config" else "splits"
+    if wanted is None:
+        raise DataError(
+            f"{source.origin} has the {what} {', '.join(known)}; choose one with {field}, or {field}: "
+            f"{EVERYTHING} for all"
+        )
+    found = [place for place in places if getattr(place, field) == wanted]
+    if not found:
+        raise DataError(f"{source.origin} has no {field} {wanted!r}; it has the {what} {', '.join(known)}")
+    return found
+
+
+def canonical(split: str | None) -> str | None:
+    """One name for the splits that have several: `dev` is `validation`."""
+    return SPLITS.get(split.lower(), split) if split else None
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether a file describes data in place of holding it; folders and files with a `_` in front do."""
+    last = name.rpartition("/")[2]
+    return (
+        any(part.startswith("_") for part in name.split("/"))
+        or last in _BOOKKEEPING
+        or (last.startswith("cache-") and last.endswith(".arrow"))
+    )
+
+
+def place_of(file: StoredFile) -> Place:
+    """Configuration and split that a file's name and folders tell."""
+    *folders, last = file.name.split("/")
+    stem = last[: len(file.plain_name.rpartition("/")[2].rpartition(".")[0])]
+    split, rest = _shard(stem)
+    if split is None:
+        split, rest = _words(stem)
+    if split is None:
+        rest = ""
+    if split is None and folders and file.plain_name.endswith(".arrow"):
+        split = folders.pop()  # of a saved dictionary of data sets
+    for position in reversed(range(len(folders))):
+        if split is None:
+            split, folders[position] = _words(folders[position])
+    parts = [part for part in (*folders, rest) if part and part.lower() not in (*_FILLERS, *SPLITS)]
+    return Place("/".join(parts) or None, canonical(split), file)
+
+
+def _shard(stem: str) -> tuple[str | None, str]:
+    """Split and the rest of `all-nli-train-00000-of-00002`; its last word may be any name."""
+    shard = re.match(r"(.+?)-\d{5}-of-\d{5}", stem)
+    if not shard:
+        return None, ""
+    rest, _, split = shard[1].rpartition("-")
+    return (None, "") if split.lower() in _FILLERS else (split, rest)
+
+
+def _words(name: str) -> tuple[str | None, str]:
+    """The one split among the words of a name, and its other words; the whole name where there is none."""
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word and word not in _FILLERS]
+    found = {SPLITS[word] for word in words if word in SPLITS}
+    if len(found) != 1:
+        return None, name
+    return found.pop(), "-".join(word for word in words if word not in SPLITS)
+
+
+def _declared(source: UserSourceConfig, files: Sequence[StoredFile]) -> Iterator[Place]:
+    """Files that the data card of a hub folder assigns to configurations and splits."""
+    card = next((file for file in files if file.name == "README.md"), None)
+    for entry in _configurations(card) if card else ():
+        listed = entry.get("data_files")
+        if isinstance(listed, dict):
+            listed = [{"split": split, "path": path} for split, path in listed.items()]
+        elif isinstance(listed, str) or (listed and isinstance(listed[0], str)):
+            listed = [{"split": "train", "path": listed}]
+        for item in listed or ():
+            for pattern in [item["path"]] if isinstance(item["path"], str) else item["path"]:
+                matches = re.compile(glob_translate(pattern.removeprefix("./"))).match
+                for file in files:
+                    if matches(file.name):
+                        yield Place(
+                            entry.get("config_name", "default"), canonical(item.get("split", "train")), file
+                        )
+
+
+def _configurations(card: StoredFile) -> list[dict[str, Any]]:
+    """`configs` in the front matter of a README; none where it has no valid one."""
+    with card.stream() as stream:
+        text = stream.read(2**20).decode(errors="replace")
+    front = re.match(r"---\r?\n(.*?)\r?\n---", text, flags=re.DOTALL)
+    try:
+        content = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:
+        return []
+    configs = content.get("configs") if isinstance(content, dict) else None
+    return [entry for entry in configs or () if isinstance(entry, dict)]
