@@ -55,7 +55,9 @@ def test_what_the_judge_finds_right_is_no_negative_and_nothing_is_asked_twice(so
     found = negatives(first)
     assert all("fig" not in found[name] for name in ("apple", "pear", "plum"))
     report = json.loads((first.path.parent / "report.json").read_text())
-    assert report["rescoring"] == {"rescored": 20, "right_after_all": 3, "share": 0.15}
+    assert report["rescoring"] == {
+        "rescored": 20, "right_after_all": 3, "share": 0.15, "unanswered": 0,
+    }  # fmt: skip
 
 
 def test_the_judge_is_told_the_row_s_own_instruction_and_asked_about_each(source):
@@ -75,6 +77,50 @@ def test_the_judge_is_told_the_row_s_own_instruction_and_asked_about_each(source
     for row in pq.read_table(result.path).to_pylist():
         wrong = "page" if row["instruction"] else "juice"
         assert [text.split()[1] for text in row["negatives"]] == [wrong] * 2
+
+
+def test_a_judge_that_reasons_is_understood_and_what_it_cannot_say_is_no_negative(source):
+    seen = []
+
+    def judge(path, body):
+        seen.append(body)
+        if "max_tokens" in body:
+            return 400, {"error": {"message": "max_tokens is not supported; use max_completion_tokens"}}
+        if "temperature" in body:
+            return 400, {"error": {"message": "Unsupported value: 'temperature'"}}
+        prompt = body["messages"][0]["content"]
+        if "about plum" in prompt:
+            return 400, {"error": {"message": "content filter"}}
+        if "about pear" in prompt:
+            return chat("Yes and no")
+        return chat(f"<think>yes or no?</think>\n**{'Yes' if 'about fig' in prompt else 'No'}**, I think")
+
+    with fake_endpoint(judge) as url:
+        (result,) = run.mine(recipe(url, "judge", concurrency=1))
+        asked = len(seen)
+        run.mine(recipe(url, "judge"))
+    assert len(seen) == asked == 2 + 20
+    assert all(not kept & {"fig", "plum", "pear"} for kept in negatives(result).values())
+    report = json.loads((result.path.parent / "report.json").read_text())["rescoring"]
+    assert (report["right_after_all"], report["unanswered"], report["share"]) == (4, 8, round(4 / 12, 4))
+
+
+def test_scores_of_a_reranker_are_kept_for_another_share_and_logits_are_understood(source):
+    asked = []
+
+    def tei(path, body):
+        if path == "/v1/rerank":
+            return 422, {"error": {"message": "missing field texts"}}
+        asked.append(path)
+        scores = [2.0 if position == 0 else 1.0 for position in range(len(body["texts"]))]
+        return 200, [{"index": index, "score": score} for index, score in enumerate(scores)]
+
+    with fake_endpoint(tei) as url:
+        strict = run.mine(recipe(url, "reranker", share=0.8))[0]
+        assert all(not kept for kept in negatives(strict).values())  # 0.73 of 0.88 is above the share
+        loose = run.mine(recipe(url, "reranker", share=0.9))[0]
+    assert all(len(kept) == 2 for kept in negatives(loose).values())
+    assert asked == ["/rerank"] * 5
 
 
 def test_a_reranker_rejects_by_its_own_scores(source):

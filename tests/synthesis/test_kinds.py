@@ -3,7 +3,15 @@ import json
 import numpy as np
 import pytest
 
-from rayembed.synthesis.kinds import KINDS, Misfit, example_prompt, parse_tasks, parse_triplet, tasks_prompt
+from rayembed.synthesis.kinds import (
+    KINDS,
+    Misfit,
+    count_words,
+    example_prompt,
+    parse_tasks,
+    parse_triplet,
+    tasks_prompt,
+)
 
 PASSAGE = " ".join(["word"] * 25)
 
@@ -43,6 +51,19 @@ def test_an_answer_that_does_not_fit_says_why(text, kind, reason):
 def test_passages_of_the_right_side_are_accepted():
     assert parse_triplet(answer(positive=PASSAGE), "short-long").positive == PASSAGE
     assert parse_triplet(answer(query=PASSAGE), "long-short").query == PASSAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("one two, three", 3),
+        ("锁可以把门关上。只有带钥匙的人才能打开", 9),
+        ("กุญแจใช้เปิดประตูบ้าน", 5),
+        ("GPU 加速 works", 3),
+    ],
+)
+def test_words_are_counted_in_scripts_without_blanks(text, words):
+    assert count_words(text) == words
 
 
 @pytest.mark.parametrize("text", ["[]", '["a", 3]', '{"tasks": "none"}', "nothing"])

@@ -38,7 +38,7 @@ class Model:
             self.prompts[prompt] += 1
             number = self.prompts.total()
         if self.fail_after is not None and number > self.fail_after:
-            return 400, {"error": {"message": "out of credit", "type": "billing"}}
+            return 402, {"error": {"message": "out of credit", "type": "billing"}}
         if "Invent" in prompt:
             count = int(re.search(r"Invent (\d+)", prompt).group(1))
             topic = "the same" if self.same else f"topic {number}"
@@ -99,7 +99,7 @@ def test_rows_are_an_ordinary_source_with_yield_and_tokens(url, home):
 
 def test_an_interrupted_run_keeps_its_answers_and_asks_only_for_the_others(url, model, home):
     model.fail_after = 9
-    with pytest.raises(RequestError, match="model fake: status 400; out of credit"):
+    with pytest.raises(RequestError, match="model fake: status 402; out of credit"):
         synthesize(recipe(url))
     ledger = next(home.rglob("examples.jsonl"))
     kept = [json.loads(line) for line in ledger.read_text().splitlines()]
@@ -133,6 +133,27 @@ def test_a_model_that_never_answers_in_json_is_refused_with_the_reason(home):
         pytest.raises(DataError, match=r"sts: none of 6 answers can be used \(6 x no JSON\)"),
     ):
         synthesize(recipe(url, {"kind": "sts", "tasks": 2, "examples_per_task": 1}))
+
+
+def test_seeds_differ_and_a_refused_prompt_is_a_misfit_that_is_not_asked_again(home, monkeypatch):
+    monkeypatch.setattr(endpoint_client, "RETRIES", 0)
+    seeds = []
+
+    def filtered(path, body):
+        seeds.append(body["seed"])
+        if len(seeds) <= 3:
+            return 400, {"error": {"message": "content filter"}}
+        number = len(seeds)
+        triplet = {"query": f"q {number}", "positive": f"p {number}", "negative": f"n {number}"}
+        return chat(f"<think>a draft: {{}}</think>\n{json.dumps(triplet)}")
+
+    settings = {"kind": "sts", "tasks": 1, "examples_per_task": 8}
+    with fake_endpoint(filtered) as url:
+        (result,) = synthesize(recipe(url, settings))
+        assert synthesize(recipe(url, settings))[0].report == result.report
+    assert len(seeds) == len(set(seeds)) == 11
+    assert result.report.rows == 8
+    assert [(reason[:7], count) for reason, count in result.report.misfits.items()] == [("refused", 3)]
 
 
 def test_an_address_where_nobody_listens_is_one_sentence(home, monkeypatch):

@@ -3,16 +3,18 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from pydantic import Field
 
-from rayembed.common.errors import RequestError, ResourceError
+from rayembed.common.errors import RefusedItemError, RequestError, ResourceError
 from rayembed.common.settings import Frozen
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ Answer = TypeVar("Answer")
 
 RETRIES = 5
 """Times a failed request is repeated; the library's growing pauses add up to about a quarter of a minute."""
+
+
+_ABOUT_THE_INPUT = (400, 413, 422)
 
 
 class EndpointConfig(Frozen):
@@ -60,6 +65,69 @@ def connect_endpoint(config: EndpointConfig, *, retries: int | None = None) -> "
         timeout=config.timeout,
         max_retries=RETRIES if retries is None else retries,
     )
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """What a chat model answers, its reasoning left out, and the tokens used; `cut` at the limit of them."""
+
+    text: str
+    cut: bool
+    prompt_tokens: int
+    answer_tokens: int
+
+
+class Chat:
+    """Asks a chat model. An option that the service does not know is left out from then on.
+
+    Reasoning models want `max_completion_tokens` in place of `max_tokens`, take no temperature, and may write
+    their thoughts into the answer: `<think>Is it? ...</think> yes` is the answer yes.
+    """
+
+    def __init__(self, config: EndpointConfig, **options: Any):
+        self._client = connect_endpoint(config)
+        self._model = config.model
+        self._options = options
+        self._unknown: set[str] = set()
+
+    def __call__(self, prompt: str, **options: Any) -> ChatAnswer:
+        """Answer to one prompt; `options` are those of this request alone."""
+        import openai
+
+        while True:
+            given = {
+                name: value for name, value in (self._options | options).items() if name not in self._unknown
+            }
+            try:
+                answer = self._client.chat.completions.create(
+                    model=self._model, messages=[{"role": "user", "content": prompt}], **given
+                )
+                break
+            except openai.BadRequestError as error:
+                unknown = _unknown_option(_server_message(error), given)
+                if unknown is None:
+                    raise
+                logger.info("%s takes no %s; it is left out", self._model, unknown)
+                self._unknown.add(unknown)
+                if unknown == "max_tokens":
+                    self._options = {**self._options, "max_completion_tokens": given[unknown]}
+        choice, used = answer.choices[0], answer.usage
+        text = re.sub(r"<think>.*?(</think>|$)", "", choice.message.content or "", flags=re.DOTALL)
+        return ChatAnswer(
+            text.rpartition("</think>")[2].strip(),  # some services leave out the beginning
+            choice.finish_reason == "length",
+            used.prompt_tokens if used else 0,
+            used.completion_tokens if used else 0,
+        )
+
+
+def _unknown_option(message: str, given: Iterable[str]) -> str | None:
+    """The option that a refusal complains about; None where it complains about the input."""
+    if not re.search(
+        r"unsupported|not support|unknown|unrecognized|not take|n't (support|take)", message, re.I
+    ):
+        return None
+    return next((name for name in given if re.search(rf"\b{name}\b", message)), None)
 
 
 def ask_all(
@@ -113,7 +181,8 @@ def endpoint_errors(config: EndpointConfig, retries: int | None = None) -> Itera
     """Turn failures of the client library into errors that name the URL, the reason and what to do.
 
     Raises:
-        RequestError: the endpoint refuses what it was asked; the message is its own.
+        RequestError: the endpoint refuses what it was asked; the message is its own. It is a
+            RefusedItemError where the fault may lie with this one input.
         ResourceError: it refuses the key, is overloaded or stays away after all repetitions.
     """
     import openai
@@ -132,7 +201,8 @@ def endpoint_errors(config: EndpointConfig, retries: int | None = None) -> Itera
             "same command again: finished work is stored"
         ) from error
     except openai.APIStatusError as error:
-        raise RequestError(
+        kind = RefusedItemError if error.status_code in _ABOUT_THE_INPUT else RequestError
+        raise kind(
             f"{config.url}, model {config.model}: status {error.status_code}; {_server_message(error)}"
         ) from error
 

@@ -48,6 +48,10 @@ class RequestError(UserError):
         self.parameter = parameter
 
 
+class RefusedItemError(RequestError):
+    """A service refuses one input, such as a text that is too long; the next one may be welcome."""
+
+
 def all_mistakes(origin: str, mistakes: Iterable[str]) -> str:
     """Message for every mistake of `origin`: one in a line, several in a list; empty for none."""
     listed = list(dict.fromkeys(mistakes))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rayembed.common.endpoint_client import EndpointConfig, ask_all, connect_endpoint, endpoint_errors
-from rayembed.common.errors import RequestError, UserError
+from rayembed.common.errors import RefusedItemError, RequestError, UserError
 from rayembed.contract import Contract
 from rayembed.engine.engine import Encoded
 
@@ -146,7 +146,7 @@ class EndpointEngine:
             try:
                 vectors, used = self._ask(prefixed, extra)
                 return list(vectors), used
-            except RequestError as error:
+            except RefusedItemError as error:
                 if len(prefixed) == 1:
                     if not bare[0].strip():
                         return [None], 0

@@ -1,20 +1,29 @@
 """Candidates rescored through an endpoint: a chat model that judges, or a cross-encoder that scores.
 
-Answers are written down as they come: a run that is cut off continues with the queries that are missing.
+Answers are written down as they come: a run that is cut off continues with the queries that are missing, and
+another `share` is applied to the scores that are there. A document that the model has no usable answer about
+becomes no negative; a run ends when that happens often.
 """
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence, Set
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from rayembed.common.endpoint_client import ask_all, connect_endpoint, keep_answer, stored_answers
-from rayembed.common.errors import ResourceError
+from rayembed.common.endpoint_client import (
+    Chat,
+    ask_all,
+    connect_endpoint,
+    endpoint_errors,
+    keep_answer,
+    stored_answers,
+)
+from rayembed.common.errors import RefusedItemError, ResourceError
 from rayembed.common.templates import templates
 from rayembed.data.plan import fingerprint
 from rayembed.mining.candidates import Candidates
@@ -24,6 +33,9 @@ from rayembed.mining.filters import below_positive_share
 from rayembed.mining.rows import choose
 
 logger = logging.getLogger(__name__)
+
+_JUDGE_TOKENS = 2048  # one word is asked for; a model that reasons first needs room for it
+_ENOUGH_ANSWERS, _MOST_MISFITS = 20, 0.5
 
 
 @dataclass(frozen=True)
@@ -37,16 +49,35 @@ class RescoringRequest:
 
 @dataclass(frozen=True)
 class RescoringResult:
-    """How many documents were rescored, and those that are right after all, by query."""
+    """How many documents were rescored, and what came of it.
+
+    Attributes:
+        rescored: documents, each counted once a query.
+        right: query -> documents that are right after all.
+        unanswered: query -> documents that got no usable answer.
+    """
 
     rescored: int
     right: dict[int, Set[int]]
+    unanswered: dict[int, Set[int]]
+
+    @property
+    def refused(self) -> dict[int, Set[int]]:
+        """Query -> documents that must be no negatives."""
+        return {
+            query: self.right.get(query, set()) | self.unanswered.get(query, set())
+            for query in (*self.right, *self.unanswered)
+        }
 
     def summary(self) -> dict[str, Any]:
         """Counts, and the share that is right after all, which estimates the share of false negatives."""
-        right = sum(len(documents) for documents in self.right.values())
-        share = round(right / self.rescored, 4) if self.rescored else None
-        return {"rescored": self.rescored, "right_after_all": right, "share": share}
+        right = sum(map(len, self.right.values()))
+        unanswered = sum(map(len, self.unanswered.values()))
+        answered = self.rescored - unanswered
+        share = round(right / answered, 4) if answered else None
+        return {
+            "rescored": self.rescored, "right_after_all": right, "share": share, "unanswered": unanswered,
+        }  # fmt: skip
 
 
 def rescore(
@@ -70,49 +101,84 @@ def rescore(
     """
     made_from: dict[str, object] = {
         "instruction": settings.instruction,
-        "endpoint": config.model_dump(mode="json", include={"kind", "url", "model", "share"}),
+        "endpoint": config.model_dump(mode="json", include={"kind", "url", "model"}),
     }
     path = folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl"
-    known = _Known(path)
+    known: defaultdict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for record in stored_answers(path):
+        _remember(known, record)
     requests = list(_requests(config, settings, found))
     keys = collection.document_ids
     asked = list(zip(collection.queries.to_pylist(), collection.instructions.to_pylist(), strict=True))
     missing = [
         request
         for request in requests
-        if not {keys[document].as_py() for document in request.documents} <= known.seen[asked[request.query]]
+        if not {keys[document].as_py() for document in request.documents}
+        <= known[asked[request.query]].keys()
     ]
     logger.info("source %s: rescoring %d of %d queries", settings.source, len(missing), len(requests))
-    ask: Callable[[RescoringRequest], tuple[RescoringRequest, list[int]]] = (
+    ask: Callable[[RescoringRequest], tuple[RescoringRequest, float, list[float | str]]] = (
         _Judge(config, settings, collection) if config.kind == "judge" else _Reranker(config, collection)
     )
+    misfits = _Misfits(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
-        for request, found_right in ask_all(config, ask, missing):
+        for request, positive, answers in ask_all(config, ask, missing):
             query, instruction = asked[request.query]
             record = {
                 "query": query,
                 "instruction": instruction,
-                "seen": [keys[document].as_py() for document in request.documents],
-                "right": [keys[document].as_py() for document in found_right],
+                "positive": positive,
+                "documents": [keys[document].as_py() for document in request.documents],
+                "answers": answers,
             }
             keep_answer(stream, record)
-            known.add(record)
-    return _result(requests, [known.right.get(one, set()) for one in asked], keys)
-
-
-def _result(
-    requests: Sequence[RescoringRequest], right_keys: Sequence[Set[str]], keys: pa.Array
-) -> RescoringResult:
-    """Which documents are right; `right_keys` has the content hashes of those known, by query."""
-    right: dict[int, Set[int]] = {}
+            _remember(known, record)
+            misfits.count(answers)
+    misfits.check(least=1)
+    result = RescoringResult(sum(len(request.documents) for request in requests), {}, {})
     for request in requests:
-        known = right_keys[request.query]
-        if known:
-            right[request.query] = {
-                document for document in request.documents if keys[document].as_py() in known
-            }
-    return RescoringResult(sum(len(request.documents) for request in requests), right)
+        for document in request.documents:
+            record = known[asked[request.query]][keys[document].as_py()]
+            if isinstance(record["answer"], str):
+                result.unanswered.setdefault(request.query, set()).add(document)
+            elif not below_positive_share(np.array([record["answer"]]), record["positive"], config.share)[0]:
+                result.right.setdefault(request.query, set()).add(document)
+    return result
+
+
+def _remember(known: defaultdict[tuple[str, str], dict[str, dict[str, Any]]], record: dict[str, Any]) -> None:
+    """Take an answer in: query and own instruction -> document's content hash -> its score or misfit."""
+    of_query = known[record["query"], record["instruction"]]
+    for key, answer in zip(record["documents"], record["answers"], strict=True):
+        of_query[key] = {"answer": answer, "positive": record["positive"]}
+
+
+class _Misfits:
+    """Counts the documents without a usable answer and ends a run that has many.
+
+    A misfit is told by its reason, in the place of a score.
+    """
+
+    def __init__(self, config: Rescoring):
+        self._config = config
+        self._answers = 0
+        self._reasons: Counter[str] = Counter()
+
+    def count(self, answers: list[float | str]) -> None:
+        """Count the answers of one query."""
+        self._answers += len(answers)
+        self._reasons.update(answer for answer in answers if isinstance(answer, str))
+        self.check(_ENOUGH_ANSWERS)
+
+    def check(self, least: int) -> None:
+        """Raise ResourceError where more than half of at least so many answers are none."""
+        if self._answers >= least and self._reasons.total() > _MOST_MISFITS * self._answers:
+            reason = self._reasons.most_common(1)[0][0]
+            raise ResourceError(
+                f"{self._config.url}, model {self._config.model}: {self._reasons.total()} of {self._answers} "
+                f"answers cannot be used, most often because {reason}; use a model that follows instructions"
+            )
 
 
 def _requests(
@@ -135,80 +201,78 @@ def _requests(
 
 
 class _Judge:
-    """Asks a chat model about each document."""
+    """Asks a chat model about each document; its yes is 1, its no 0."""
 
     def __init__(self, config: Rescoring, settings: SourceMining, collection: Collection):
         self._config, self._collection = config, collection
         self._instruction = settings.instruction
-        self._client = connect_endpoint(config)
+        self._chat = Chat(config, temperature=0.0, max_tokens=_JUDGE_TOKENS)
         self._prompt = templates("rayembed.mining", "prompts").get_template("judge.txt")
 
-    def __call__(self, request: RescoringRequest) -> tuple[RescoringRequest, list[int]]:
-        return request, [
-            document for document in request.documents if self._is_right(request.query, document)
-        ]
+    def __call__(self, request: RescoringRequest) -> tuple[RescoringRequest, float, list[float | str]]:
+        answers = [self._answer(request.query, document) for document in request.documents]
+        return request, 1.0, answers
 
-    def _is_right(self, query: int, document: int) -> bool:
+    def _answer(self, query: int, document: int) -> float | str:
         prompt = self._prompt.render(
             instruction=self._collection.instructions[query].as_py() or self._instruction,
             query=self._collection.queries[query].as_py(),
             document=self._collection.documents[document].as_py(),
         )
-        answer = self._client.chat.completions.create(
-            model=self._config.model,
-            messages=[{"role": "user", "content": prompt}],
-            temperature=0.0,
-            max_tokens=8,
-        )
-        words = (answer.choices[0].message.content or "").lower().split()
-        first = words[0].strip(".,!:;\"'*") if words else ""
-        if first not in {"yes", "no"}:
-            raise ResourceError(
-                f"{self._config.url}, model {self._config.model}: the judge answers neither yes nor no; use "
-                "a model that follows instructions"
-            )
-        return first == "yes"
+        try:
+            with endpoint_errors(self._config):
+                words = re.findall(r"\b(?:yes|no)\b", self._chat(prompt).text.lower())
+        except RefusedItemError as error:
+            return f"the request is refused ({error})"
+        if len(set(words)) != 1:
+            return "the judge answers neither yes nor no"
+        return float(words[0] == "yes")
 
 
 class _Reranker:
-    """Has a cross-encoder score the positive and the documents of a query together."""
+    """Has a cross-encoder score the positive and the documents of a query together.
+
+    A service of text-embeddings-inference, which knows no `documents`, is asked in its own words.
+    """
 
     def __init__(self, config: Rescoring, collection: Collection):
         self._config, self._collection = config, collection
         self._client = connect_endpoint(config)
+        self._speaks_tei = False
 
-    def __call__(self, request: RescoringRequest) -> tuple[RescoringRequest, list[int]]:
+    def __call__(self, request: RescoringRequest) -> tuple[RescoringRequest, float, list[float | str]]:
         texts = self._collection.documents.take([request.positive, *request.documents]).to_pylist()
         query = self._collection.queries[request.query].as_py()
-        body = {"model": self._config.model, "query": query, "documents": texts}
-        answer: Any = self._client.post("/rerank", body=body, cast_to=object)
         try:
-            scores = {item["index"]: float(item["relevance_score"]) for item in answer["results"]}
-            ordered = [scores[position] for position in range(len(texts))]
+            scores = self._scores(query, texts)
+        except RefusedItemError as error:
+            return request, 1.0, [f"the request is refused ({error})"] * len(request.documents)
+        if min(scores) < 0 or max(scores) > 1:  # logits; a share of them would mean nothing
+            scores = [float(1 / (1 + np.exp(-score))) for score in scores]
+        return request, scores[0], list(scores[1:])
+
+    def _scores(self, query: str, texts: list[str]) -> list[float]:
+        if not self._speaks_tei:
+            try:
+                return self._ask("/rerank", "relevance_score", query, documents=texts)
+            except RefusedItemError:
+                found = self._ask(
+                    self._config.url.removesuffix("/v1") + "/rerank", "score", query, texts=texts
+                )
+                self._speaks_tei = True
+                return found
+        return self._ask(self._config.url.removesuffix("/v1") + "/rerank", "score", query, texts=texts)
+
+    def _ask(self, path: str, key: str, query: str, **texts: list[str]) -> list[float]:
+        body = {"model": self._config.model, "query": query, **texts}
+        with endpoint_errors(self._config):
+            answer: Any = self._client.post(path, body=body, cast_to=object)
+        (sent,) = texts.values()
+        try:
+            results = answer["results"] if isinstance(answer, dict) else answer
+            scores = {item["index"]: float(item[key]) for item in results}
+            return [scores[position] for position in range(len(sent))]
         except (KeyError, TypeError) as error:
             raise ResourceError(
-                f"{self._config.url}/rerank does not answer with a relevance_score for every document"
+                f"{self._config.url}/rerank does not answer with a {key} for every document"
             ) from error
-        wrong = below_positive_share(np.array(ordered[1:]), ordered[0], self._config.share)
-        return request, [
-            document for document, keep in zip(request.documents, wrong, strict=True) if not keep
-        ]
-
-
-class _Known:
-    """Content hashes of the documents that were rescored, and of those that are right.
-
-    Both by query and its own instruction, "" for none.
-    """
-
-    def __init__(self, path: Path):
-        self.seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-        self.right: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-        for record in stored_answers(path):
-            self.add(record)
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Take one answer in."""
-        key = record["query"], record.get("instruction", "")
-        self.seen[key].update(record["seen"])
-        self.right[key].update(record["right"])

@@ -75,7 +75,7 @@ def complete_rows(
         settings: filters, sampling and fill.
         seed: decides what is sampled and filled.
         choices: gets one item a row.
-        right: query -> documents that rescoring found to be right.
+        right: query -> documents that rescoring found to be right, or knows nothing of.
         audit: gets every query's candidates and choice.
         chunk: queries of a table.
 

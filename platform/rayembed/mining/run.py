@@ -102,7 +102,7 @@ def _mine_source(
                 "--filters-only"
             )
         _find(recipe, entry, name, chosen[name], search)
-    rescoring = RescoringResult(0, {})
+    rescoring = RescoringResult(0, {}, {})
     if recipe.rescoring is not None:
         rescoring = rescore(recipe.rescoring, entry, collection, _found(searches), folder / "work")
     audit = Audit(list(chosen), entry, _known(collection, entry))
@@ -114,7 +114,7 @@ def _mine_source(
         entry,
         seed=recipe.seed,
         choices=choices,
-        right=rescoring.right,
+        right=rescoring.refused,
         audit=audit,
     )
     _write_rows(rows, folder / RESULT_FILE)

@@ -73,9 +73,10 @@ class Adapters:
             if config.target_modules == "all-linear" or check_target_module_exists(config, known)
         ]
         if not targets:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
             raise CheckpointError(
-                f"adapter {folder} does not fit the model: target_modules {config.target_modules} name no linear "
-                f"layer; there are {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
+                f"adapter {folder} does not fit the model: no linear layer is named as target_modules "
+                f"{config.target_modules} say; there are {known}"
             )
         settings = {}
         for pattern, default in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):

@@ -12,8 +12,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from rayembed.common.endpoint_client import ask_all, connect_endpoint, keep_answer, stored_answers
-from rayembed.common.errors import DataError
+from rayembed.common.endpoint_client import Chat, ask_all, endpoint_errors, keep_answer, stored_answers
+from rayembed.common.errors import DataError, RefusedItemError
 from rayembed.common.paths import resolve
 from rayembed.common.ray_work import run_items
 from rayembed.synthesis.config import EndpointGenerator, LocalGenerator
@@ -33,12 +33,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to a prompt and what it cost in tokens."""
+    """The answer to a prompt and what it cost in tokens; `failure` says why there is none."""
 
     name: str
     text: str
     prompt_tokens: int
     answer_tokens: int
+    failure: str | None = None
 
 
 @dataclass
@@ -50,6 +51,13 @@ class Usage:
     prompt_tokens: int = 0
     answer_tokens: int = 0
     misfits: Counter[str] = field(default_factory=Counter)
+
+
+_ENOUGH_ANSWERS, _LEAST_ACCEPTED = 100, 0.05  # before a model that hardly ever fits costs more
+
+
+def _seed(name: str, seed: int, attempt: int) -> int:
+    return int(hashlib.sha256(f"{name}/{seed}/{attempt}".encode()).hexdigest()[:8], 16) >> 1
 
 
 class Ledger:
@@ -78,31 +86,47 @@ class Ledger:
     ) -> None:
         """Ask every prompt that has no accepted answer yet, until `attempts` answers did not fit.
 
+        Each request has a seed of its own: equal prompts get different answers.
+
         Args:
             generator: the language model.
             prompts: name -> function of the attempt's number, because another attempt asks a bit differently.
             parse: an answer -> what is stored; raises Misfit.
             attempts: most answers to one prompt, earlier runs included.
             seed: decides what is sampled.
+
+        Raises:
+            DataError: hardly any of the first answers can be used.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(attempts):
             open_names = [
                 name for name in prompts if name not in self.accepted and self.attempts[name] == attempt
             ]
-            asked = [Prompt(name, prompts[name](attempt), seed + attempt) for name in open_names]
+            asked = [Prompt(name, prompts[name](attempt), _seed(name, seed, attempt)) for name in open_names]
             if asked:
                 logger.info("%s: %d requests, attempt %d", self._path.stem, len(asked), attempt + 1)
             with self._path.open("a", encoding="utf-8") as stream:
                 for completion in complete(generator, asked):
-                    record = vars(completion) | {"value": None, "misfit": None}
-                    del record["text"]
+                    record = vars(completion) | {"value": None, "misfit": completion.failure}
+                    del record["text"], record["failure"]
                     try:
-                        record["value"] = parse(completion.text)
+                        if completion.failure is None:
+                            record["value"] = parse(completion.text)
                     except Misfit as misfit:
                         record["misfit"] = str(misfit)
                     keep_answer(stream, record)
                     self._count(record)
+                    self._give_up_in_time()
+
+    def _give_up_in_time(self) -> None:
+        usage = self.usage
+        if usage.answers >= _ENOUGH_ANSWERS and usage.accepted < _LEAST_ACCEPTED * usage.answers:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in usage.misfits.most_common(3))
+            raise DataError(
+                f"{self._path.stem}: {usage.accepted} of {usage.answers} answers can be used ({reasons}); "
+                "use a stronger model or raise max_tokens, then run again"
+            )
 
     def _count(self, record: Mapping[str, Any]) -> None:
         self.attempts[record["name"]] += 1
@@ -132,7 +156,7 @@ def complete(config: EndpointGenerator | LocalGenerator, prompts: Sequence[Promp
     """Yield the answers to all prompts, each as soon as it is there where the generator allows.
 
     Raises:
-        RequestError: the endpoint refuses a prompt.
+        RequestError: the endpoint refuses all requests, for want of a right for example.
         ResourceError: it fails after all repetitions, or a package is missing.
         DataError: there is no local model.
     """
@@ -152,24 +176,19 @@ def complete(config: EndpointGenerator | LocalGenerator, prompts: Sequence[Promp
 
 
 def _from_endpoint(config: EndpointGenerator, prompts: Sequence[Prompt]) -> Iterator[Completion]:
-    client = connect_endpoint(config)
     options: dict[str, Any] = {"response_format": {"type": "json_object"}} if config.json_mode else {}
+    chat = Chat(
+        config, temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, **options
+    )
 
     def ask(prompt: Prompt) -> Completion:
-        answer = client.chat.completions.create(
-            model=config.model,
-            messages=[{"role": "user", "content": prompt.text}],
-            temperature=config.temperature,
-            top_p=config.top_p,
-            max_tokens=config.max_tokens,
-            seed=prompt.seed,
-            **options,
-        )
-        text = answer.choices[0].message.content or ""
-        used = answer.usage
-        return Completion(
-            prompt.name, text, used.prompt_tokens if used else 0, used.completion_tokens if used else 0
-        )
+        try:
+            with endpoint_errors(config):
+                answer = chat(prompt.text, seed=prompt.seed)
+        except RefusedItemError as error:
+            return Completion(prompt.name, "", 0, 0, f"refused: {error}")
+        failure = "cut off at max_tokens" if answer.cut else None
+        return Completion(prompt.name, answer.text, answer.prompt_tokens, answer.answer_tokens, failure)
 
     yield from ask_all(config, ask, prompts)
 

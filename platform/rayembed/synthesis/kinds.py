@@ -110,17 +110,33 @@ def parse_triplet(answer: str, kind: str) -> Triplet:
     if len({triplet.query.lower(), triplet.positive.lower(), triplet.negative.lower()}) < 3:
         raise Misfit("two of the three texts are the same")
     for is_long, name in ((KINDS[kind].long_query, "query"), (KINDS[kind].long_positive, "positive")):
-        if is_long and len(getattr(triplet, name).split()) < LONG_WORDS:
+        if is_long and count_words(getattr(triplet, name)) < LONG_WORDS:
             raise Misfit(f"{name} is too short for a passage")
     return triplet
 
 
+def count_words(text: str) -> int:
+    """Words of a text in any script, roughly.
+
+    Chinese and Japanese have no blanks and about two characters a word, Thai and its neighbours about four.
+    """
+    dense = re.sub(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]", "字", text)
+    dense = re.sub(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", "ก", dense)
+    words = re.findall(r"\w+", re.sub(r"[字ก]+", " ", dense))
+    return len(words) + dense.count("字") // 2 + dense.count("ก") // 4
+
+
 def _json(answer: str, opening: str, closing: str) -> Any:
-    """The JSON value between the first opening and the last closing bracket, with or without a fence."""
-    found = re.search(re.escape(opening) + r".*" + re.escape(closing), answer, re.DOTALL)
+    """The longest JSON value of that kind, whatever stands around it."""
+    decoder = json.JSONDecoder(strict=False)
+    found: list[tuple[int, Any]] = []
+    starts = [bracket.start() for bracket in re.finditer(re.escape(opening), answer)]
+    for start in starts:
+        try:
+            value, end = decoder.raw_decode(answer, start)
+            found.append((end - start, value))
+        except json.JSONDecodeError:
+            continue
     if not found:
-        raise Misfit("no JSON")
-    try:
-        return json.loads(found.group(0), strict=False)
-    except json.JSONDecodeError:
-        raise Misfit("broken JSON") from None
+        raise Misfit("broken JSON" if starts and closing in answer else "no JSON")
+    return max(found, key=lambda one: one[0])[1]
