@@ -3,6 +3,7 @@
 import pytest
 
 from rayembed.contract import Contract
+from rayembed.contract.contract import edge_ids
 from rayembed.contract.tokenizer import load_tokenizer
 from tests.mistral_tokenizer import mistral_tokenizer, sentencepiece_file
 
@@ -71,3 +72,30 @@ def test_documents_pool_everything(tokenizer):
 def test_the_rule_survives_a_saved_tokenizer(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     assert pooled_pieces(load_tokenizer(tmp_path), " 2 words") == pooled_pieces(tokenizer, " 2 words")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["word " * 4000, "a" * 9000, "x9Y+" * 4000, "中文" * 4000, "  \n" * 4000, "one " + " " * 9000 + "two"],
+    ids=["words", "one letter", "no blank", "Chinese", "blanks", "gap"],
+)
+def test_a_long_text_gives_the_same_first_and_last_tokens_read_in_part(tokenizer, text):
+    [whole] = tokenizer([text], add_special_tokens=False)["input_ids"]
+    assert edge_ids(tokenizer, [text], 64)[0][:64] == whole[:64]
+    assert edge_ids(tokenizer, [text], 64, from_end=True)[0][-64:] == whole[-64:]
+    short, long = Contract(max_length=64).tokenize(tokenizer, ["short", text]).truncated
+    assert (short, long) == (False, True)
+
+
+def test_a_megabyte_is_not_read_to_its_end():
+    read = []
+
+    class Counting:
+        bos_token_id, eos_token_id = None, 1
+
+        def __call__(self, texts, **_):
+            read.append(sum(map(len, texts)))
+            return {"input_ids": [[7] * (len(text) // 40) for text in texts]}
+
+    Contract(max_length=64).tokenize(Counting(), ["x" * 2**20])
+    assert read == [640, 1280, 2560, 5120]
