@@ -76,7 +76,14 @@ def test_the_rule_survives_a_saved_tokenizer(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["word " * 4000, "a" * 9000, "x9Y+" * 4000, "中文" * 4000, "  \n" * 4000, "one " + " " * 9000 + "two"],
+    [
+        "word " * 4000,
+        "a" * 9000,
+        "x9Y+" * 4000,
+        "中文" * 4000,
+        "  \n" * 4000,
+        "one " + " " * 3000 + "two " * 200,
+    ],
     ids=["words", "one letter", "no blank", "Chinese", "blanks", "gap"],
 )
 def test_a_long_text_gives_the_same_first_and_last_tokens_read_in_part(tokenizer, text):

@@ -82,7 +82,7 @@ def test_tokens_per_minute(make_client, clock):
 
 def test_limits_are_shared_out_between_front_ends(clock):
     keyring = Keyring([KeySettings(name="a", key=KEY, requests_per_minute=4)], share=0.5, clock=clock)
-    client = keyring.admit(f"Bearer {KEY}")
+    client = keyring.admit({"authorization": f"Bearer {KEY}"})
     client.admit()
     with pytest.raises(Exception, match="requests per minute"):
         client.admit()
@@ -97,7 +97,7 @@ def test_listening_beyond_loopback_needs_keys(monkeypatch):
         load_keyring("required", "", "127.0.0.1")
     assert load_keyring("off", "", "0.0.0.0") is None
     monkeypatch.setenv(KEYS_VARIABLE, f"{KEY}, other")
-    assert load_keyring("auto", "", "0.0.0.0").admit("Bearer other").name == "key-2"
+    assert load_keyring("auto", "", "0.0.0.0").admit({"authorization": "Bearer other"}).name == "key-2"
 
 
 def test_key_file(tmp_path):

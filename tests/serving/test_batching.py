@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rayembed.contract import TokenizedTexts
-from rayembed.serving.batching import TokenBatcher
+from rayembed.serving.batching import FairQueue, QueuedRequest, TokenBatcher
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.messages import EncodeRequest, Inputs
 from rayembed.serving.metrics import ReplicaMetrics
@@ -211,3 +211,70 @@ def test_a_replica_computes_in_the_thread_that_loaded_its_model():
     assert len(threads) == 3, "loaded, tried and asked"
     assert len(set(threads)) == 1
     assert threads[0] is not threading.main_thread()
+
+
+def batches_of(queue):
+    while batch := queue.next_batch():
+        yield batch
+
+
+def queued(*lengths, priority="online", client=""):
+    future = asyncio.new_event_loop().create_future()
+    return QueuedRequest(texts(*lengths), priority, future, client=client)
+
+
+@pytest.mark.parametrize(
+    ("others", "most"),
+    [([[16] * 2048], 2), ([[12] * 2048] * 4, 5), ([[16] * 2048] * 4 + [[300] * 100], 6)],
+    ids=["one", "four", "four and a long one"],
+)
+def test_no_text_waits_for_more_batches_than_there_are_requests(others, most):
+    queue = FairQueue(4096)
+    for lengths in others:
+        queue.add(queued(*lengths))
+    unlike = queued(400)
+    queue.add(unlike)
+    turn = next(
+        number
+        for number, batch in enumerate(batches_of(queue), 1)
+        if any(each.request is unlike for each in batch)
+    )
+    assert turn <= most
+
+
+def test_bulk_fills_what_online_work_leaves():
+    queue = FairQueue(1000)
+    queue.add(queued(*[10] * 340, priority="bulk"))
+    online = queued(400)
+    queue.add(online)
+    first = queue.next_batch()
+    assert first[0].request is online
+    assert sum(each.length for each in first) == 1000
+
+
+def test_bulk_delays_online_work_by_half_a_batch_at_most():
+    queue = FairQueue(100)
+    queue.add(queued(*[10] * 400, priority="bulk"))
+    queue.add(queued(*[20] * 400))
+    shares = [
+        sum(each.length for each in batch if each.request.priority == "bulk") for batch in batches_of(queue)
+    ]
+    online = shares[:80]
+    assert max(online) == 50
+    assert sum(bool(share) for share in online) == 10
+
+
+def test_clients_take_turns_however_many_requests_they_send():
+    queue = FairQueue(100)
+    for _ in range(50):
+        queue.add(queued(*[10] * 10, client="a"))
+    one = queued(*[10] * 20, client="b")
+    queue.add(one)
+    for _ in range(4):
+        assert sum(each.request is one for each in queue.next_batch()) == 5
+
+
+def test_a_wrong_number_of_vectors_fails_the_request():
+    batcher = batcher_of(lambda tokenized, adapter: np.ones((len(tokenized) + 1, 2)), token_budget=10)
+    with pytest.raises(ValueError, match="made 2 vectors of 1 texts"):
+        asyncio.run(batcher.encode(texts(3)))

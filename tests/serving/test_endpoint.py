@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def url(serve_url):
     """Base URL of an endpoint at /, with one that is easily overloaded at /slow."""
-    serve.run(application(load_fake), name="fast", route_prefix="/")
+    serve.run(application(load_fake, token_inputs="own"), name="fast", route_prefix="/")
     serve.run(
         application(load_slow_fake, max_queued_tokens=32, token_budget=4), name="slow", route_prefix="/slow"
     )

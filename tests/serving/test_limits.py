@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.errors import Problem, overloaded, unavailable
+from rayembed.serving.errors import ApiError, Problem, overloaded, unavailable
 from rayembed.serving.limits import RecentRefusals, TokenLimit
 from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs
 from rayembed.serving.replica import EmbeddingReplica
@@ -14,13 +14,22 @@ from tests.serving.fakes import FakeEngine
 FULL = overloaded(2)
 
 
+def fits(limit, tokens, priority="online"):
+    try:
+        with limit.admit(tokens, priority, 0):
+            return True
+    except ApiError:
+        return False
+
+
 def test_limit_counts_and_releases_also_on_failure():
     limit = TokenLimit(10)
 
     def failing_request():
-        with limit.hold(6):
-            assert limit.has_room(4)
-            assert not limit.has_room(5)
+        with limit.admit(3, "online", 0) as hold:
+            hold.change(6)
+            assert fits(limit, 4)
+            assert not fits(limit, 5)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -28,19 +37,30 @@ def test_limit_counts_and_releases_also_on_failure():
     assert limit.queued == 0
 
 
+def test_an_oversized_request_is_taken_alone_and_leaves_room():
+    limit = TokenLimit(100)
+    with limit.admit(10, "online", 0):
+        assert not fits(limit, 500)
+    with limit.admit(20, "online", 0) as hold:
+        hold.change(500)  # its estimate was too low
+        assert fits(limit, 25)
+        assert not fits(limit, 26)
+    assert limit.queued == 0
+
+
 @pytest.mark.parametrize(("speed", "seconds"), [(0, 1), (1e6, 1), (10, 4), (0.1, 60)])
 def test_retry_after_follows_the_measured_speed(speed, seconds):
     """40 queued tokens have to go before 40 more fit: 100 of 100 are taken."""
     limit = TokenLimit(100)
-    with limit.hold(100):
+    with limit.admit(100, "online", 0):
         assert limit.retry_after_s(40, speed) == seconds
 
 
 def test_bulk_work_leaves_room_for_online_work():
     limit = TokenLimit(100)
-    with limit.hold(70):
-        assert not limit.has_room(10, "bulk")
-        assert limit.has_room(10, "online")
+    with limit.admit(70, "online", 0):
+        assert not fits(limit, 10, "bulk")
+        assert fits(limit, 10, "online")
 
 
 @pytest.mark.parametrize("texts_per_request", [1, 4])
@@ -50,7 +70,7 @@ def test_overload_is_refused_by_tokens_whatever_the_request_size(texts_per_reque
     async def scenario():
         config = ServeConfig(checkpoint="unused", model_name="fake", max_queued_tokens=32)
         replica = EmbeddingReplica(config, lambda _: FakeEngine(seconds_per_batch=0.05))
-        request = EncodeRequest([Inputs(["one two three"] * texts_per_request)])
+        request = EncodeRequest([Inputs([f"one two {number}" for number in range(texts_per_request)])])
         return await asyncio.gather(*(replica.encode(request) for _ in range(16 // texts_per_request)))
 
     answers = asyncio.run(scenario())

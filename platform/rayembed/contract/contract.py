@@ -40,6 +40,12 @@ class TokenizedTexts:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def extend(self, more: "TokenizedTexts") -> None:
+        """Add the texts of another one behind these."""
+        self.input_ids.extend(more.input_ids)
+        self.pool_starts.extend(more.pool_starts)
+        self.truncated.extend(more.truncated)
+
     @property
     def lengths(self) -> list[int]:
         """Number of tokens of each text."""
@@ -134,9 +140,7 @@ class Contract(BaseModel):
         encoded = edge_ids(tokenizer, prefixed, limit)
         tokenized = self._assemble(tokenizer, encoded, self._pool_start(tokenizer, prefix), max_length)
         longest = _CHARACTERS_READ * (limit + _MARGIN)
-        cut = [
-            was or len(text) > longest for was, text in zip(tokenized.truncated, prefixed, strict=True)
-        ]
+        cut = [was or len(text) > longest for was, text in zip(tokenized.truncated, prefixed, strict=True)]
         return TokenizedTexts(tokenized.input_ids, tokenized.pool_starts, cut)
 
     def tokenize_ids(
@@ -217,9 +221,7 @@ class Contract(BaseModel):
             raise CheckpointError(f"{path} is not a readable contract: {error}") from error
 
 
-def edge_ids(
-    tokenizer: Any, texts: Sequence[str], wanted: int, *, from_end: bool = False
-) -> list[list[int]]:
+def edge_ids(tokenizer: Any, texts: Sequence[str], wanted: int, *, from_end: bool = False) -> list[list[int]]:
     """Token ids of each text, of long ones only from as much of the start (or end) as `wanted` tokens need.
 
     A whole megabyte takes most of a second to tokenise, of which 512 tokens are kept. With `wanted` 512 the

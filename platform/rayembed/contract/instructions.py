@@ -7,7 +7,7 @@ A contract with `instructions: {questions: Find it, topics: ""}` and `symmetric:
     task questions, side query             Find it
     task questions, side document          none, as in training
     task topics                            none: it was trained on bare texts
-    input_type query                       refused: this model has no instruction for queries in general
+    input_type query                       refused: this model has no instruction of that name
     input_type passage                     none
 """
 
@@ -61,6 +61,8 @@ def requested_instruction(
     instruction: str | None = None,
     prompt_name: str | None = None,
     input_type: str | None = None,
+    side: Side = "query",
+    query_name: str = "",
 ) -> str | None:
     """Instruction of a served request; the first of the three that is given counts, None is the bare text.
 
@@ -71,6 +73,8 @@ def requested_instruction(
         instruction: the instruction in words, empty for none.
         prompt_name: name of a stored instruction.
         input_type: query, passage, document, or the name of an instruction to use where the model has it.
+        side: with `prompt_name`, whether the texts are the task's queries or its documents.
+        query_name: which instruction `query` stands for; empty for the one named query.
 
     Raises:
         RequestError: `prompt_name` is unknown, or queries need an instruction and the model has none for all.
@@ -82,14 +86,20 @@ def requested_instruction(
     if prompt_name is not None:
         if prompt_name not in known:
             raise RequestError(f"unknown prompt_name; this model has: {names}", parameter="prompt_name")
-        return known[prompt_name] or None
-    if input_type is None or input_type in _DOCUMENT_TYPES or not known:
+        return contract.instruction_for(prompt_name, side)
+    if input_type is None or not known:
         return None
     if input_type in known:
         return known[input_type] or None
+    query_name = query_name or QUERY_TYPE
+    if input_type in _DOCUMENT_TYPES:
+        return contract.instruction_for(query_name, "document") if query_name in known else None
     if input_type != QUERY_TYPE:
         return None
+    if query_name in known:
+        return known[query_name] or None
     raise RequestError(
-        f"this model has no instruction for queries in general; choose one with prompt_name: {names}",
+        f"this model has no instruction for queries in general; choose one with prompt_name: {names}, or "
+        "serve with query_instruction=NAME",
         parameter="input_type",
     )

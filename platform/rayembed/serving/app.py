@@ -8,13 +8,16 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.middleware.cors import CORSMiddleware
 
 import rayembed
 from rayembed.common import logs, ray_compat
 from rayembed.serving import api, middleware, tracing
-from rayembed.serving.api import openapi, operations
+from rayembed.serving.api import operations
+from rayembed.serving.api.dialect import describe_served_models
 from rayembed.serving.api.operations import IngressPeers, IngressSummary
 from rayembed.serving.authentication import Keyring, load_keyring
+from rayembed.serving.body import BodyLimitMiddleware
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import install_handlers
 from rayembed.serving.metrics import IngressMetrics
@@ -52,16 +55,20 @@ def create_app(
         strict_content_type=False,
     )
     # The last one added is the outermost.
-    app.add_middleware(middleware.BodyLimitMiddleware, max_bytes=config.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=config.max_body_bytes)
     if keyring:
         app.add_middleware(middleware.AuthenticationMiddleware, keyring=keyring)
+    if config.cors_origins:  # outside of the keys, which a browser's first question does not carry
+        app.add_middleware(
+            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
     app.add_middleware(middleware.ObservationMiddleware, metrics=metrics, access_log=config.access_log)
     install_handlers(app)
     for dialect in api.DIALECTS:
         app.include_router(dialect(models, config))
     app.include_router(operations.routes(models, peers or IngressPeers("local", metrics)))
     app.include_router(operations.pages(models))
-    openapi.describe_served_models(app, models, config.max_inputs)
+    describe_served_models(app, models, config.max_inputs, with_keys=keyring is not None)
     return app
 
 

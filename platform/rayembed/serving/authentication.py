@@ -4,12 +4,13 @@ Keys never enter the settings, which Ray's dashboard shows. They come from the e
 RAYEMBED_API_KEYS (separated by commas) or from a YAML file, and each process reads them by itself.
 """
 
+import base64
 import hashlib
 import hmac
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
@@ -89,20 +90,25 @@ class ApiClient:
         Raises:
             ApiError: 429, a limit of this key is used up.
         """
-        for bucket, what in ((self._requests, "requests"), (self._tokens, "tokens")):
-            if bucket and (wait := bucket.wait_s()):
-                seconds = math.ceil(wait)
-                message = f"this key has used its {what} per minute; send the request again in {seconds} s"
-                raise ApiError(
-                    Problem(429, message, code=f"{what}_limit_exceeded", retry_after_s=max(seconds, 1))
-                )
+        self._check(self._requests, "requests")
+        self.check_tokens()
         if self._requests:
             self._requests.use(1)
 
+    def _check(self, bucket: TokenBucket | None, what: str) -> None:
+        if bucket and (wait := bucket.wait_s()):
+            seconds = max(math.ceil(wait), 1)
+            message = f"this key has used its {what} per minute; send the request again in {seconds} s"
+            raise ApiError(Problem(429, message, code=f"{what}_limit_exceeded", retry_after_s=seconds))
+
     def charge(self, tokens: int) -> None:
-        """Count the tokens of an answered request."""
+        """Count tokens: an estimate when work begins, and the difference to it when it ends."""
         if self._tokens:
             self._tokens.use(tokens)
+
+    def check_tokens(self) -> None:
+        """Raise ApiError 429 when the tokens of this minute are used or reserved."""
+        self._check(self._tokens, "tokens")
 
 
 class Keyring:
@@ -114,22 +120,35 @@ class Keyring:
         """`share` is this process's part of each limit where several front ends share the load."""
         self._clients = [ApiClient(settings, share, clock) for settings in keys]
 
-    def admit(self, authorization: str) -> ApiClient:
-        """The client that the header names.
+    def admit(self, headers: Mapping[str, str]) -> ApiClient:
+        """The client that the headers name.
 
         Compares every key in constant time: how long it takes tells nothing about the keys.
 
         Raises:
             ApiError: 401, the header is missing or no key fits; 429, its limits are used up.
         """
-        scheme, _, presented = authorization.partition(" ")
-        digest = hashlib.sha256(presented.strip().encode()).digest()
+        presented = _presented_key(headers)
+        digest = hashlib.sha256((presented or "").encode()).digest()
         matching = [client for client in self._clients if hmac.compare_digest(client.digest, digest)]
-        if scheme.lower() != "bearer" or not matching:
-            message = "send a valid API key in the header `Authorization: Bearer KEY`"
+        if presented is None or not matching:
+            message = "send a valid API key in the header `Authorization: Bearer KEY` or `api-key: KEY`"
             raise ApiError(Problem(401, message, code="invalid_api_key"))
         matching[0].admit()
         return matching[0]
+
+
+def _presented_key(headers: Mapping[str, str]) -> str | None:
+    """The key of a bearer token, of Azure's header, or of the password that a browser asks for."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(given, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return None
+    return headers.get("api-key") or headers.get("x-api-key")
 
 
 def load_keys(file: str) -> list[KeySettings]:

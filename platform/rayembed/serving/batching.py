@@ -5,16 +5,18 @@ the budget is an error, and an idle model waits for a timeout. Here whatever wai
 forms the next batch. A failing batch is halved until only the item at fault fails. Abandoned items are
 dropped.
 
-Requests take turns, one text each a round: one with thousands of texts delays a small one by a batch and not
-by its whole length. Online work goes before bulk work; every eighth batch starts with bulk work, which
-therefore always advances. Under backlog a batch takes texts of similar length from the front of that order,
-because attention computes equal lengths together. A batch has texts for one adapter. The adapters that texts
-wait for take turns too.
+Clients take turns, one text each a round: one with thousands of texts delays a small one by a batch and not
+by its whole length. A client is an API key, or a single request without keys. Online work goes before bulk
+work, which fills what online work leaves. Every eighth batch is half bulk work, which therefore always
+advances. Under backlog a batch takes texts of similar length from the front of that order, because attention
+computes equal lengths together. A batch has texts for one adapter. The adapters that texts wait for take
+turns too.
 """
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -37,6 +39,7 @@ class QueuedRequest:
     priority: Priority
     answer: asyncio.Future[np.ndarray]
     adapter: str = ""
+    client: str = ""
     arrived: float = field(default_factory=time.perf_counter)
     waiting: list[int] = field(init=False)
     """Positions of the texts that are in no batch yet."""
@@ -48,6 +51,11 @@ class QueuedRequest:
     def __post_init__(self) -> None:
         self.missing = len(self.texts)
         self.waiting = list(range(len(self.texts)))
+
+    @property
+    def turn(self) -> Hashable:
+        """Whose turn it is when these texts are computed."""
+        return (self.client or id(self), self.priority)
 
     def store(self, position: int, vector: np.ndarray) -> None:
         """Keep one text's vector; the last one completes the answer."""
@@ -103,14 +111,14 @@ class TokenBatcher:
         """Recent speed of the model; 0 before the first batch."""
 
     async def encode(
-        self, texts: TokenizedTexts, priority: Priority = "online", adapter: str = ""
+        self, texts: TokenizedTexts, priority: Priority = "online", adapter: str = "", client: str = ""
     ) -> np.ndarray:
         """Vectors of `texts`, shape (N, D); the work is dropped when the caller goes away.
 
         Raises whatever the model raised for one of these texts, whatever other callers send.
         """
         loop = asyncio.get_running_loop()
-        queued = QueuedRequest(texts, priority, loop.create_future(), adapter)
+        queued = QueuedRequest(texts, priority, loop.create_future(), adapter, client)
         self._queue.add(queued)
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
@@ -154,6 +162,8 @@ class TokenBatcher:
 
     def _finite_vectors(self, texts: TokenizedTexts, adapter: str) -> np.ndarray:
         vectors = self._encode(texts, adapter)
+        if len(vectors) != len(texts):
+            raise ValueError(f"the model made {len(vectors)} vectors of {len(texts)} texts")
         if not np.isfinite(vectors).all():
             raise FloatingPointError("the model produced a vector that is not finite")
         return vectors
@@ -174,7 +184,7 @@ class FairQueue:
         self._token_budget = token_budget
         self._requests: dict[Priority, list[QueuedRequest]] = {"online": [], "bulk": []}
         self._batches = 0
-        self._last_turns: dict[str, int] = {}
+        self._last_turns: dict[Hashable, int] = {}
 
     def add(self, request: QueuedRequest) -> None:
         """Put a request's texts at the end."""
@@ -184,62 +194,78 @@ class FairQueue:
         """Remove and return the texts to compute next; empty when nothing waits."""
         for requests in self._requests.values():
             requests[:] = [each for each in requests if each.waiting and not each.answer.done()]
-        window = self._window()
-        if not window:
+        online, bulk = self._requests["online"], self._requests["bulk"]
+        if not online and not bulk:
+            self._last_turns.clear()
             return []
         self._batches += 1
-        self._last_turns[window[0].request.adapter] = self._batches
-        batch = self._fitting(window)
+        bulk_turn = bool(bulk) and (not online or self._batches % _BULK_TURN == 0)
+        adapter = self._next_adapter(bulk if bulk_turn else online)
+        budget = self._token_budget
+        if not bulk_turn:
+            batch = self._take(online, adapter, budget)
+            if not online:
+                batch += self._take(bulk, adapter, budget - _tokens(batch), into=batch)
+        else:  # half of a batch, where online work waits
+            batch = self._take(bulk, adapter, budget // 2 if online else budget)
+            batch += self._take(online, adapter, budget - _tokens(batch), into=batch)
+        for turn in (adapter, *(item.request.turn for item in batch)):
+            self._last_turns[turn] = self._batches
+        return batch
+
+    def _next_adapter(self, requests: Sequence[QueuedRequest]) -> str:
+        """The one whose last turn is longest ago."""
+        return min((each.adapter for each in requests), key=lambda name: self._last_turns.get(name, 0))
+
+    def _take(
+        self, requests: list[QueuedRequest], adapter: str, budget: int, into: Sequence[QueuedText] = ()
+    ) -> list[QueuedText]:
+        """Remove the texts that are next and those nearest to them in length, within a budget.
+
+        The client whose last turn is longest ago sets the length. Every client does so in turn, and therefore
+        no text waits for more batches than there are clients, however unlike the others it is in length.
+        """
+        window: list[QueuedText] = []
+        tokens = 0
+        for item in self._in_turns([each for each in requests if each.adapter == adapter]):
+            window.append(item)
+            tokens += item.length
+            if tokens >= _WINDOW_BATCHES * self._token_budget:
+                break
+        if not window:
+            return []
+        first = window[0].length
+        batch: list[QueuedText] = []
+        tokens = 0
+        for item in sorted(window, key=lambda item: abs(item.length - first)):
+            if (batch or into) and tokens + item.length > budget:
+                break
+            batch.append(item)
+            tokens += item.length
         taken: dict[QueuedRequest, set[int]] = {}
         for item in batch:
             taken.setdefault(item.request, set()).add(item.position)
         for request, positions in taken.items():
             request.waiting = [each for each in request.waiting if each not in positions]
+        requests[:] = [each for each in requests if each.waiting]
         return batch
 
-    def _window(self) -> list[QueuedText]:
-        """The front of the waiting texts in fair order, a few batches long."""
-        bulk_turn = self._batches % _BULK_TURN == _BULK_TURN - 1
-        priorities: tuple[Priority, Priority] = ("bulk", "online") if bulk_turn else ("online", "bulk")
-        window: list[QueuedText] = []
-        tokens = 0
-        adapter = self._next_adapter(priorities)
-        for priority in priorities:
-            for item in _in_turns([each for each in self._requests[priority] if each.adapter == adapter]):
-                window.append(item)
-                tokens += item.length
-                if tokens >= _WINDOW_BATCHES * self._token_budget:
-                    return window
-        return window
+    def _in_turns(self, requests: Sequence[QueuedRequest]) -> Iterator[QueuedText]:
+        """One text of each client, then the second one of each, and so on.
 
-    def _next_adapter(self, priorities: Sequence[Priority]) -> str | None:
-        """The one whose last turn is longest ago, of those with waiting texts of the first priority."""
-        waiting = next((found for priority in priorities if (found := self._requests[priority])), [])
-        adapters = (request.adapter for request in waiting)
-        return min(adapters, key=lambda adapter: self._last_turns.get(adapter, 0), default=None)
-
-    def _fitting(self, window: Sequence[QueuedText]) -> list[QueuedText]:
-        """The first of the window and the texts nearest to it in length, within the budget."""
-        first = window[0].length
-        batch: list[QueuedText] = []
-        tokens = 0
-        for item in sorted(window, key=lambda item: abs(item.length - first)):
-            if batch and tokens + item.length > self._token_budget:
-                break
-            batch.append(item)
-            tokens += item.length
-        return batch
+        Clients with the texts a1 a2 a3, b1 and c1 c2 give a1 b1 c1 a2 c2 a3, or, where a was in the last
+        batch and the others were not, b1 c1 a1 c2 a2 a3.
+        """
+        clients: dict[Hashable, list[QueuedRequest]] = {}
+        for request in requests:
+            clients.setdefault(request.turn, []).append(request)
+        lines = [
+            (QueuedText(request, position) for request in clients[turn] for position in request.waiting)
+            for turn in sorted(clients, key=lambda turn: self._last_turns.get(turn, 0))
+        ]
+        for row in itertools.zip_longest(*lines):
+            yield from (item for item in row if item is not None)
 
 
-def _in_turns(requests: Sequence[QueuedRequest]) -> Iterator[QueuedText]:
-    """One text of each request, then the second one of each, and so on.
-
-    Requests with the texts a1 a2 a3, b1 and c1 c2 give a1 b1 c1 a2 c2 a3.
-    """
-    turn = 0
-    waiting = list(requests)
-    while waiting:
-        for request in waiting:
-            yield QueuedText(request, request.waiting[turn])
-        turn += 1
-        waiting = [request for request in waiting if len(request.waiting) > turn]
+def _tokens(batch: Sequence[QueuedText]) -> int:
+    return sum(item.length for item in batch)

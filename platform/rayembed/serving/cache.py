@@ -6,7 +6,7 @@ import logging
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ REDIS_URL_VARIABLE = "RAYEMBED_REDIS_URL"
 CacheKind = Literal["off", "memory", "redis"]
 _HEADER = struct.Struct("<I?")
 _REDIS_LIFETIME_S = 7 * 24 * 3600
+_REDIS_TIMEOUT_S = 0.5  # a forward pass takes no longer
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,17 @@ class CachedVector:
         return cls(np.frombuffer(content, "<f4", offset=_HEADER.size), tokens, truncated)
 
 
-def input_keys(inputs: Inputs, digest: str, max_length: int, truncate: Truncation) -> list[str]:
-    """For each input a hash of what decides its vector: text, instruction, rule for long inputs, weights."""
-    given = (inputs.instruction, inputs.prompt_name, inputs.input_type)
-    rules = repr((given, max_length, truncate))
+def input_keys(inputs: Inputs, model: Sequence[Any], truncate: Truncation) -> list[str]:
+    """For each input a hash of what decides its vector.
+
+    Args:
+        inputs: texts and their instruction.
+        model: weights, their number format and the maximum length.
+        truncate: rule for long inputs.
+    """
+    rules = repr((model, truncate, replace(inputs, texts=(), token_ids=())))
     return [
-        hashlib.sha256(json.dumps([digest, rules, text]).encode()).hexdigest()
+        hashlib.sha256(json.dumps([rules, text]).encode()).hexdigest()
         for text in inputs.texts or inputs.token_ids
     ]
 
@@ -147,4 +153,5 @@ def make_cache(kind: CacheKind, max_bytes: int) -> VectorCache:
     address = os.environ.get(REDIS_URL_VARIABLE)
     if not address:
         raise ConfigError(f"cache=redis needs the environment variable {REDIS_URL_VARIABLE} on every replica")
-    return RedisCache(Redis.from_url(address))
+    timeouts = {"socket_timeout": _REDIS_TIMEOUT_S, "socket_connect_timeout": _REDIS_TIMEOUT_S}
+    return RedisCache(Redis.from_url(address, **timeouts))

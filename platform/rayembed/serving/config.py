@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rayembed.common.paths import resolve
 from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Frozen, Precision
@@ -37,7 +37,15 @@ class Served:
 ModelName = Annotated[
     str, Field(description="name that requests give as `model`; empty for the folder's name")
 ]
-Aliases = Annotated[tuple[str, ...], Field(description="further names for the same model")]
+
+
+def _split_at_commas(value: Any) -> Any:
+    """The command line may give one text."""
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)]
+Aliases = Annotated[Names, Field(description="further names for the same model")]
 
 
 class AdapterSettings(Frozen):
@@ -77,6 +85,16 @@ class ModelSettings(Frozen):
         ge=4,
         description="most tokens of one input, at most the checkpoint's own limit; empty for that limit",
     )
+    token_inputs: Literal["refuse", "own"] = Field(
+        "refuse",
+        description="token ids as inputs: refused, because clients send those of OpenAI's tokenizer, or read "
+        "as those of this model's own",
+    )
+    query_instruction: str = Field(
+        "",
+        description="name of the instruction of requests that only say they are a query; empty: the one "
+        "named query",
+    )
     token_budget: int | None = Field(
         None,
         ge=1,
@@ -104,12 +122,6 @@ class ModelSettings(Frozen):
     downscale_delay_s: float = Field(300, ge=0, description="seconds below it before a replica is removed")
     num_cpus: float = Field(1, gt=0, description="processor cores per model replica; also its torch threads")
     num_gpus: float = Field(0, ge=0, description="GPUs per model replica; replicas with a fraction share one")
-
-    @field_validator("aliases", mode="before")
-    @classmethod
-    def _split_at_commas(cls, value: Any) -> Any:
-        """The command line gives one text."""
-        return tuple(value.split(",")) if isinstance(value, str) else value
 
     @property
     def tokens_per_pass(self) -> int:
@@ -155,7 +167,7 @@ class ServeConfig(ModelSettings):
         "except checkpoint, model_name, aliases and adapters",
     )
     max_inputs: int = Field(2048, ge=1, description="most inputs in one request")
-    max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body; above it status 413")
+    max_body_bytes: int = Field(8 * 2**20, ge=1, description="largest request body; above it status 413")
     ingress_replicas: int = Field(1, ge=1, description="number of HTTP front ends")
     surge_percent: int = Field(
         100,
@@ -170,6 +182,9 @@ class ServeConfig(ModelSettings):
         "required always asks; off never does",
     )
     api_keys_file: str = Field("", description="file of API keys, next to the variable RAYEMBED_API_KEYS")
+    cors_origins: Names = Field(
+        (), description="addresses of web pages whose scripts may ask this endpoint; * for any page"
+    )
     access_log: bool = Field(False, description="log each request as a line of JSON, without its inputs")
 
     @model_validator(mode="before")

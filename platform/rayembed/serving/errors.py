@@ -25,11 +25,10 @@ _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large",
 _MESSAGES = {
     404: "no such path; GET /docs lists what there is, such as POST /v1/embeddings and GET /v1/models",
     405: "this path does not take that method; the header Allow names those it takes",
-    413: "the request body is too large; send fewer or shorter inputs in one request",
 }
-_PLACES = ("body", "header", "path", "query")
+_FORMS = ("cohere", "tei")  # of the body of /rerank
 _INPUT_RULE = (
-    "input must be a non-empty string, or a non-empty list of non-empty strings, of token ids, "
+    "an input is a non-empty string, or a non-empty list of non-empty strings, of token ids, "
     "or of non-empty lists of token ids"
 )
 
@@ -68,11 +67,11 @@ class Problem:
         return JSONResponse({"error": error}, status_code=self.status, headers=headers)
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """Ends a request with a problem."""
 
     def __init__(self, problem: Problem):
-        super().__init__(problem.message)
+        super().__init__(problem.status, problem.message)
         self.problem = problem
 
 
@@ -120,20 +119,28 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _validation_problem(errors: Sequence[Any]) -> Problem:
-    """One sentence for what pydantic found wrong with a body."""
-    first = errors[0]
-    location = [part for part in first["loc"] if part not in _PLACES]
-    if first["type"] == "json_invalid":
+    """One sentence for what pydantic found wrong with a body, and where.
+
+    A field of several forms has an error for each; the one that got furthest is the form that was meant. For
+    `["one", null]` those are (input), (input, 1), (input, 0) and (input, 0): it is item 1 of a list of texts.
+    """
+    errors = [{**error, "loc": error["loc"][1:]} for error in errors]
+    error = max(errors, key=lambda error: [part for part in error["loc"] if isinstance(part, int)])
+    location = [part for part in error["loc"] if part not in _FORMS]
+    if error["type"] == "json_invalid":
         return Problem(400, f"the body is not valid JSON (character {location[0]})", code="invalid_json")
+    if error["type"] == "refused":
+        context = error["ctx"]
+        return Problem(400, context["message"], param=context["param"], code=context["code"])
     if not location:
         return Problem(
             400, "send a JSON object with the header Content-Type: application/json", code="invalid_json"
         )
     field = str(location[0])
-    if first["type"] == "extra_forbidden":
-        return Problem(400, "the request has a field that this endpoint does not know", code="unknown_field")
-    if first["type"] == "missing":
+    if error["type"] == "missing":
         return Problem(400, f"{field} is missing", param=field, code="missing_field")
-    if field == "input":
-        return Problem(400, _INPUT_RULE, param=field)
-    return Problem(400, f"{field}: {first['msg'].removeprefix('Value error, ')}", param=field)
+    place = field + "".join(f"[{part}]" if isinstance(part, int) else "" for part in location[1:])
+    reason = error["msg"].removeprefix("Value error, ")
+    if field == "input" and error["type"] != "value_error":
+        reason = _INPUT_RULE
+    return Problem(400, f"{place}: {reason}", param=field)

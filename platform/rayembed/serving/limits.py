@@ -16,7 +16,7 @@ _BULK_SHARE = 0.75  # of the limit: a full backlog of bulk work leaves room for 
 
 
 class TokenLimit:
-    """Counts queued tokens and refuses what does not fit, one rule for single and batch requests."""
+    """Counts unanswered tokens and refuses what does not fit, one rule for single and batch requests."""
 
     def __init__(self, max_tokens: int):
         self.max_tokens = max_tokens
@@ -26,44 +26,51 @@ class TokenLimit:
         """Most tokens that may be queued when a request of this priority is admitted."""
         return int(self.max_tokens * _BULK_SHARE) if priority == "bulk" else self.max_tokens
 
-    def has_room(self, tokens: int, priority: Priority = "online") -> bool:
-        """Whether a request of `tokens` tokens fits now."""
-        return self.queued + tokens <= self.limit(priority)
-
-    def check_fits(self, tokens: int, priority: Priority, tokens_per_second: float) -> None:
-        """Raise ApiError unless a request of `tokens` tokens can be admitted now: 413 when it never can."""
-        limit = self.limit(priority)
-        if tokens > limit:
-            raise ApiError(
-                Problem(
-                    413,
-                    f"the request has {tokens} tokens and the endpoint accepts {limit} at once; "
-                    "spread the inputs over several requests",
-                    param="input",
-                )
-            )
-        self.check_room(tokens, priority, tokens_per_second)
-
-    def check_room(self, tokens: int, priority: Priority, tokens_per_second: float) -> None:
-        """Raise ApiError 429 unless `tokens` tokens fit now."""
-        if not self.has_room(tokens, priority):
-            raise ApiError(overloaded(self.retry_after_s(tokens, tokens_per_second, priority)))
-
     @contextlib.contextmanager
-    def hold(self, tokens: int) -> Iterator[None]:
-        """Count `tokens` as queued for the duration of the block."""
-        self.queued += tokens
+    def admit(self, tokens: int, priority: Priority, tokens_per_second: float) -> Iterator["Hold"]:
+        """Count a request for the duration of the block, at first by an estimate of its tokens.
+
+        Raises:
+            ApiError: 429, it does not fit now.
+        """
+        hold = Hold(self, priority, tokens_per_second)
+        hold.change(tokens)
         try:
-            yield
+            yield hold
         finally:
-            self.queued -= tokens
+            self.queued -= hold.tokens
 
     def retry_after_s(self, tokens: int, tokens_per_second: float, priority: Priority = "online") -> int:
         """Whole seconds, from 1 to 60, until `tokens` fit when the queue drains at the measured speed."""
         if tokens_per_second <= 0:
             return 1
-        missing = self.queued + tokens - self.limit(priority)
+        missing = min(self.queued + tokens - self.limit(priority), self.queued)
         return min(max(math.ceil(missing / tokens_per_second), 1), _LONGEST_WAIT_S)
+
+
+class Hold:
+    """The part of the limit that one request takes.
+
+    A request above the whole limit is let in when nothing else waits, because no client splits a request that
+    was refused. It counts as three quarters of the limit, which leaves room for others while it is computed.
+    """
+
+    def __init__(self, limit: TokenLimit, priority: Priority, tokens_per_second: float):
+        self.tokens = 0
+        self._limit = limit
+        self._priority = priority
+        self._tokens_per_second = tokens_per_second
+
+    def change(self, tokens: int) -> None:
+        """Count `tokens` in place of what was counted; ApiError 429 where they do not fit."""
+        limit = self._limit
+        others = limit.queued - self.tokens
+        most = limit.limit(self._priority)
+        if others and others + tokens > most:
+            raise ApiError(overloaded(limit.retry_after_s(tokens, self._tokens_per_second, self._priority)))
+        counted = tokens if tokens <= most else limit.limit("bulk")
+        limit.queued += counted - self.tokens
+        self.tokens = counted
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class RecentRefusals:
     def find(self, request: EncodeRequest) -> Problem | None:
         """The refusal that a request would get; None when its replica has to be asked."""
         last = self._last.get(request.priority)
-        if last is None or self._clock() > last.expires or _characters(request) < last.characters:
+        if last is None or self._clock() > last.expires or request.characters < last.characters:
             return None
         return last.problem
 
@@ -97,9 +104,4 @@ class RecentRefusals:
         """Remember what the replica said if it was that its queue is full."""
         if self._applies and isinstance(answer, Problem) and answer.status == 429:
             expires = self._clock() + _REFUSAL_LIFETIME_S
-            self._last[request.priority] = _Refusal(answer, _characters(request), expires)
-
-
-def _characters(request: EncodeRequest) -> int:
-    """Length of a request as far as it is known before tokenising; a token counts as one character."""
-    return sum(len(item) for group in request.groups for item in (*group.texts, *group.token_ids))
+            self._last[request.priority] = _Refusal(answer, request.characters, expires)

@@ -1,11 +1,16 @@
 """What the HTTP side and the model replicas say to each other."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
+
+from rayembed.contract.instructions import Side
+
+_CHARACTERS_A_TOKEN = 4
 
 Truncation = Literal["NONE", "START", "END"]
 Priority = Literal["online", "bulk"]
@@ -21,6 +26,8 @@ class Inputs:
         instruction: what they are for, in words; wins over the two below and may be empty for none.
         prompt_name: name of an instruction that the model was trained with.
         input_type: query, passage, document, or the name of an instruction to use where the model has it.
+        side: with `prompt_name`, whether the inputs are the task's queries or its documents.
+        max_tokens: limit on each input below the model's own; None for that.
     """
 
     texts: Sequence[str] = ()
@@ -28,9 +35,26 @@ class Inputs:
     instruction: str | None = None
     prompt_name: str | None = None
     input_type: str | None = None
+    side: Side = "query"
+    max_tokens: int | None = None
 
     def __len__(self) -> int:
         return len(self.texts) + len(self.token_ids)
+
+    def at(self, positions: Sequence[int]) -> "Inputs":
+        """The same group with only some of its inputs."""
+        if len(positions) == len(self):
+            return self
+        return replace(
+            self,
+            texts=[self.texts[each] for each in positions] if self.texts else (),
+            token_ids=[self.token_ids[each] for each in positions] if self.token_ids else (),
+        )
+
+    def estimated_tokens(self, most: int = sys.maxsize) -> int:
+        """Tokens before tokenising: one for four characters, at most `most` an input."""
+        texts = sum(min(len(text) // _CHARACTERS_A_TOKEN + 1, most) for text in self.texts)
+        return texts + sum(min(len(ids) + 1, most) for ids in self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,7 @@ class EncodeRequest:
         priority: bulk work is computed when online work leaves room.
         trace: headers of the trace that the request belongs to.
         adapter: served name of the adapter to compute with; empty for the model itself.
+        client: name of the API key; the requests of one client take turns as one. Empty: each for itself.
     """
 
     groups: Sequence[Inputs]
@@ -54,9 +79,19 @@ class EncodeRequest:
     priority: Priority = "online"
     trace: Mapping[str, str] = field(default_factory=dict)
     adapter: str = ""
+    client: str = ""
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
+
+    @property
+    def characters(self) -> int:
+        """Length of all inputs; a token counts as one character."""
+        return sum(len(item) for group in self.groups for item in (*group.texts, *group.token_ids))
+
+    def estimated_tokens(self) -> int:
+        """As far as they are known before tokenising."""
+        return sum(group.estimated_tokens() for group in self.groups)
 
 
 @dataclass(frozen=True)
@@ -88,12 +123,11 @@ class TokenizeRequest:
 
 
 @dataclass(frozen=True)
-class Token:
-    """One token of a text: its id, its text, and whether the text does not contain it."""
+class Content:
+    """A finished answer in JSON, and the tokens that it took."""
 
-    id: int
-    text: str
-    special: bool
+    json: bytes
+    tokens: int
 
 
 class ModelCard(BaseModel):
@@ -103,11 +137,11 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "rayembed"
-    digest: str
-    dimensions: int
-    max_length: int
-    vocabulary: int
-    instructions: dict[str, str]
+    digest: str = ""
+    dimensions: int = 0
+    max_length: int = 0
+    vocabulary: int = 0
+    instructions: dict[str, str] = {}
     aliases: list[str] = []
 
 

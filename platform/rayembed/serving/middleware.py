@@ -1,18 +1,19 @@
-"""Around every route: request ids, metrics, the access log, authentication and the size of the body."""
+"""Around every route: request ids, metrics, the access log, authentication and clients that leave."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rayembed.serving.authentication import Keyring
+from rayembed.serving.authentication import ApiClient, Keyring
 from rayembed.serving.errors import ApiError
 from rayembed.serving.metrics import IngressMetrics
 
@@ -21,8 +22,9 @@ access_logger = logging.getLogger("rayembed.access")
 REQUEST_ID_HEADER = "X-Request-Id"
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _DISCONNECTED = 499  # the client left; never sent
-_OPEN_PATHS = ("/", "/docs", "/openapi.json")
-_OPEN_FOLDERS = ("/health/", "/assets/", "/static-offline-docs/")
+_OPEN_PATHS = ("/docs", "/openapi.json", "/health", "/healthz", "/ping")
+_OPEN_FOLDERS = ("/health/", "/v1/health/", "/assets/", "/static-offline-docs/")
+_BROWSER_PATHS = ("/debug",)
 
 
 @dataclass
@@ -37,6 +39,7 @@ class RequestRecord:
         tokens: tokens of the inputs.
         truncated: inputs that were cut.
         digest: digest of the weights that answered.
+        account: the holder of the key, where there are keys.
     """
 
     request_id: str
@@ -46,6 +49,26 @@ class RequestRecord:
     tokens: int = 0
     truncated: int = 0
     digest: str = ""
+    account: ApiClient | None = field(default=None, repr=False)
+
+    @contextlib.contextmanager
+    def reserve(self, tokens: int) -> Iterator[None]:
+        """Charge an estimate for the duration of the work, then what it was.
+
+        A refused request costs nothing. One that failed, or whose client left, costs the estimate: the work
+        was done.
+        """
+        if self.account is None:
+            yield
+            return
+        self.account.check_tokens()
+        self.account.charge(tokens)
+        try:
+            yield
+        except ApiError:
+            self.account.charge(-tokens)
+            raise
+        self.account.charge(self.tokens - tokens)
 
 
 class ObservationMiddleware:
@@ -60,6 +83,8 @@ class ObservationMiddleware:
         """ASGI entry point."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if scope["method"] == "HEAD":  # servers leave out the body by themselves
+            scope = {**scope, "method": "GET"}
         record = RequestRecord(_request_id(scope))
         scope.setdefault("state", {})["record"] = record
         status = _DISCONNECTED
@@ -85,7 +110,8 @@ class ObservationMiddleware:
         self._metrics.responses.labels(route, record.model, status).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         if self._access_log:
-            line = {"route": route, "status": status, "seconds": round(seconds, 4), **vars(record)}
+            known = {name: value for name, value in vars(record).items() if name != "account"}
+            line = {"route": route, "status": status, "seconds": round(seconds, 4), **known}
             access_logger.info(json.dumps(line))
 
 
@@ -101,37 +127,15 @@ class AuthenticationMiddleware:
         if scope["type"] != "http" or _is_open(scope):
             return await self._app(scope, receive, send)
         try:
-            client = self._keyring.admit(Headers(scope=scope).get("authorization", ""))
+            client = self._keyring.admit(Headers(scope=scope))
         except ApiError as error:
-            return await error.problem.response()(scope, receive, send)
+            response = error.problem.response()
+            if error.problem.status == 401 and _path(scope) in _BROWSER_PATHS:
+                response.headers["WWW-Authenticate"] = 'Basic realm="any name, and an API key as password"'
+            return await response(scope, receive, send)
         record: RequestRecord = scope["state"]["record"]
-        record.client = client.name
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            client.charge(record.tokens)
-
-
-class BodyLimitMiddleware:
-    """Refuses a body above `max_bytes` while it arrives."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int):
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry point; raises HTTPException 413 into the application's read of the body."""
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise HTTPException(413)
-            return message
-
-        await self._app(scope, counted, send)
+        record.client, record.account = client.name, client
+        await self._app(scope, receive, send)
 
 
 class DropAbandonedMiddleware:
@@ -175,5 +179,10 @@ def _request_id(scope: Scope) -> str:
 
 def _is_open(scope: Scope) -> bool:
     """Pages without data, and the probes of orchestrators."""
-    path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
+    if _path(scope) == "/":  # the page; clients of text-embeddings-inference POST to it
+        return scope["method"] == "GET"
+    return _path(scope) in _OPEN_PATHS or _path(scope).startswith(_OPEN_FOLDERS)
+
+
+def _path(scope: Scope) -> str:
+    return scope["path"].removeprefix(scope.get("root_path", "")) or "/"

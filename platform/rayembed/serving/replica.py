@@ -1,12 +1,13 @@
 """The model replica: tokenises, admits, batches and cuts."""
 
 import asyncio
+import copy
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -27,18 +28,21 @@ from rayembed.serving.config import ModelSettings, Served
 from rayembed.serving.errors import ApiError, Problem
 from rayembed.serving.limits import TokenLimit
 from rayembed.serving.messages import (
+    Content,
     Embeddings,
     EncodeRequest,
     Inputs,
     ModelCard,
     ReplicaStatus,
-    Token,
     TokenizeRequest,
+    Truncation,
 )
 from rayembed.serving.metrics import ReplicaMetrics
-from rayembed.serving.tokenizing import RequestTokenizer
+from rayembed.serving.tokenizing import MOST_SHOWN, RequestTokenizer, slices
 
 REPLICA_NAME = "EmbeddingReplica"
+_SHORT_CHARACTERS = 2048
+Answer = TypeVar("Answer")
 
 
 def load_engine(settings: ModelSettings) -> Engine:
@@ -65,9 +69,14 @@ class EmbeddingReplica:
         self._limit = TokenLimit(settings.max_queued_tokens)
         self._metrics = ReplicaMetrics(settings.served_name)
         self._batcher = TokenBatcher(self._compute, settings.tokens_per_pass, self._metrics, model_thread)
+        self._caching = settings.cache != "off"
         self._cache = make_cache(settings.cache, settings.cache_bytes)
-        self._tokenizer = RequestTokenizer(self._engine.contract, self._engine.tokenizer, settings.max_length)
-        # One thread, because a tokenizer's truncation settings are shared state; it is parallel inside.
+        self._unfinished: set[asyncio.Task] = set()
+        # Two, because a tokenizer's settings are shared state: one for this thread, one for the other.
+        self._tokenizer, self._long_tokenizer = (
+            RequestTokenizer(self._engine.contract, tokenizer, settings)
+            for tokenizer in (copy.deepcopy(self._engine.tokenizer), self._engine.tokenizer)
+        )
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     async def encode(self, request: EncodeRequest) -> Embeddings | Problem:
@@ -76,92 +85,104 @@ class EmbeddingReplica:
         Refusals are values: raising one would cost a logged traceback, most of all under overload.
         """
         with tracing.span("encode", request.trace, inputs=len(request)):
-            try:
-                self._check_dimensions(request.dimensions)
-                return await self._encode(request)
-            except ApiError as error:
-                return error.problem
-            except RequestError as error:
-                return Problem(400, str(error), param=error.parameter)
+            return await _answer_or_problem(self._encode(request))
 
     async def _encode(self, request: EncodeRequest) -> Embeddings:
-        # Before the work of tokenising.
-        self._limit.check_room(1, request.priority, self._batcher.tokens_per_second)
+        self._check_dimensions(request.dimensions)
         keys = self._keys(request)
-        known = await self._cache.find(keys)
-        texts = await self._tokenize_missing(request, known)
-        tokens = sum(texts.lengths)
-        self._limit.check_fits(tokens, request.priority, self._batcher.tokens_per_second)
-        vectors: Sequence[np.ndarray] | np.ndarray = ()
-        if len(texts):
-            with self._limit.hold(tokens):
-                vectors = await self._batcher.encode(texts, request.priority, request.adapter)
-        computed = map(CachedVector, vectors, texts.lengths, texts.truncated)
-        answers = [entry or next(computed) for entry in known]
-        await self._cache.store(
-            {key: answer for key, answer, entry in zip(keys, answers, known, strict=True) if entry is None}
-        )
-        cached = len(answers) - len(texts)
-        if cached:
+        known = await self._cache.find(keys) if self._caching else [None] * len(keys)
+        first: dict[Any, int] = {}  # where each distinct input stands
+        for position, key in enumerate(keys):
+            first.setdefault(key, position)
+        missing = [position for position in first.values() if known[position] is None]
+        groups = _chosen(request.groups, missing)
+        estimate = sum(group.estimated_tokens(self._tokenizer.max_length) for group in groups)
+        with self._limit.admit(estimate, request.priority, self._batcher.tokens_per_second) as hold:
+            texts = await self._tokenize(groups, request.truncate)
+            hold.change(sum(texts.lengths))
+            vectors: Sequence[np.ndarray] | np.ndarray = ()
+            if missing:
+                vectors = await self._batcher.encode(texts, request.priority, request.adapter, request.client)
+        computed = dict(zip(missing, map(CachedVector, vectors, texts.lengths, texts.truncated), strict=True))
+        if self._caching and computed:
+            self._in_background(
+                self._cache.store({keys[position]: entry for position, entry in computed.items()})
+            )
+        answers = [entry or computed[first[key]] for key, entry in zip(keys, known, strict=True)]
+        if len(missing) < len(answers):
             vectors = np.stack([answer.vector for answer in answers])
         answer = Embeddings(
             cut_array(np.asarray(vectors), request.dimensions, normalize=request.normalize),
             tokens=sum(answer.tokens for answer in answers),
             truncated=sum(answer.truncated for answer in answers),
             digest=self._digests[request.adapter],
-            cached=cached,
+            cached=len(known) - known.count(None),
         )
         self._metrics.count(answer)
         return answer
 
-    def _keys(self, request: EncodeRequest) -> list[str]:
-        if self._settings.cache == "off":
-            return [""] * len(request)
-        digest, length = self._digests[request.adapter], self._tokenizer.max_length
-        return [
-            key for group in request.groups for key in input_keys(group, digest, length, request.truncate)
-        ]
+    def _keys(self, request: EncodeRequest) -> list[Any]:
+        """For each input what tells it from others, in all requests where vectors are kept."""
+        if not self._caching:
+            return [
+                (number, item if isinstance(item, str) else tuple(item))
+                for number, group in enumerate(request.groups)
+                for item in group.texts or group.token_ids
+            ]
+        rules = (self._digests[request.adapter], self._settings.precision, self._tokenizer.max_length)
+        return [key for group in request.groups for key in input_keys(group, rules, request.truncate)]
 
-    async def _tokenize_missing(
-        self, request: EncodeRequest, known: Sequence[CachedVector | None]
-    ) -> TokenizedTexts:
-        """Tokens of the inputs whose vector is not known, in order."""
+    async def _tokenize(self, groups: Sequence[Inputs], truncate: Truncation) -> TokenizedTexts:
+        """Tokens of all inputs, in order.
+
+        A short request takes some 35 us, less than a call of another thread. A long one goes there in slices,
+        between which others have their turn.
+        """
         texts = TokenizedTexts([], [], [])
-        first = 0
         started = time.perf_counter()
-        for group in request.groups:
-            missing = [position for position in range(len(group)) if known[first + position] is None]
-            first += len(group)
-            if missing:
-                part = await self._in_tokenizer_thread(
-                    self._tokenizer, _chosen(group, missing), request.truncate
-                )
-                texts.input_ids.extend(part.input_ids)
-                texts.pool_starts.extend(part.pool_starts)
-                texts.truncated.extend(part.truncated)
+        for group in groups:
+            if sum(map(len, group.texts or group.token_ids)) <= _SHORT_CHARACTERS:
+                texts.extend(self._tokenizer(group, truncate))
+                continue
+            for part in slices(group):
+                texts.extend(await self._in_tokenizer_thread(self._long_tokenizer, part, truncate))
         self._metrics.tokenize_seconds.observe(time.perf_counter() - started)
         return texts
 
     def _compute(self, texts: TokenizedTexts, adapter: str) -> np.ndarray:
         return self._engine.encode_tokens(texts, adapter=adapter)
 
-    async def _in_tokenizer_thread(self, function: Callable, *arguments):
+    async def _in_tokenizer_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenizer_thread, function, *arguments)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
 
     def _check_dimensions(self, dimensions: int | None) -> None:
         width = self._engine.dimensions
         if dimensions is not None and dimensions > width:
             raise ApiError(Problem(400, f"dimensions must be between 1 and {width}", param="dimensions"))
 
-    async def tokenize(self, request: TokenizeRequest) -> list[list[Token]] | Problem:
+    async def tokenize(self, request: TokenizeRequest) -> Content | Problem:
         """The tokens of texts, or why there are none."""
-        try:
-            return await self._in_tokenizer_thread(self._tokenizer.show, request)
-        except ApiError as error:
-            return error.problem
-        except RequestError as error:
-            return Problem(400, str(error), param=error.parameter)
+        return await _answer_or_problem(self._show(request))
+
+    async def _show(self, request: TokenizeRequest) -> Content:
+        tokens = Inputs(request.texts).estimated_tokens()
+        if tokens > MOST_SHOWN:
+            message = f"the inputs have more than {MOST_SHOWN} tokens; send several requests"
+            raise ApiError(Problem(413, message, param="inputs"))
+        with self._limit.admit(tokens, "online", self._batcher.tokens_per_second):
+            return Content(*await self._in_tokenizer_thread(self._long_tokenizer.show, request))
+
+    async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str] | Problem:
+        """The texts of token ids, or why there are none."""
+        return await _answer_or_problem(
+            self._in_tokenizer_thread(self._long_tokenizer.decode, ids, skip_special_tokens)
+        )
 
     async def describe(self) -> list[ModelCard]:
         """The served model and its adapters; an answer also means that the replica is ready."""
@@ -225,12 +246,21 @@ def _load_all(
     return engine, digests
 
 
-def _chosen(group: Inputs, positions: Sequence[int]) -> Inputs:
-    """The same group with only some of its inputs."""
-    if len(positions) == len(group):
-        return group
-    return replace(
-        group,
-        texts=[group.texts[position] for position in positions] if group.texts else (),
-        token_ids=[group.token_ids[position] for position in positions] if group.token_ids else (),
-    )
+def _chosen(groups: Sequence[Inputs], positions: Sequence[int]) -> list[Inputs]:
+    """The groups with the inputs at some positions, which count through all groups in ascending order."""
+    chosen = []
+    first = 0
+    for group in groups:
+        inside = range(first, first + len(group))
+        chosen.append(group.at([each - first for each in positions if each in inside]))
+        first += len(group)
+    return [group for group in chosen if len(group)]
+
+
+async def _answer_or_problem(work: Awaitable[Answer]) -> Answer | Problem:
+    try:
+        return await work
+    except ApiError as error:
+        return error.problem
+    except RequestError as error:
+        return Problem(400, str(error), param=error.parameter)

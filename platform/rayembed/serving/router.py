@@ -13,7 +13,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, NoReplicaError, Problem, overloaded, unavailable
 from rayembed.serving.limits import RecentRefusals
-from rayembed.serving.messages import Embeddings, EncodeRequest, ModelCard, Token, TokenizeRequest
+from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs, ModelCard, TokenizeRequest
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import RequestRecord
 
@@ -62,57 +62,90 @@ class ModelRouter:
         """Every name that a request may give, the default model's first."""
         return list(self._targets)
 
-    def resolve(self, name: str | None) -> Target:
-        """What is behind a name or an alias; the default model for None.
+    def resolve(self, name: str) -> Target:
+        """What is behind a name or an alias; the only model for an empty name.
 
         Raises:
-            ApiError: 404, no model has that name.
+            ApiError: 404, no model has that name; 400, none is named and there are several.
         """
-        if name is None:
-            name = self._config.served_name
+        known = ", ".join(sorted(self._targets))
+        if not name:
+            if len(set(self._targets.values())) > 1:
+                message = f"name a model; this endpoint serves {known}"
+                raise ApiError(Problem(400, message, "model", "missing_field"))
+            return next(iter(self._targets.values()))
         if name not in self._targets:
-            known = ", ".join(sorted(self._targets))
             raise ApiError(
                 Problem(404, f"no such model; this endpoint serves {known}", "model", "model_not_found")
             )
         return self._targets[name]
 
-    async def encode(self, model: str | None, request: EncodeRequest, record: RequestRecord) -> Embeddings:
+    def with_side(self, name: str) -> tuple[str, str | None]:
+        """A model's name, and the input type that NIM's clients append to it, as in `NAME-query`."""
+        base, _, side = name.rpartition("-")
+        if name not in self._targets and base in self._targets and side in ("query", "passage"):
+            return base, side
+        return name or self.resolve("").name, None
+
+    async def encode(self, model: str, request: EncodeRequest, record: RequestRecord) -> Embeddings:
         """Vectors of all inputs, from one replica and therefore from one set of weights.
 
         Raises:
             ApiError: the request was refused, or no replica could answer it.
         """
         target = self.resolve(model)
-        record.model, record.inputs = target.name, len(request)
-        if len(request) > self._config.max_inputs:
-            message = (
-                f"the request has {len(request)} inputs and the endpoint takes {self._config.max_inputs}; "
-                "send several requests"
-            )
-            raise ApiError(Problem(400, message, param="input"))
-        refusals = self._refusals[target.model]
-        answer = refusals.find(request)
-        if answer is None:
-            answer = await self._ask(target.model, "encode", replace(request, adapter=target.adapter))
-            refusals.note(request, answer)
-        if isinstance(answer, Problem):
-            raise ApiError(answer)
-        record.tokens, record.truncated, record.digest = answer.tokens, answer.truncated, answer.digest
+        self._check_inputs(len(request), target, record)
+        request = replace(request, adapter=target.adapter, client=record.client)
+        with record.reserve(request.estimated_tokens()):
+            refusals = self._refusals[target.model]
+            answer = refusals.find(request)
+            if answer is None:
+                answer = await self._ask(target.model, "encode", request)
+                refusals.note(request, answer)
+            _raise_problem(answer)
+            record.tokens, record.truncated, record.digest = answer.tokens, answer.truncated, answer.digest
         return answer
 
-    async def tokenize(self, model: str | None, request: TokenizeRequest) -> list[list[Token]]:
-        """The tokens of texts.
+    async def tokenize(self, model: str, request: TokenizeRequest, record: RequestRecord) -> bytes:
+        """The tokens of texts, as JSON.
 
         Raises:
             ApiError: as `encode`.
         """
-        answer = await self._ask(self.resolve(model).model, "tokenize", request)
-        if isinstance(answer, Problem):
-            raise ApiError(answer)
+        target = self.resolve(model)
+        self._check_inputs(len(request.texts), target, record)
+        with record.reserve(Inputs(request.texts).estimated_tokens()):
+            answer = await self._ask(target.model, "tokenize", request)
+            _raise_problem(answer)
+            record.tokens = answer.tokens
+        return answer.json
+
+    async def decode(
+        self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool, record: RequestRecord
+    ) -> list[str]:
+        """The texts of token ids.
+
+        Raises:
+            ApiError: as `encode`.
+        """
+        target = self.resolve(model)
+        self._check_inputs(len(ids), target, record)
+        with record.reserve(record.tokens):
+            answer = await self._ask(target.model, "decode", ids, skip_special_tokens)
+            _raise_problem(answer)
+            record.tokens = sum(map(len, ids))
         return answer
 
-    async def card(self, model: str | None) -> ModelCard:
+    def _check_inputs(self, count: int, target: Target, record: RequestRecord) -> None:
+        record.model, record.inputs = target.name, count
+        if count > self._config.max_inputs:
+            message = (
+                f"the request has {count} inputs and the endpoint takes {self._config.max_inputs}; "
+                "send several requests"
+            )
+            raise ApiError(Problem(400, message, param="input"))
+
+    async def card(self, model: str) -> ModelCard:
         """Description of a model; starts a replica only when none has described it before.
 
         Raises:
@@ -124,9 +157,14 @@ class ModelRouter:
         return self._cards[target.name][1]
 
     async def cards(self) -> list[ModelCard]:
-        """Description of every model."""
-        names = [served.name for model in self._config.all_models for served in model.served]
-        return [await self.card(name) for name in names]
+        """Description of every model; of one that has stopped and was never described, only its names."""
+        cards = []
+        for model in self._config.all_models:
+            stopped = not model.min_replicas and not await self._refresh(model.served_name)
+            for served in model.served:
+                bare = ModelCard(id=served.name, created=0, aliases=list(served.aliases))
+                cards.append(bare if stopped else await self.card(served.name))
+        return cards
 
     async def described(self) -> list[ModelCard]:
         """Description of the models that have been described; starts no replica."""
@@ -196,3 +234,8 @@ class ModelRouter:
                 self._metrics.retries.labels(name).inc()
                 await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _raise_problem(answer: object) -> None:
+    if isinstance(answer, Problem):
+        raise ApiError(answer)

@@ -1,30 +1,37 @@
 """A dialect is one module and one line of `DIALECTS`."""
 
 import numpy as np
-from fastapi import APIRouter
-from pydantic import BaseModel
 
 from rayembed.serving import api
-from rayembed.serving.api.dialect import PromptName, Record, ServedName, Text, json_response
+from rayembed.serving.api.dialect import (
+    PromptName,
+    Record,
+    ServedName,
+    Text,
+    dialect_router,
+    json_response,
+    rows,
+)
+from rayembed.serving.body import Body
 from rayembed.serving.messages import EncodeRequest, Inputs
 from tests.serving.api.clients import vectors
 from tests.serving.fakes import FakeEngine
 
 
-class ToyRequest(BaseModel):
+class ToyRequest(Body):
     engine: ServedName
     word: Text
     purpose: PromptName | None = None
 
 
 def routes(models, config):
-    router = APIRouter()
+    router = dialect_router("Toy")
 
     @router.post("/toy")
     async def toy(request: ToyRequest, record: Record):
         asked = EncodeRequest([Inputs([request.word], prompt_name=request.purpose)])
         answer = await models.encode(request.engine, asked, record)
-        return json_response({"vector": answer.vectors[0]}, answer)
+        return json_response({"vector": (await rows(answer.vectors))[0]}, answer, request)
 
     return router
 

@@ -33,8 +33,8 @@ def test_tokenize(client):
     [tokens] = post(client, "/tokenize", inputs="one").json()
     word = WordTokenizer.word_id("one")
     assert tokens == [
-        {"id": word, "text": f"word{word}", "special": False},
-        {"id": 1, "text": "</s>", "special": True},
+        {"id": word, "text": "one", "special": False, "start": 0, "stop": 3},
+        {"id": 1, "text": "</s>", "special": True, "start": None, "stop": None},
     ]
     [[only]] = post(client, "/tokenize", inputs=["one"], add_special_tokens=False).json()
     assert only["id"] == word

@@ -7,8 +7,13 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from rayembed.serving.api import cohere, openai, tei
+from rayembed.serving.api import cohere, openai, rerank, tei
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.router import ModelRouter
 
-DIALECTS: list[Callable[[ModelRouter, ServeConfig], APIRouter]] = [openai.routes, cohere.routes, tei.routes]
+DIALECTS: list[Callable[[ModelRouter, ServeConfig], APIRouter]] = [
+    openai.routes,
+    cohere.routes,
+    rerank.routes,
+    tei.routes,
+]

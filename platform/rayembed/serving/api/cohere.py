@@ -1,55 +1,73 @@
-"""Cohere's /v2/embed, and reranking as Cohere and Jina have it."""
+"""Cohere's /v2/embed and /v1/embed."""
 
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, Field
 
 from rayembed.serving.api.dialect import (
-    ERROR_RESPONSES,
-    AnyText,
     Count,
     Dimensions,
     EmbeddingType,
-    EmbeddingUsage,
-    InputsNextToQuery,
-    PromptName,
     Record,
     ServedName,
-    Text,
     Texts,
     Trace,
     Truncate,
     WorkPriority,
-    as_type,
+    dialect_router,
     json_response,
-    similarities,
-    usage,
+    rows,
 )
+from rayembed.serving.body import Body, refused
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs
 from rayembed.serving.router import ModelRouter
 
 _INPUT_TYPES = {"search_query": "query", "search_document": "document"}
 """Cohere's names of what OpenAI's dialect calls query and document; others are names of instructions."""
+CohereType = Literal[EmbeddingType, "base64"]
 
 
-class CohereEmbedRequest(BaseModel):
+class CohereEmbedRequest(Body):
     """Body of POST /v2/embed."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    ignored: ClassVar = {"priority": None}
 
-    model: ServedName
+    model: ServedName = ""
     texts: Texts
     input_type: Literal["search_query", "search_document", "classification", "clustering"] = Field(
         "search_document",
         description="classification and clustering use the instruction of that name, if the model has it",
     )
-    embedding_types: Annotated[list[EmbeddingType], Field(min_length=1)] = ["float"]
+    embedding_types: Annotated[list[CohereType], Field(fail_fast=True, min_length=1, max_length=6)] = Field(
+        ["float"]
+    )
     output_dimension: Dimensions | None = None
+    max_tokens: Count | None = Field(None, description="limit on each text below the model's own")
     truncate: Truncate = "END"
+
+    @classmethod
+    def translate(cls, values: dict[str, Any]) -> None:
+        """`inputs` is Cohere's form for texts and images."""
+        if "inputs" in values and "texts" not in values:
+            items = values.pop("inputs")
+            values["texts"] = [_text_of(item) for item in (items if isinstance(items, list) else [items])]
+
+
+class CohereV1EmbedRequest(CohereEmbedRequest):
+    """Body of POST /v1/embed; without embedding_types the answer is the bare vectors."""
+
+
+def _text_of(item: Any) -> str:
+    parts = item.get("content") if isinstance(item, dict) else None
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts
+    ):
+        raise refused("inputs: this endpoint embeds texts; each needs content of the type text", "inputs")
+    return "".join(part["text"] for part in parts)
 
 
 class CohereEmbedResponse(BaseModel):
@@ -57,135 +75,78 @@ class CohereEmbedResponse(BaseModel):
 
     id: str
     response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
-    embeddings: dict[EmbeddingType, list[list[float]]]
+    embeddings: dict[CohereType, list[list[float]] | list[str]]
     texts: list[str]
     meta: dict[str, Any]
 
 
-class RerankDocument(BaseModel):
-    """A document in the form of an object."""
-
-    text: Text
-
-
-class RerankRequest(BaseModel):
-    """Body of POST /v1/rerank, /v2/rerank and /rerank."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    model: ServedName
-    query: Text
-    documents: Annotated[list[Text | RerankDocument], Field(min_length=1), InputsNextToQuery]
-    top_n: Count | None = None
-    return_documents: StrictBool = False
-    instruction: AnyText | None = Field(
-        None, description="instruction of the query; default: the model's query instruction"
-    )
-    prompt_name: PromptName | None = None
-    truncate: Truncate = "END"
-
-    def texts(self) -> list[str]:
-        """The documents' texts."""
-        return [document if isinstance(document, str) else document.text for document in self.documents]
-
-
-class RerankResult(BaseModel):
-    """One document and its cosine to the query."""
-
-    index: int
-    relevance_score: float
-    document: RerankDocument | None = None
-
-
-class RerankResponse(BaseModel):
-    """Body of a successful rerank request, best document first."""
+class CohereV1EmbedResponse(BaseModel):
+    """Body of a successful POST /v1/embed."""
 
     id: str
-    object: Literal["list"] = "list"
-    model: str
-    results: list[RerankResult]
-    usage: EmbeddingUsage
+    response_type: Literal["embeddings_by_type", "embeddings_floats"]
+    embeddings: dict[CohereType, list[list[float]] | list[str]] | list[list[float]]
+    texts: list[str]
     meta: dict[str, Any]
 
 
 def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
     """Routes that the clients of Cohere use."""
-    router = APIRouter(tags=["Cohere"], responses=ERROR_RESPONSES)
+    router = dialect_router("Cohere")
+
+    async def answer_to(
+        request: CohereEmbedRequest, record: Record, trace: Trace, priority: WorkPriority
+    ) -> Embeddings:
+        input_type = _INPUT_TYPES.get(request.input_type, request.input_type)
+        asked = EncodeRequest(
+            [Inputs(request.texts, input_type=input_type, max_tokens=request.max_tokens)],
+            dimensions=request.output_dimension,
+            truncate=request.truncate,
+            priority=priority,
+            trace=trace,
+        )
+        return await models.encode(request.model, asked, record)
 
     @router.post("/v2/embed", response_model=CohereEmbedResponse)
     async def embed(
         request: CohereEmbedRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
     ) -> Response:
         """Embed texts."""
-        input_type = _INPUT_TYPES.get(request.input_type, request.input_type)
-        asked = EncodeRequest(
-            [Inputs(request.texts, input_type=input_type)],
-            dimensions=request.output_dimension,
-            truncate=request.truncate,
-            priority=priority,
-            trace=trace,
-        )
-        return _embed_response(request, await models.encode(request.model, asked, record))
+        return await _response(request, await answer_to(request, record, trace, priority), "2")
 
-    @router.post("/v1/rerank", response_model=RerankResponse)
-    @router.post("/v2/rerank", response_model=RerankResponse, include_in_schema=False)
-    @router.post("/rerank", response_model=RerankResponse, include_in_schema=False)
-    async def rerank(
-        request: RerankRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
+    @router.post("/v1/embed", response_model=CohereV1EmbedResponse)
+    async def embed_v1(
+        request: CohereV1EmbedRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
     ) -> Response:
-        """Order documents by their cosine to a query."""
-        named = request.instruction is not None or request.prompt_name is not None
-        query = Inputs(
-            [request.query],
-            instruction=request.instruction,
-            prompt_name=request.prompt_name,
-            input_type=None if named else "query",
-        )
-        asked = EncodeRequest(
-            [query, Inputs(request.texts())], truncate=request.truncate, priority=priority, trace=trace
-        )
-        return _rerank_response(request, await models.encode(request.model, asked, record))
+        """Embed texts, as older clients ask."""
+        return await _response(request, await answer_to(request, record, trace, priority), "1")
 
     return router
 
 
-def _embed_response(request: CohereEmbedRequest, answer: Embeddings) -> Response:
+async def _response(request: CohereEmbedRequest, answer: Embeddings, version: str) -> Response:
+    by_type = version == "2" or "embedding_types" in request.model_fields_set
+    embeddings = {kind: await _of_type(answer, kind) for kind in request.embedding_types}
     body = {
         "id": str(uuid.uuid4()),
-        "response_type": "embeddings_by_type",
-        "embeddings": {kind: as_type(answer.vectors, kind) for kind in request.embedding_types},
+        "response_type": "embeddings_by_type" if by_type else "embeddings_floats",
+        "embeddings": embeddings if by_type else embeddings["float"],
         "texts": request.texts,
-        "meta": _meta(answer),
+        "meta": meta(answer, version),
     }
-    return json_response(body, answer)
+    return json_response(body, answer, request)
 
 
-def _rerank_response(request: RerankRequest, answer: Embeddings) -> Response:
-    """The first vector of `answer` is the query's, the others are the documents'."""
-    scores = similarities(answer)
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n]
-    texts = request.texts()
-    results = [
-        {"index": index, "relevance_score": scores[index]}
-        | ({"document": {"text": texts[index]}} if request.return_documents else {})
-        for index in order
-    ]
-    body = {
-        "id": str(uuid.uuid4()),
-        "object": "list",
-        "model": request.model,
-        "results": results,
-        "usage": usage(answer),
-        "meta": _meta(answer),
-    }
-    return json_response(body, answer)
+async def _of_type(answer: Embeddings, kind: CohereType) -> list[Any]:
+    if kind == "base64":
+        return await rows(answer.vectors, encoding_format="base64")
+    return await rows(answer.vectors, kind)
 
 
-def _meta(answer: Embeddings) -> dict[str, Any]:
-    meta: dict[str, Any] = {
-        "api_version": {"version": "2"},
-        "billed_units": {"input_tokens": answer.tokens},
-    }
+def meta(answer: Embeddings, version: str = "2") -> dict[str, Any]:
+    """Cohere's account of a request."""
+    billed: dict[str, Any] = {"api_version": {"version": version}}
+    billed["billed_units"] = {"input_tokens": answer.tokens}
     if answer.truncated:
-        meta["warnings"] = [f"{answer.truncated} inputs were cut to the model's maximum length"]
-    return meta
+        billed["warnings"] = [f"{answer.truncated} inputs were cut to the model's maximum length"]
+    return billed

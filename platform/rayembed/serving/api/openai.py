@@ -1,57 +1,76 @@
-"""OpenAI's /v1/embeddings and /v1/models, plus optional fields of our own."""
+"""OpenAI's /v1/embeddings and /v1/models, with the fields of Azure, vLLM, Jina, Voyage and NIM."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
+from pydantic import BaseModel, Field, StrictBool, StrictStr
 
 from rayembed.serving.api.dialect import (
-    ERROR_RESPONSES,
-    AllInputs,
     AnyText,
+    Count,
     Dimensions,
     EmbeddingType,
     EmbeddingUsage,
     PromptName,
     Record,
     ServedName,
-    Text,
-    Texts,
-    TokenIds,
+    SomeInputs,
     Trace,
     Truncate,
     WorkPriority,
-    as_type,
+    dialect_router,
     json_response,
     rows,
+    split_inputs,
+    truncation_of,
     usage,
 )
+from rayembed.serving.body import Body, refused
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs, ModelCard
 from rayembed.serving.router import ModelRouter
 
+Formats = Annotated[list[EmbeddingType], Field(fail_fast=True, min_length=1, max_length=5)]
+_SIDES = {"query": "query", "passage": "passage", "document": "document"}
 
-class EmbeddingRequest(BaseModel):
+
+class EmbeddingRequest(Body):
     """Body of POST /v1/embeddings."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    renamed: ClassVar = {
+        "normalized": "normalize",
+        "output_dimension": "dimensions",
+        "output_dtype": "embedding_type",
+        "truncate_prompt_tokens": "max_tokens",
+    }
+    ignored: ClassVar = {
+        "user": None,
+        "safety_identifier": None,
+        "metadata": None,
+        "extra_headers": None,
+        "priority": None,
+        "request_id": None,
+        "cache_salt": None,
+        "modality": ("text", ["text"]),
+        "late_chunking": (False,),
+        "return_multivector": (False,),
+        "add_special_tokens": (True,),
+        "endianness": ("native", "little"),
+        "embed_dtype": ("float32",),
+    }
 
-    input: Annotated[
-        Text | Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1), AllInputs],
-        Field(
-            union_mode="left_to_right",
-            description="one text, texts, one text's token ids, or several texts' ids",
-        ),
-    ]
-    model: ServedName = Field(description="name of a served model; GET /v1/models lists them")
+    input: SomeInputs
+    model: ServedName = Field(
+        "",
+        description="name of a served model, GET /v1/models lists them; may be left out where there is one",
+    )
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64 sends little-endian 32-bit floats, or the bytes of a quantised vector"
+        "float", description="base64: little-endian 32-bit floats; quantised vectors are numbers always"
     )
     dimensions: Dimensions | None = Field(
         None, description="cut the vectors to this width and scale them back to length 1; default: full width"
     )
-    user: StrictStr | None = Field(None, description="accepted for compatibility and ignored")
     instruction: AnyText | None = Field(
         None,
         description="what the texts are for; wins over prompt_name and input_type; empty: none",
@@ -62,30 +81,80 @@ class EmbeddingRequest(BaseModel):
     input_type: Literal["query", "passage", "document"] | None = Field(
         None, description="query uses the model's query instruction; passage and document use none"
     )
+    task: StrictStr | None = Field(
+        None,
+        description="as Jina has it: retrieval.query and retrieval.passage are input types, others use the "
+        "instruction of that name, if the model has it",
+    )
     truncate: Truncate = "END"
+    max_tokens: Count | None = Field(None, description="limit on each input below the model's own")
     normalize: StrictBool = Field(
         True, description="false: vectors cut by `dimensions` stay shorter than length 1"
     )
     embedding_type: EmbeddingType = Field("float", description="number format of the vectors")
-    embedding_types: Annotated[list[EmbeddingType], Field(min_length=1)] | None = Field(
+    embedding_types: Formats | None = Field(
         None, description="several formats at once, in each item's field `embeddings`"
     )
 
-    def inputs(self) -> Inputs:
+    @classmethod
+    def translate(cls, values: dict[str, Any]) -> None:
+        """Fields of vLLM, Jina and Voyage."""
+        truncation_of(values)
+        if values.get("truncate_prompt_tokens") == -1:  # the model's own limit
+            del values["truncate_prompt_tokens"]
+        kind = values.get("embedding_type")
+        if kind == "base64":
+            values["encoding_format"] = values.pop("embedding_type")
+        elif isinstance(kind, list):
+            values["embedding_types"] = values.pop("embedding_type")
+        if "messages" in values:
+            values.setdefault("input", _texts_of_messages(values.pop("messages")))
+        items = values.get("input")
+        if isinstance(items, list) and items and isinstance(items[0], dict):
+            values["input"] = [_text_of_part(item, "input") for item in items]
+
+    def inputs(self, input_type: str | None = None) -> Inputs:
         """The inputs and the instruction fields."""
-        items = [self.input] if isinstance(self.input, str) else self.input
-        numbers = [item for item in items if isinstance(item, int)]
+        texts, token_ids = split_inputs(self.input)
+        if self.task is not None:
+            last = self.task.rpartition(".")[2]
+            input_type = input_type or _SIDES.get(last, self.task)
         return Inputs(
-            texts=[item for item in items if isinstance(item, str)],
-            token_ids=[numbers] if numbers else [item for item in items if isinstance(item, list)],
+            texts=texts,
+            token_ids=token_ids,
             instruction=self.instruction,
             prompt_name=self.prompt_name,
-            input_type=self.input_type,
+            input_type=self.input_type or input_type,
+            max_tokens=self.max_tokens,
         )
 
     def formats(self) -> list[EmbeddingType]:
         """Number formats of the vectors, the one of the field `embedding` first."""
         return self.embedding_types or [self.embedding_type]
+
+
+def _texts_of_messages(conversations: Any) -> list[str]:
+    """Texts of vLLM's chat messages, which stand in for `input`: one conversation of one message a text."""
+    if isinstance(conversations, list) and conversations and isinstance(conversations[0], dict):
+        conversations = [conversations]
+    texts = []
+    for conversation in conversations if isinstance(conversations, list) else [None]:
+        if (
+            not isinstance(conversation, list)
+            or len(conversation) != 1
+            or not isinstance(conversation[0], dict)
+        ):
+            raise refused("messages: send one message a text, or texts in the field input", "messages")
+        content = conversation[0].get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts.append("".join(_text_of_part(part, "messages") for part in parts))
+    return texts
+
+
+def _text_of_part(part: Any, field: str) -> str:
+    if not isinstance(part, dict) or part.keys() - {"type", "text"} or not isinstance(part.get("text"), str):
+        raise refused(f"{field}: this endpoint embeds texts; send objects with the one field text", field)
+    return part["text"]
 
 
 class EmbeddingItem(BaseModel):
@@ -115,22 +184,31 @@ class ModelList(BaseModel):
 
 def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
     """Routes that the clients of OpenAI use."""
-    router = APIRouter(tags=["OpenAI"], responses=ERROR_RESPONSES)
+    router = dialect_router("OpenAI")
 
     @router.post("/v1/embeddings", response_model=EmbeddingResponse)
+    @router.post("/embeddings", include_in_schema=False)
     async def embeddings(
         request: EmbeddingRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
     ) -> Response:
         """Embed one or several inputs."""
+        name, input_type = models.with_side(request.model)
         asked = EncodeRequest(
-            [request.inputs()],
+            [request.inputs(input_type)],
             dimensions=request.dimensions,
             truncate=request.truncate,
             normalize=request.normalize,
             priority=priority,
             trace=trace,
         )
-        return _response(request, await models.encode(request.model, asked, record))
+        return await _response(request, name, await models.encode(name, asked, record))
+
+    @router.post("/openai/deployments/{name}/embeddings", include_in_schema=False)
+    async def deployment(
+        name: str, request: EmbeddingRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
+    ) -> Response:
+        """The same with the model in the path, as Azure has it."""
+        return await embeddings(request.model_copy(update={"model": name}), record, trace, priority)
 
     @router.get("/v1/models", name="models")
     async def list_models() -> ModelList:
@@ -145,9 +223,9 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
     return router
 
 
-def _response(request: EmbeddingRequest, answer: Embeddings) -> Response:
+async def _response(request: EmbeddingRequest, name: str, answer: Embeddings) -> Response:
     formats = request.formats()
-    encoded = {kind: rows(as_type(answer.vectors, kind), request.encoding_format) for kind in formats}
+    encoded = {kind: await rows(answer.vectors, kind, request.encoding_format) for kind in formats}
     items = [
         {"object": "embedding", "index": index, "embedding": row}
         for index, row in enumerate(encoded[formats[0]])
@@ -155,5 +233,5 @@ def _response(request: EmbeddingRequest, answer: Embeddings) -> Response:
     if len(formats) > 1:
         for index, item in enumerate(items):
             item["embeddings"] = {kind: vectors[index] for kind, vectors in encoded.items()}
-    body = {"object": "list", "data": items, "model": request.model, "usage": usage(answer)}
-    return json_response(body, answer)
+    body = {"object": "list", "data": items, "model": name, "usage": usage(answer)}
+    return json_response(body, answer, request)

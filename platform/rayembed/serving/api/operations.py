@@ -76,11 +76,16 @@ def routes(models: ModelRouter, peers: IngressPeers) -> APIRouter:
     router = APIRouter(tags=["Operation"])
 
     @router.get("/health/live")
+    @router.get("/v1/health/live", include_in_schema=False)
     async def live() -> dict[str, str]:
         """Whether the HTTP side runs."""
         return {"status": "live"}
 
     @router.get("/health/ready", responses={503: ERROR_RESPONSES[503]})
+    @router.get("/v1/health/ready", include_in_schema=False)
+    @router.get("/health", include_in_schema=False)
+    @router.get("/healthz", include_in_schema=False)
+    @router.get("/ping", include_in_schema=False)
     async def ready() -> dict[str, str]:
         """Whether requests should be sent here: a replica answers and no shutdown has begun."""
         if peers.draining:

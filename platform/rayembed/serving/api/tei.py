@@ -1,38 +1,44 @@
-"""The interface of text-embeddings-inference: /embed, /similarity, /tokenize, /info.
+"""The interface of text-embeddings-inference: /embed, /similarity, /tokenize, /decode, /info and cloud paths.
 
 It serves one model and names none; the optional field `model` chooses another one here.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, Field, StrictBool
 
 import rayembed
 from rayembed.serving.api.dialect import (
-    ERROR_RESPONSES,
     Dimensions,
     InputsNextToQuery,
     PromptName,
     Record,
     ServedName,
+    SomeInputs,
     Text,
-    TextOrTexts,
+    Texts,
+    TokenIds,
     Trace,
     WorkPriority,
+    dialect_router,
     json_response,
+    rows,
     similarities,
+    split_inputs,
 )
+from rayembed.serving.body import Body, refused
 from rayembed.serving.config import ServeConfig
+from rayembed.serving.errors import ApiError, Problem
 from rayembed.serving.messages import EncodeRequest, Inputs, TokenizeRequest, Truncation
 from rayembed.serving.router import ModelRouter
 
 
-class TeiOptions(BaseModel):
+class TeiOptions(Body):
     """What happens to long inputs, and their instruction."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    ignored: ClassVar = {"options": None}
 
     truncate: StrictBool = Field(True, description="cut long inputs; false: refuse them")
     truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
@@ -48,48 +54,90 @@ class TeiOptions(BaseModel):
 class TeiEmbedRequest(TeiOptions):
     """Body of POST /embed."""
 
-    inputs: TextOrTexts
+    inputs: SomeInputs
     normalize: StrictBool = True
     dimensions: Dimensions | None = None
-    model: ServedName | None = None
+    model: ServedName = ""
+
+    @classmethod
+    def translate(cls, values: dict[str, Any]) -> None:
+        """Hugging Face's clients may put options into `parameters`."""
+        parameters = values.pop("parameters", None)
+        if isinstance(parameters, dict):
+            values |= {name: value for name, value in parameters.items() if value is not None}
+
+    def encode_request(self, trace: Trace, priority: WorkPriority) -> EncodeRequest:
+        """What a replica is asked."""
+        texts, token_ids = split_inputs(self.inputs)
+        return EncodeRequest(
+            [Inputs(texts, token_ids, prompt_name=self.prompt_name)],
+            dimensions=self.dimensions,
+            truncate=self.truncation(),
+            normalize=self.normalize,
+            priority=priority,
+            trace=trace,
+        )
 
 
-class TeiSentences(BaseModel):
+class TeiSentences(Body):
     """One text and those it is compared with."""
 
-    model_config = ConfigDict(extra="forbid")
-
     source_sentence: Text
-    sentences: Annotated[list[Text], Field(min_length=1), InputsNextToQuery]
+    sentences: Annotated[list[Text], Field(fail_fast=True, min_length=1), InputsNextToQuery]
 
 
-class TeiSimilarityRequest(BaseModel):
+class TeiSimilarityRequest(Body):
     """Body of POST /similarity; the answer is one cosine a sentence."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    ignored: ClassVar = {"options": None}
 
     inputs: TeiSentences
     parameters: TeiOptions = Field(default_factory=TeiOptions)
-    model: ServedName | None = None
+    model: ServedName = ""
 
 
-class TeiTokenizeRequest(BaseModel):
+class TeiTokenizeRequest(Body):
     """Body of POST /tokenize."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    inputs: TextOrTexts
+    inputs: Annotated[Text | Texts, Field(union_mode="left_to_right")]
     add_special_tokens: StrictBool = True
     prompt_name: PromptName | None = None
-    model: ServedName | None = None
+    model: ServedName = ""
 
 
 class TeiToken(BaseModel):
-    """One token of a text."""
+    """One token of a text, and where it stands there; null for a token that the text does not contain."""
 
     id: int
     text: str
     special: bool
+    start: int | None
+    stop: int | None
+
+
+class TeiDecodeRequest(Body):
+    """Body of POST /decode."""
+
+    ids: Annotated[
+        TokenIds | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1)],
+        Field(union_mode="left_to_right"),
+    ]
+    skip_special_tokens: StrictBool = True
+    model: ServedName = ""
+
+
+class VertexRequest(Body):
+    """Body of POST /vertex: requests of /embed with the same options."""
+
+    instances: Annotated[list[TeiEmbedRequest], Field(fail_fast=True, min_length=1, max_length=256)]
+
+    @classmethod
+    def translate(cls, values: dict[str, Any]) -> None:
+        """Each instance names its kind."""
+        instances = values.get("instances")
+        for each in instances if isinstance(instances, list) else []:
+            if isinstance(each, dict) and each.pop("type", "embed") != "embed":
+                raise refused("instances: this endpoint has the type embed only", "instances")
 
 
 class TeiModelType(BaseModel):
@@ -101,38 +149,67 @@ class TeiModelType(BaseModel):
 class TeiInfo(BaseModel):
     """Body of GET /info."""
 
-    model_config = ConfigDict(protected_namespaces=())
-
     model_id: str
     model_sha: str
+    served_model_name: str
     model_dtype: str
     model_type: TeiModelType
+    max_concurrent_requests: int
     max_input_length: int
     max_batch_tokens: int
+    max_batch_requests: int | None = None
     max_client_batch_size: int
-    auto_truncate: bool
-    version: str
+    auto_truncate: bool = True
+    tokenization_workers: int = 1
+    version: str = rayembed.__version__
+    sha: str | None = None
+    docker_label: str | None = None
 
 
 def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
     """Routes that the clients of text-embeddings-inference use."""
-    router = APIRouter(tags=["text-embeddings-inference"], responses=ERROR_RESPONSES)
+    router = dialect_router("text-embeddings-inference")
 
     @router.post("/embed", response_model=list[list[float]])
+    @router.post("/", include_in_schema=False)
+    @router.post("/invocations", include_in_schema=False)  # SageMaker
     async def embed(
         request: TeiEmbedRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
     ) -> Response:
         """Embed one or several texts; the answer is the bare vectors."""
+        asked = request.encode_request(trace, priority)
+        answer = await models.encode(request.model or config.served_name, asked, record)
+        return json_response(await rows(answer.vectors), answer, request)
+
+    @router.post("/vertex", include_in_schema=False)
+    async def vertex(
+        request: VertexRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
+    ) -> Response:
+        """Several requests of /embed in one."""
+        [first, *others] = [each.encode_request(trace, priority) for each in request.instances]
+        groups = [*first.groups, *(each.groups[0] for each in others)]
+        names = {each.model or config.served_name for each in request.instances}
+        alike = all((each.dimensions, each.truncate) == (first.dimensions, first.truncate) for each in others)
+        if len(names) > 1 or not alike:
+            raise ApiError(Problem(400, "instances: give all the same model and options", "instances"))
         asked = EncodeRequest(
-            [Inputs(_as_list(request.inputs), prompt_name=request.prompt_name)],
-            dimensions=request.dimensions,
-            truncate=request.truncation(),
-            normalize=request.normalize,
-            priority=priority,
-            trace=trace,
+            groups, first.dimensions, first.truncate, first.normalize, priority=priority, trace=trace
         )
-        answer = await models.encode(request.model, asked, record)
-        return json_response(list(answer.vectors), answer)
+        answer = await models.encode(names.pop(), asked, record)
+        written = await rows(answer.vectors)
+        predictions = []
+        for group in groups:
+            predictions.append(written[: len(group)])
+            written = written[len(group) :]
+        return json_response({"predictions": predictions}, answer, request)
+
+    @router.post("/embed_all", include_in_schema=False)
+    @router.post("/embed_sparse", include_in_schema=False)
+    @router.post("/predict", include_in_schema=False)
+    async def other_kinds() -> Response:
+        """What other kinds of models answer."""
+        message = "this endpoint computes one vector a text: POST /embed; order documents with POST /rerank"
+        raise ApiError(Problem(404, message, code="not_an_embedding_path"))
 
     @router.post("/similarity", response_model=list[float])
     async def similarity(
@@ -146,34 +223,40 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             priority=priority,
             trace=trace,
         )
-        answer = await models.encode(request.model, asked, record)
-        return json_response(similarities(answer), answer)
+        answer = await models.encode(request.model or config.served_name, asked, record)
+        return json_response(similarities(answer), answer, request)
 
-    @router.post("/tokenize")
-    async def tokenize(request: TeiTokenizeRequest) -> list[list[TeiToken]]:
-        """The tokens of each text."""
-        asked = TokenizeRequest(_as_list(request.inputs), request.prompt_name, request.add_special_tokens)
-        tokens = await models.tokenize(request.model, asked)
-        return [[TeiToken(**vars(token)) for token in text] for text in tokens]
+    @router.post("/tokenize", response_model=list[list[TeiToken]])
+    async def tokenize(request: TeiTokenizeRequest, record: Record) -> Response:
+        """The tokens of each text, as the model would compute them."""
+        asked = TokenizeRequest(
+            split_inputs(request.inputs)[0], request.prompt_name, request.add_special_tokens
+        )
+        content = await models.tokenize(request.model or config.served_name, asked, record)
+        return Response(content, media_type="application/json")
+
+    @router.post("/decode", response_model=list[str])
+    async def decode(request: TeiDecodeRequest, record: Record) -> list[str]:
+        """The texts of token ids."""
+        _, ids = split_inputs(request.ids)
+        return await models.decode(
+            request.model or config.served_name, ids, request.skip_special_tokens, record
+        )
 
     @router.get("/info")
     async def info() -> TeiInfo:
         """The default model and the limits of a request."""
-        card = await models.card(None)
+        card = await models.card(config.served_name)
         return TeiInfo(
             model_id=card.id,
+            served_model_name=card.id,
             model_sha=card.digest,
             model_dtype=config.precision,
-            model_type=TeiModelType(embedding={}),
+            model_type=TeiModelType(embedding={"pooling": "mean"}),
+            max_concurrent_requests=config.max_queued_tokens,
             max_input_length=card.max_length,
             max_batch_tokens=config.tokens_per_pass,
             max_client_batch_size=config.max_inputs,
-            auto_truncate=True,
-            version=rayembed.__version__,
         )
 
     return router
-
-
-def _as_list(inputs: str | list[str]) -> list[str]:
-    return [inputs] if isinstance(inputs, str) else inputs

@@ -1,0 +1,143 @@
+"""No body, whatever its shape, holds the event loop for long or takes much memory.
+
+The tokenizer is a real one. The time is that of the loop's own thread, which a busy machine does not change.
+"""
+
+import asyncio
+import json
+import random
+import resource
+import time
+
+import httpx
+import pytest
+
+from rayembed.contract import Contract
+from rayembed.serving.app import create_app
+from rayembed.serving.body import MOST_LISTS, MOST_VALUES, ValueCounter
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.errors import ApiError
+from rayembed.serving.replica import EmbeddingReplica
+from tests.mistral_tokenizer import make_mistral_tokenizer, sentencepiece_file
+from tests.serving.fakes import FakeEngine, LocalHandle
+
+MODEL_FILE = sentencepiece_file()
+SIZE = 8 * 2**20
+LONGEST_MS, MOST_MIB = 50, 100
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"
+
+
+def body(field, value):
+    return f'{{"model": "fake", "{field}": {value}}}'.encode()
+
+
+def filled(item, size=SIZE):
+    """A list of so many items that the body has its largest size."""
+    return f"[{', '.join([item] * (size // (len(item) + 2) - 20))}]"
+
+
+EMOJI = json.dumps("a" * (SIZE - 200) + "😀", ensure_ascii=False)
+DOCUMENTS = filled(json.dumps("word " * 900))
+
+
+def hostile():
+    """Path, body and the status it gets."""
+    word = "".join(random.Random(1).choices(LETTERS, k=4_000_000))
+    yield "negative ids", "/v1/embeddings", body("input", filled("-1")), 413
+    yield "as many negative ids as are read", "/v1/embeddings", body("input", filled("-1", 2**20)), 400
+    yield "as many texts as are read", "/v1/embeddings", body("input", filled('"x"', 10**6)), 400
+    yield "nulls among texts", "/v1/embeddings", body("input", f'["x", {filled("null", 10**6)[1:]}'), 400
+    yield "lists", "/v1/embeddings", body("input", filled("[]")), 413
+    yield "as many lists as are read", "/v1/embeddings", body("input", filled("[]", 2**17)), 400
+    yield "depth", "/v1/embeddings", body("input", "[" * 60_000), 400
+    yield "objects", "/v1/rerank", body("query", f'"q", "documents": {filled(json.dumps({"text": 1}))}'), 413
+    yield "fields", "/v1/embeddings", b"{%s}" % b", ".join(b'"f%d": 1' % n for n in range(100_000)), 400
+    inner = b", ".join(b'"f%d": 1' % n for n in range(100_000))
+    yield "fields inside", "/similarity", b'{"inputs": {%s}}' % inner, 400
+    yield "formats", "/v1/embeddings", body("input", '"x", "embedding_types": ' + filled('"x"', 10**6)), 400
+    yield "long number", "/v1/embeddings", body("input", "9" * SIZE), 413
+    yield "one long word", "/v1/embeddings", body("input", json.dumps(word)), 200
+    yield "letters", "/v1/embeddings", body("input", json.dumps("a" * (SIZE - 100))), 200
+    yield "blanks", "/embed", b'{"inputs": %s}' % json.dumps(" " * (SIZE - 100)).encode(), 200
+    yield (
+        "an emoji",
+        "/v1/embeddings",
+        body("input", EMOJI),
+        200,
+    )
+    yield "escapes", "/v1/embeddings", body("input", '"%s"' % ("\\u00e9" * 1_000_000)), 200
+    yield "long texts", "/v1/embeddings", body("input", filled(json.dumps("some words " * 370))), 200
+    yield (
+        "long documents",
+        "/v1/rerank",
+        body("query", f'"q", "documents": {DOCUMENTS}'),
+        200,
+    )
+    yield "to be cut at the start", "/v1/embeddings", body("input", f'"{word}", "truncate": "START"'), 200
+    yield "to be shown", "/tokenize", b'{"inputs": "%s"}' % word.encode(), 413
+
+
+@pytest.mark.skipif(MODEL_FILE is None, reason="mistral-common is not installed (extra `dev`)")
+def test_hostile_bodies():
+    engine = FakeEngine()
+    engine.contract, engine.tokenizer = Contract(max_length=512), make_mistral_tokenizer(MODEL_FILE)
+    config = ServeConfig(checkpoint="unused", model_name="fake")
+    app = create_app(config, {"fake": LocalHandle(EmbeddingReplica(config, lambda _: engine))})
+    found = {}
+
+    async def ask(client, path, content):
+        async def parts():
+            for start in range(0, len(content), 2**16):
+                yield content[start : start + 2**16]
+
+        headers = {"Content-Type": "application/json"}
+        return await client.post(path, content=parts(), headers=headers)
+
+    async def scenario():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x", timeout=60) as client:
+            await ask(client, "/v1/embeddings", body("input", '"warm up"'))
+            for name, path, content, status in hostile():
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                watch = asyncio.create_task(longest_step())
+                response = await ask(client, path, content)
+                watch.cancel()
+                assert response.status_code == status, (name, response.text[:300])
+                grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+                found[name] = (await watch, grown)
+
+    asyncio.run(scenario())
+    print({name: (round(ms), round(mib)) for name, (ms, mib) in found.items()})
+    slow = {name: round(ms) for name, (ms, _) in found.items() if ms > LONGEST_MS}
+    large = {name: round(mib) for name, (_, mib) in found.items() if mib > MOST_MIB}
+    assert (slow, large) == ({}, {})
+
+
+async def longest_step():
+    """Until cancelled; the most milliseconds that this thread worked between two turns of this task."""
+    longest = 0.0
+    try:
+        while True:
+            started = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - started)
+    except asyncio.CancelledError:
+        return longest * 1000
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_values_are_counted_outside_of_texts(step):
+    text = json.dumps({"a": ["x, y", 'quote " and \\', "\\\\", 1, [2, 3]], "b, [": {}}).encode()
+    counter = ValueCounter()
+    for start in range(0, len(text), step):
+        counter.feed(text[start : start + step])
+    assert (counter._values, counter._lists) == (6 + 2 + 4, 4)
+
+
+@pytest.mark.parametrize("item", [b"1,", b"[],"])
+def test_too_many_values_are_refused(item):
+    counter = ValueCounter()
+    counter.feed(item * (MOST_LISTS - 1))
+    with pytest.raises(ApiError) as failure:
+        counter.feed(item * MOST_VALUES)
+    assert failure.value.problem.status == 413
