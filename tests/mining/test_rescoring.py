@@ -137,6 +137,23 @@ def test_a_reranker_rejects_by_its_own_scores(source):
         (result,) = run.mine(recipe(url, "reranker"))
     assert all("plum" not in kept for kept in negatives(result).values())
     assert all(len(kept) == 2 for kept in negatives(result).values())
+    for row in pq.read_table(result.path).to_pylist():
+        assert row["teacher_scores"] == pytest.approx([0.9, 0.3, 0.3])
+
+
+def test_a_query_whose_candidates_are_right_is_asked_about_its_next_ones(source):
+    asked = []
+
+    def judge(path, body):
+        asked.append(body["messages"][0]["content"])
+        return chat("yes" if "fruit apple" in asked[-1] and "about fig" not in asked[-1] else "no")
+
+    with fake_endpoint(judge) as url:
+        (result,) = run.mine(recipe(url, "judge", top=2, concurrency=1))
+    found = negatives(result)
+    assert found.pop("apple") == {"fig"}  # the others of its four candidates are right
+    assert all(len(kept) == 2 for kept in found.values())
+    assert len(asked) == 4 + 4 * 2
 
 
 @pytest.mark.parametrize(

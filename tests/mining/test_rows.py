@@ -13,14 +13,16 @@ from rayembed.records.schema import document_id, pair_row, to_table
 NAIVE = (FilterConfig(name="naive"),)
 
 
-def candidates(documents, scores, positive_score=1.0):
-    return Candidates(np.array(documents), np.array(scores), np.array([99]), np.array([positive_score]))
+def candidates(documents, scores, positive_score=1.0, calibrated=True):
+    known = np.array([99]), np.array([positive_score])
+    return Candidates(np.array(documents), np.array(scores), *known, calibrated)
 
 
-def chosen(found, *, wanted=2, taken=(), size=100, seed=0, **settings):
+def chosen(found, *, wanted=2, taken=(), size=100, seed=0, own=(), among=None, **settings):
     entry = SourceMining(source="s", **{"negatives_per_query": 2, "fill": "none", **settings})
+    generator = np.random.default_rng(seed)
     return choose(
-        found, entry, wanted=wanted, taken=set(taken), size=size, generator=np.random.default_rng(seed)
+        found, entry, wanted=wanted, taken=set(taken), size=size, generator=generator, own=own, among=among
     )
 
 
@@ -43,6 +45,47 @@ def test_a_veto_of_one_teacher_counts_for_all():
     first = candidates([1, 2, 3], [0.99, 0.8, 0.7])
     second = candidates([1, 5, 2], [0.6, 0.5, 0.4])
     assert chosen([first, second]).mined == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        ({"calibrated": False}, [1, 2]),  # sums of BM25 say nothing about documents that others found
+        ({"positive_score": 0.1}, [1, 2]),  # its positive is not among its own first ten
+        ({"positive_score": -0.1}, [1, 2]),
+        ({}, [3, 4]),
+    ],
+)
+def test_only_a_calibrated_teacher_that_finds_the_positive_may_veto(second, expected):
+    first = candidates(list(range(1, 11)), np.linspace(0.9, 0.2, 10))
+    other = candidates([1, 2, *range(20, 28)], np.linspace(0.99, 0.95, 10), **second)
+    assert chosen([first, other], top_k=10).mined == expected
+
+
+@pytest.mark.parametrize(
+    ("anchor", "filters", "expected"),
+    [
+        ("own", [{"name": "percentage", "value": 0.95}], [3]),  # below 0.95 x 0.6
+        ("best", [{"name": "percentage", "value": 0.95}], [1, 2, 3]),  # below 0.95 x 0.9
+        ("min", [{"name": "percentage", "value": 0.95}], []),  # below 0.95 x 0.2
+        ("own", [{"name": "margin", "value": 0.05}], [3]),  # below 0.6 - 0.05
+    ],
+)
+def test_filters_compare_with_the_positive_that_the_recipe_names(anchor, filters, expected):
+    found = Candidates(
+        np.array([1, 2, 3]), np.array([0.8, 0.58, 0.5]), np.array([7, 8, 9]), np.array([0.9, 0.6, 0.2])
+    )
+    assert chosen([found], wanted=3, own=[8], anchor=anchor, filters=filters).mined == expected
+
+
+def test_a_margin_holds_below_negative_cosines():
+    found = [candidates([1, 2], [-0.25, -0.4], -0.2)]
+    assert chosen(found, filters=[{"name": "margin", "value": 0.1}]).mined == [2]
+
+
+def test_what_was_not_looked_at_becomes_no_negative():
+    found = [candidates([1, 2, 3, 4], [0.8, 0.7, 0.6, 0.5])]
+    assert chosen(found, wanted=3, among={2, 4, 9}).mined == [2, 4]
 
 
 def test_sampling_draws_among_the_best_only_and_differs_with_the_seed():

@@ -88,6 +88,16 @@ def test_a_mined_source_is_an_ordinary_source_with_the_report_beside_it(source):
     assert "Teacher letters" in (result.path.parent / "report.md").read_text()
 
 
+def test_rows_bring_the_scores_of_a_teacher_for_distillation(source):
+    (result,) = run.mine(recipe(fill="random"))
+    build_user_source("mined", UserSourceConfig(path=str(result.path)), source / "data")
+    for row in read_split(source / "data", "mined", "train").to_pylist():
+        texts = [row["query"], *row["positives"], *row["negatives"]]
+        vectors = np.array([[1 + text.count(chr(97 + n)) for n in range(26)] for text in texts], float)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        assert row["teacher_scores"] == pytest.approx((vectors[1:] @ vectors[0]).tolist(), abs=1e-5)
+
+
 def test_filters_run_again_without_encoding(source):
     first = run.mine(recipe())[0]
     encoded = len(LetterCounts.encoded)
@@ -117,7 +127,7 @@ def test_vectors_of_another_teacher_or_instruction_are_not_reused(source):
     run.mine(recipe())
     run.mine(recipe(instruction="Find it"))
     assert len(LetterCounts.encoded) == 48 + 24  # the documents carry no instruction
-    (source / "teacher" / "config.json").write_text('{"changed": true}')
+    (source / "teacher" / "pytorch_model.bin").write_text("other weights")
     run.mine(recipe(instruction="Find it"))
     assert len(LetterCounts.encoded) == 48 + 24 + 48
 

@@ -26,6 +26,7 @@ from rayembed.common.ray_work import run_items
 from rayembed.data.bm25 import BM25Index, best_documents
 from rayembed.data.plan import fingerprint
 from rayembed.mining.collection import Collection
+from rayembed.mining.config import Anchor
 from rayembed.mining.search import Excluded, exact_top_k
 from rayembed.mining.teachers import VectorJob
 
@@ -41,17 +42,34 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of one query by one teacher, best first, and its known positives, as numpy arrays."""
+    """Candidates of one query by one teacher, best first, and its known positives, as numpy arrays.
+
+    `calibrated` says that equal scores mean the same for all queries, as cosines do and BM25's sums do not.
+    """
 
     documents: np.ndarray
     scores: np.ndarray
     positives: np.ndarray
     positive_scores: np.ndarray
+    calibrated: bool = True
 
-    @property
-    def best_positive(self) -> float:
-        """Score of the best positive."""
-        return float(self.positive_scores.max(initial=0.0))
+    def anchor(self, which: Anchor, own: Sequence[int] = ()) -> float:
+        """Score that filters compare with: of a row's own positives, or the best or least of the query's."""
+        scores = self.positive_scores
+        mine = scores[np.isin(self.positives, own)]
+        if which == "own" and len(mine):
+            scores = mine
+        if not len(scores):
+            return 0.0
+        return float(scores.min() if which == "min" else scores.max())
+
+    def may_veto(self, top_k: int, anchor: float) -> bool:
+        """Whether other teachers are to heed what this one's filters reject.
+
+        A teacher that does not find the positive itself among its first `top_k` has no opinion on it.
+        """
+        outside = len(self.scores) >= top_k and anchor < self.scores[-1]
+        return self.calibrated and anchor > 0 and not outside
 
 
 @dataclass(frozen=True)
@@ -184,12 +202,35 @@ def find_candidates(job: SearchJob, *, actors: int | None, title: str) -> None:
         pass
 
 
-def read_candidates(parts: Sequence[Path]) -> Iterator[Candidates]:
+def read_candidates(job: SearchJob) -> Iterator[Candidates]:
     """Yield the candidates of every query in order."""
-    for path in parts:
+    for path in job.parts:
         columns = [column.combine_chunks() for column in pq.read_table(path).columns]
         for row in range(len(columns[0])):
-            yield Candidates(*(column[row].values.to_numpy() for column in columns))
+            yield Candidates(
+                *(column[row].values.to_numpy() for column in columns), calibrated=job.queries is not None
+            )
+
+
+class PairScores:
+    """Scores that a dense teacher gives to any query and documents of a collection."""
+
+    def __init__(self, queries: VectorJob, documents: VectorJob):
+        self._sides = [
+            (shards, np.cumsum([0, *map(len, shards)])) for shards in (queries.open(), documents.open())
+        ]
+
+    def __call__(self, query: int, documents: Sequence[int]) -> list[float]:
+        """Inner products, in the order of the documents."""
+        (query_D,), document_ND = self._vectors(0, [query]), self._vectors(1, documents)
+        return [float(vector_D @ query_D) for vector_D in document_ND]
+
+    def _vectors(self, side: int, positions: Sequence[int]) -> list[np.ndarray]:
+        shards, starts = self._sides[side]
+        places = np.searchsorted(starts, positions, side="right") - 1
+        return [
+            shards[shard][position - starts[shard]] for shard, position in zip(places, positions, strict=True)
+        ]
 
 
 def _between(

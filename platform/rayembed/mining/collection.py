@@ -35,6 +35,7 @@ class Collection:
         document_ids: their content hashes.
         query_of_row: position of each row's query (R).
         positives: (query, document) pairs that are known to be right, in ascending order of queries.
+        own: (row, document) pairs: the positives of each row, in ascending order of rows.
         given: (row, document) pairs: negatives that the rows bring, in ascending order of rows.
         excluded: pairs that are never candidates: positives of the query's text under any instruction,
             documents that equal the query, and documents of the query's clusters.
@@ -46,6 +47,7 @@ class Collection:
     document_ids: pa.Array
     query_of_row: np.ndarray
     positives: tuple[np.ndarray, np.ndarray]
+    own: tuple[np.ndarray, np.ndarray]
     given: tuple[np.ndarray, np.ndarray]
     excluded: Excluded
 
@@ -132,6 +134,7 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
         document_ids,
         query_of_row,
         positives,
+        (row_of_positive, document_of_positive.astype(np.int64)),
         (row_of_negative, document_of_negative.astype(np.int64)),
         Excluded.of(*pairs),
     )

@@ -56,6 +56,9 @@ Teacher = Annotated[
 ]
 
 
+Anchor = Literal["own", "best", "min"]
+
+
 class SourceMining(Frozen):
     """How one source's hard negatives are found."""
 
@@ -70,6 +73,10 @@ class SourceMining(Frozen):
     negatives_per_query: int = Field(4, ge=1, description="negatives per row")
     filters: tuple[FilterConfig, ...] = Field(
         (FilterConfig(name="percentage"),), description="a candidate must pass all of them"
+    )
+    anchor: Anchor = Field(
+        "own",
+        description="positive to compare with: the row's own, or the best or the least of its query",
     )
     sample_from: int | None = Field(
         None, ge=1, description="draw negatives from this many of the best; None: take the best"
@@ -103,7 +110,7 @@ class Rescoring(EndpointConfig):
             "judge: a chat model decides whether a document answers; reranker: `/rerank` scores pairs"
         )
     )
-    top: int = Field(8, ge=1, description="candidates to check per query")
+    top: int = Field(8, ge=1, description="candidates to check at a time, until a query has its negatives")
     share: float = Field(
         0.95, gt=0, le=1, description="for a reranker: reject from this share of the positive's score on"
     )

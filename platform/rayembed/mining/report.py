@@ -122,7 +122,7 @@ class Audit:
         self._rows += 1
         mined = np.array(choice.mined, dtype=np.int64)
         for sums, one in zip(self._teachers.values(), found, strict=True):
-            positive = one.best_positive
+            positive = one.anchor("best")
             if positive > 0:
                 shares = np.clip(one.scores / positive, 0.0, SHARE_EDGES[-1] - 1e-6)
                 sums.candidates += np.histogram(shares, SHARE_EDGES)[0]

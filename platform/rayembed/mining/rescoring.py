@@ -6,10 +6,11 @@ becomes no negative; a run ends when that happens often.
 """
 
 import logging
+import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,48 +37,46 @@ logger = logging.getLogger(__name__)
 
 _JUDGE_TOKENS = 2048  # one word is asked for; a model that reasons first needs room for it
 _ENOUGH_ANSWERS, _MOST_MISFITS = 20, 0.5
+MOST_POSITIVES = 4  # of one query that a reranker scores
 
 
 @dataclass(frozen=True)
 class RescoringRequest:
-    """Documents of one query to rescore, as positions in the collection; `positive` is its best one."""
+    """Documents of one query to rescore, and its known positives, all as positions in the collection."""
 
     query: int
-    positive: int
+    positives: tuple[int, ...]
     documents: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class RescoringResult:
-    """How many documents were rescored, and what came of it.
+    """What came of the rescored documents of each query, each counted once.
 
     Attributes:
-        rescored: documents, each counted once a query.
-        right: query -> documents that are right after all.
-        unanswered: query -> documents that got no usable answer.
+        wrong: documents that do not answer the query, so that they may be its negatives.
+        right: documents that are right after all.
+        unanswered: documents that got no usable answer.
+        scores: of a reranker, for positives too; empty for a judge.
     """
 
-    rescored: int
-    right: dict[int, Set[int]]
-    unanswered: dict[int, Set[int]]
-
-    @property
-    def refused(self) -> dict[int, Set[int]]:
-        """Query -> documents that must be no negatives."""
-        return {
-            query: self.right.get(query, set()) | self.unanswered.get(query, set())
-            for query in (*self.right, *self.unanswered)
-        }
+    wrong: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    right: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    unanswered: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    scores: defaultdict[int, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
 
     def summary(self) -> dict[str, Any]:
         """Counts, and the share that is right after all, which estimates the share of false negatives."""
-        right = sum(map(len, self.right.values()))
-        unanswered = sum(map(len, self.unanswered.values()))
-        answered = self.rescored - unanswered
-        share = round(right / answered, 4) if answered else None
-        return {
-            "rescored": self.rescored, "right_after_all": right, "share": share, "unanswered": unanswered,
-        }  # fmt: skip
+        wrong, right, unanswered = (
+            sum(map(len, group.values())) for group in (self.wrong, self.right, self.unanswered)
+        )
+        share = round(right / (wrong + right), 4) if wrong + right else None
+        rescored = wrong + right + unanswered
+        return {"rescored": rescored, "right_after_all": right, "share": share, "unanswered": unanswered}
+
+    def pair_scores(self, query: int, documents: Sequence[int]) -> list[float]:
+        """Scores of the reranker, not a number for documents that it has not seen."""
+        return [self.scores[query].get(document, math.nan) for document in documents]
 
 
 def rescore(
@@ -87,7 +86,10 @@ def rescore(
     found: Iterator[tuple[Candidates, ...]],
     folder: Path,
 ) -> RescoringResult:
-    """Rescore the best candidates of every query that pass the filters.
+    """Rescore the best candidates of every query that pass the filters, `top` at a time.
+
+    A query whose candidates are right after all is asked about its next ones, until as many are wrong as it
+    needs negatives, or none are left. What was never looked at becomes no negative.
 
     Args:
         config: the endpoint.
@@ -97,61 +99,124 @@ def rescore(
         folder: where the answers are kept.
 
     Raises:
-        ResourceError: the endpoint fails, or answers with something else; earlier answers are kept.
+        ResourceError: the endpoint fails, or most answers are none; earlier answers are kept.
     """
     made_from: dict[str, object] = {
         "instruction": settings.instruction,
         "endpoint": config.model_dump(mode="json", include={"kind", "url", "model"}),
     }
-    path = folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl"
-    known: defaultdict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
-    for record in stored_answers(path):
-        _remember(known, record)
-    requests = list(_requests(config, settings, found))
-    keys = collection.document_ids
-    asked = list(zip(collection.queries.to_pylist(), collection.instructions.to_pylist(), strict=True))
-    missing = [
-        request
-        for request in requests
-        if not {keys[document].as_py() for document in request.documents}
-        <= known[asked[request.query]].keys()
-    ]
-    logger.info("source %s: rescoring %d of %d queries", settings.source, len(missing), len(requests))
-    ask: Callable[[RescoringRequest], tuple[RescoringRequest, float, list[float | str]]] = (
-        _Judge(config, settings, collection) if config.kind == "judge" else _Reranker(config, collection)
-    )
-    misfits = _Misfits(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        for request, positive, answers in ask_all(config, ask, missing):
-            query, instruction = asked[request.query]
-            record = {
-                "query": query,
-                "instruction": instruction,
-                "positive": positive,
-                "documents": [keys[document].as_py() for document in request.documents],
-                "answers": answers,
-            }
-            keep_answer(stream, record)
-            _remember(known, record)
-            misfits.count(answers)
-    misfits.check(least=1)
-    result = RescoringResult(sum(len(request.documents) for request in requests), {}, {})
-    for request in requests:
-        for document in request.documents:
-            record = known[asked[request.query]][keys[document].as_py()]
-            if isinstance(record["answer"], str):
-                result.unanswered.setdefault(request.query, set()).add(document)
-            elif not below_positive_share(np.array([record["answer"]]), record["positive"], config.share)[0]:
-                result.right.setdefault(request.query, set()).add(document)
+    answers = _Answers(folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl", config, settings, collection)
+    result = RescoringResult()
+    wanted = settings.sample_from or settings.negatives_per_query
+    ranked = dict(_ranked(settings, found))
+    for start in range(0, max((len(one.documents) for one in ranked.values()), default=0), config.top):
+        window = [
+            RescoringRequest(query, one.positives, one.documents[start : start + config.top])
+            for query, one in ranked.items()
+            if len(result.wrong[query]) < wanted and start < len(one.documents)
+        ]
+        if window:
+            answers.fetch(window)
+            for request in window:
+                answers.sort_into(result, request)
     return result
 
 
-def _remember(known: defaultdict[tuple[str, str], dict[str, dict[str, Any]]], record: dict[str, Any]) -> None:
-    """Take an answer in: query and own instruction -> document's content hash -> its score or misfit."""
-    of_query = known[record["query"], record["instruction"]]
-    for key, answer in zip(record["documents"], record["answers"], strict=True):
-        of_query[key] = {"answer": answer, "positive": record["positive"]}
+def _ranked(
+    settings: SourceMining, found: Iterator[tuple[Candidates, ...]]
+) -> Iterator[tuple[int, RescoringRequest]]:
+    """All candidates of each query that pass the filters, best first."""
+    taking_all = settings.model_copy(update={"sample_from": None, "fill": "none"})
+    for query, candidates in enumerate(found):
+        first = candidates[0]
+        choice = choose(
+            candidates,
+            taking_all,
+            wanted=sum(len(one.documents) for one in candidates),
+            taken=set(),
+            size=0,
+            generator=np.random.default_rng(0),
+        )
+        best_first = first.positives[np.argsort(-first.positive_scores, kind="stable")].tolist()
+        if choice.mined:
+            yield query, RescoringRequest(query, tuple(best_first[:MOST_POSITIVES]), tuple(choice.mined))
+
+
+class _Answers:
+    """The answers of one model to the queries of a source, on disk as they come.
+
+    A line holds a query, its own instruction, content hashes of documents, and for each a score or, in words,
+    why there is none; `positives` has the scores of the query's positives.
+    """
+
+    def __init__(self, path: Path, config: Rescoring, settings: SourceMining, collection: Collection):
+        self._path, self._config, self._source = path, config, settings.source
+        self._keys = collection.document_ids
+        self._asked = list(
+            zip(collection.queries.to_pylist(), collection.instructions.to_pylist(), strict=True)
+        )
+        self._ask: Callable[[RescoringRequest], Answer] = (
+            _Judge(config, settings, collection) if config.kind == "judge" else _Reranker(config, collection)
+        )
+        self._known: defaultdict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+        self._misfits = _Misfits(config)
+        for record in stored_answers(path):
+            self._remember(record)
+
+    def fetch(self, requests: Sequence[RescoringRequest]) -> None:
+        """Ask what is not known yet."""
+        missing = [
+            request
+            for request in requests
+            if any(self._key(document) not in self._known[self._asked[request.query]]
+                   for document in request.documents)
+        ]  # fmt: skip
+        logger.info("source %s: rescoring %d of %d queries", self._source, len(missing), len(requests))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as stream:
+            for request, positives, answers in ask_all(self._config, self._ask, missing):
+                query, instruction = self._asked[request.query]
+                record = {
+                    "query": query,
+                    "instruction": instruction,
+                    "positives": positives,
+                    "documents": [self._key(document) for document in request.documents],
+                    "answers": answers,
+                }
+                keep_answer(stream, record)
+                self._remember(record)
+                self._misfits.count(answers)
+        self._misfits.check(least=1)
+
+    def sort_into(self, result: RescoringResult, request: RescoringRequest) -> None:
+        """Tell the documents of a request apart by its answers."""
+        for document in request.documents:
+            record = self._known[self._asked[request.query]][self._key(document)]
+            score, positives = record["answer"], record["positives"]
+            if isinstance(score, str):
+                result.unanswered[request.query].add(document)
+                continue
+            one, other = _probabilities([max(positives), score])
+            wrong = below_positive_share(np.array([other]), one, self._config.share)[0]
+            (result.wrong if wrong else result.right)[request.query].add(document)
+            if self._config.kind == "reranker":
+                known = dict(zip(request.positives, positives, strict=True))
+                result.scores[request.query] |= known | {document: score}
+
+    def _key(self, document: int) -> str:
+        return self._keys[document].as_py()
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        of_query = self._known[record["query"], record["instruction"]]
+        for key, answer in zip(record["documents"], record["answers"], strict=True):
+            of_query[key] = {"answer": answer, "positives": record["positives"]}
+
+
+def _probabilities(scores: list[float]) -> list[float]:
+    """Scores between 0 and 1: logits, of which a share would mean nothing, go through a sigmoid."""
+    if min(scores) >= 0 and max(scores) <= 1:
+        return scores
+    return [float(1 / (1 + np.exp(-score))) for score in scores]
 
 
 class _Misfits:
@@ -200,6 +265,10 @@ def _requests(
             yield RescoringRequest(query, best, tuple(choice.mined))
 
 
+Answer = tuple[RescoringRequest, list[float], list[float | str]]
+"""A request, scores of its positives, and of each document a score or why there is none."""
+
+
 class _Judge:
     """Asks a chat model about each document; its yes is 1, its no 0."""
 
@@ -209,9 +278,8 @@ class _Judge:
         self._chat = Chat(config, temperature=0.0, max_tokens=_JUDGE_TOKENS)
         self._prompt = templates("rayembed.mining", "prompts").get_template("judge.txt")
 
-    def __call__(self, request: RescoringRequest) -> tuple[RescoringRequest, float, list[float | str]]:
-        answers = [self._answer(request.query, document) for document in request.documents]
-        return request, 1.0, answers
+    def __call__(self, request: RescoringRequest) -> "Answer":
+        return request, [1.0], [self._answer(request.query, document) for document in request.documents]
 
     def _answer(self, query: int, document: int) -> float | str:
         prompt = self._prompt.render(
@@ -240,16 +308,15 @@ class _Reranker:
         self._client = connect_endpoint(config)
         self._speaks_tei = False
 
-    def __call__(self, request: RescoringRequest) -> tuple[RescoringRequest, float, list[float | str]]:
-        texts = self._collection.documents.take([request.positive, *request.documents]).to_pylist()
+    def __call__(self, request: RescoringRequest) -> "Answer":
+        texts = self._collection.documents.take([*request.positives, *request.documents]).to_pylist()
         query = self._collection.queries[request.query].as_py()
         try:
             scores = self._scores(query, texts)
         except RefusedItemError as error:
-            return request, 1.0, [f"the request is refused ({error})"] * len(request.documents)
-        if min(scores) < 0 or max(scores) > 1:  # logits; a share of them would mean nothing
-            scores = [float(1 / (1 + np.exp(-score))) for score in scores]
-        return request, scores[0], list(scores[1:])
+            return request, [], [f"the request is refused ({error})"] * len(request.documents)
+        known = len(request.positives)
+        return request, scores[:known], list(scores[known:])
 
     def _scores(self, query: str, texts: list[str]) -> list[float]:
         if not self._speaks_tei:

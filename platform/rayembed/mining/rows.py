@@ -3,8 +3,8 @@
 Shapes: C candidates of one query by one teacher, best first.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from itertools import chain, islice, zip_longest
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from itertools import islice, zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from rayembed.mining.config import SourceMining
 from rayembed.mining.filters import FilterConfig, passes
 from rayembed.mining.report import Audit, Choice, MiningReport
 from rayembed.records.schema import to_table
+
+PairScorer = Callable[[int, Sequence[int]], Sequence[float]]
+"""(query, documents) -> a teacher's score of each document, not a number where there is none."""
 
 
 def mine_bm25(
@@ -60,7 +63,8 @@ def complete_rows(
     *,
     seed: int,
     choices: list[Choice],
-    right: Mapping[int, Set[int]] | None = None,
+    checked: Mapping[int, Set[int]] | None = None,
+    pair_scores: PairScorer | None = None,
     audit: Audit | None = None,
     chunk: int = 8192,
 ) -> Iterator[pa.Table]:
@@ -75,7 +79,9 @@ def complete_rows(
         settings: filters, sampling and fill.
         seed: decides what is sampled and filled.
         choices: gets one item a row.
-        right: query -> documents that rescoring found to be right, or knows nothing of.
+        checked: query -> documents that rescoring found to be wrong: no others become negatives. None: all
+            that pass the filters may.
+        pair_scores: scores of a query and documents, which become the rows' teacher_scores.
         audit: gets every query's candidates and choice.
         chunk: queries of a table.
 
@@ -86,10 +92,12 @@ def complete_rows(
     bounds = np.searchsorted(collection.query_of_row[order], np.arange(len(collection.queries) + 1))
     excluded = _grouped(collection.excluded.queries, collection.excluded.documents, len(collection.queries))
     given_by_row = _grouped(*collection.given, table.num_rows)
+    own_by_row = _grouped(*collection.own, table.num_rows)
     generator = np.random.default_rng(seed)
     for start in range(0, len(collection.queries), chunk):
         stop = min(start + chunk, len(collection.queries))
         chosen: list[list[int]] = []
+        scores: list[list[float] | None] = []
         for query in range(start, stop):
             candidates = next(found)
             for row in order[bounds[query] : bounds[query + 1]].tolist():
@@ -98,15 +106,18 @@ def complete_rows(
                     candidates,
                     settings,
                     wanted=settings.negatives_per_query - len(given),
-                    taken={*given, *excluded[query].tolist(), *(right or {}).get(query, ())},
+                    taken={*given, *excluded[query].tolist()},
                     size=len(collection.documents),
                     generator=generator,
+                    own=(own := own_by_row[row].tolist()),
+                    among=checked.get(query, set()) if checked is not None else None,
                 )
                 choices.append(choice)
                 if audit is not None:
                     audit.add(query, candidates, choice)
                 chosen.append([*given, *choice.mined, *choice.fills])
-        yield _with_negatives(table.take(order[bounds[start] : bounds[stop]]), collection, chosen)
+                scores.append(pair_scores(query, [*own, *chosen[-1]]) if pair_scores is not None else None)
+        yield _with_negatives(table.take(order[bounds[start] : bounds[stop]]), collection, chosen, scores)
 
 
 def choose(
@@ -117,11 +128,17 @@ def choose(
     taken: Set[int],
     size: int,
     generator: np.random.Generator,
+    own: Sequence[int] = (),
+    among: Set[int] | None = None,
 ) -> Choice:
     """Choose the negatives of one row.
 
-    Teachers take turns: the best of each, then the second best of each, every document once. A
-    document that one teacher's filters reject is rejected for all of them.
+    Teachers take turns: the best of each, then the second best of each, every document once. A document that
+    a calibrated teacher's filters reject is rejected for all of them, if that teacher finds the positive. Two
+    teachers, of which the second scores the positive below all its candidates:
+
+        cosines  [7, 8, 9]  positive 0.9, filters reject 7    8 and 9 are left, 7 is out for both
+        BM25     [7, 8, 5]  positive 0.0, filters reject all  offers nothing and vetoes nothing: 8 stays
 
     Args:
         found: candidates of the row's query, one item a teacher.
@@ -130,16 +147,29 @@ def choose(
         taken: documents that must not be chosen: the query's excluded ones and the row's own.
         size: number of documents in the collection.
         generator: decides what is sampled and filled.
+        own: positives of the row, which the filters compare with if `anchor` is own.
+        among: the only candidates that may be chosen; None: any.
 
     Raises:
         DataError: the row must be completed at random and the collection is too small.
     """
-    masks = [passes(one.scores, one.best_positive, settings.filters) for one in found]
-    all_candidates = set(chain.from_iterable(one.documents.tolist() for one in found))
-    rejected = {
-        document for one, keep in zip(found, masks, strict=True) for document in one.documents[~keep].tolist()
-    }
-    ranked = _in_turns(found, rejected | taken)
+    offers, vetoed = [], set(taken)
+    all_candidates: set[int] = set()
+    for one in found:
+        anchor = one.anchor(settings.anchor, own)
+        keep = passes(one.scores, anchor, settings.filters)
+        offers.append(
+            [(rank, document) for rank, document in enumerate(one.documents.tolist(), 1) if keep[rank - 1]]
+        )
+        all_candidates |= set(one.documents.tolist())
+        if one.may_veto(settings.top_k, anchor):
+            vetoed |= set(one.documents[~keep].tolist())
+    ranked = _in_turns(offers, vetoed)
+    rejected = (
+        all_candidates - {document for offer in offers for _, document in offer} | vetoed & all_candidates
+    )
+    if among is not None:
+        ranked = [(rank, document) for rank, document in ranked if document in among]
     if settings.sample_from is not None and len(ranked) > wanted:
         pool = ranked[: settings.sample_from]
         drawn = generator.choice(len(pool), size=min(wanted, len(pool)), replace=False)
@@ -153,7 +183,7 @@ def choose(
         ranks=[rank for rank, _ in ranked[:wanted]],
         fills=fills,
         candidates=len(all_candidates),
-        rejected=len(rejected),
+        rejected=len(rejected - taken),
         short=len(mined) < wanted,
     )
 
@@ -183,23 +213,17 @@ def _found_by_words(collection: Collection, top_k: int) -> Iterator[tuple[Candid
     excluded = _grouped(collection.excluded.queries, collection.excluded.documents, len(collection.queries))
     for query, scores in enumerate(search.scores(collection.queries.to_pylist())):
         best = best_documents(scores, top_k, set(excluded[query].tolist()))
-        yield (Candidates(best, scores[best], positives[query], scores[positives[query]]),)
+        known = positives[query]
+        yield (Candidates(best, scores[best], known, scores[known], calibrated=False),)
 
 
-def _in_turns(found: Sequence[Candidates], left_out: Set[int]) -> list[tuple[int, int]]:
-    """(rank, document) of the candidates of all teachers in turns, every document the first time it comes.
+def _in_turns(offers: Sequence[Sequence[tuple[int, int]]], left_out: Set[int]) -> list[tuple[int, int]]:
+    """(rank, document) of the offers of all teachers in turns, every document the first time it comes.
 
-    With [7, 8, 9] of one teacher, [7, 5, 8] of another and 9 left out: (1, 7), (2, 8), (2, 5).
+    With 7, 8, 9 of one teacher, 7, 5, 8 of another and 9 left out: (1, 7), (2, 8), (2, 5).
     """
     ranked: dict[int, int] = {}
-    lists = [
-        [
-            (rank, document)
-            for rank, document in enumerate(one.documents.tolist(), 1)
-            if document not in left_out
-        ]
-        for one in found
-    ]
+    lists = [[item for item in offer if item[1] not in left_out] for offer in offers]
     for turn in zip_longest(*lists):
         for item in turn:
             if item is not None:
@@ -207,13 +231,18 @@ def _in_turns(found: Sequence[Candidates], left_out: Set[int]) -> list[tuple[int
     return [(rank, document) for document, rank in ranked.items()]
 
 
-def _with_negatives(rows: pa.Table, collection: Collection, chosen: Sequence[Sequence[int]]) -> pa.Table:
-    """Rows whose negatives are the chosen documents of the collection."""
+def _with_negatives(
+    rows: pa.Table,
+    collection: Collection,
+    chosen: Sequence[Sequence[int]],
+    scores: Sequence[Sequence[float] | None],
+) -> pa.Table:
+    """Rows whose negatives are the chosen documents of the collection, with scores of all documents."""
     documents = pa.array([document for row in chosen for document in row], pa.int64())
     texts = iter(collection.documents.take(documents).to_pylist())
     ids = iter(collection.document_ids.take(documents).to_pylist())
     completed = []
-    for row, negatives in zip(rows.to_pylist(), chosen, strict=True):
+    for row, negatives, new_scores in zip(rows.to_pylist(), chosen, scores, strict=True):
         positive_ids = row["document_ids"][: len(row["positives"])]
         document_ids = [*positive_ids, *islice(ids, len(negatives))]
         completed.append(
@@ -221,8 +250,9 @@ def _with_negatives(rows: pa.Table, collection: Collection, chosen: Sequence[Seq
             | {
                 "negatives": list(islice(texts, len(negatives))),
                 "document_ids": document_ids,
-                # Scores belong to documents; nobody has scored those that are new.
-                "teacher_scores": row["teacher_scores"] if document_ids == row["document_ids"] else None,
+                # Scores belong to documents; those of the rows themselves say nothing of new ones.
+                "teacher_scores": new_scores
+                or (row["teacher_scores"] if document_ids == row["document_ids"] else None),
             }
         )
     return to_table(completed, "pairs")

@@ -2,7 +2,7 @@
 
 Folder of a source:
 
-- `train.parquet`: the rows with negatives, an ordinary source;
+- `train.parquet`: the rows with negatives and a teacher's scores, an ordinary source;
 - `report.json`, `report.md`: what was found and chosen;
 - `work/`: texts, vectors and candidates with scores. Filters are run again on the candidates alone.
 """
@@ -22,6 +22,7 @@ from rayembed.common.paths import atomic_file, atomic_write, resolve
 from rayembed.data.store import read_parquet
 from rayembed.mining.candidates import (
     Candidates,
+    PairScores,
     SearchJob,
     find_candidates,
     read_candidates,
@@ -31,7 +32,7 @@ from rayembed.mining.collection import Collection, collect, read_corpus, read_pa
 from rayembed.mining.config import BM25Teacher, MiningRecipe, SourceMining, Teacher
 from rayembed.mining.report import Audit, Choice, MiningReport, markdown
 from rayembed.mining.rescoring import RescoringResult, rescore
-from rayembed.mining.rows import complete_rows
+from rayembed.mining.rows import PairScorer, complete_rows
 from rayembed.mining.teachers import VectorJob, encode, prepare_teacher, write_texts
 from rayembed.records.schema import PAIR_SCHEMA, document_id
 
@@ -102,7 +103,7 @@ def _mine_source(
                 "--filters-only"
             )
         _find(recipe, entry, name, chosen[name], search)
-    rescoring = RescoringResult(0, {}, {})
+    rescoring = None
     if recipe.rescoring is not None:
         rescoring = rescore(recipe.rescoring, entry, collection, _found(searches), folder / "work")
     audit = Audit(list(chosen), entry, _known(collection, entry))
@@ -114,12 +115,13 @@ def _mine_source(
         entry,
         seed=recipe.seed,
         choices=choices,
-        right=rescoring.refused,
+        checked=rescoring.wrong if rescoring is not None else None,
+        pair_scores=_pair_scores(searches, rescoring),
         audit=audit,
     )
     _write_rows(rows, folder / RESULT_FILE)
     report = MiningReport.of(choices, documents=len(collection.documents))
-    summary = audit.summary() | {"rescoring": rescoring.summary()}
+    summary = audit.summary() | {"rescoring": (rescoring or RescoringResult()).summary()}
     content = {"counts": asdict(report), "settings": entry.model_dump(mode="json"), **summary}
     atomic_write(folder / "report.json", json.dumps(content, indent=2) + "\n")
     atomic_write(folder / "report.md", markdown(entry.source, report, entry.negatives_per_query, summary))
@@ -129,7 +131,17 @@ def _mine_source(
 
 def _found(searches: Mapping[str, SearchJob]) -> Iterator[tuple[Candidates, ...]]:
     """Candidates of each query in order, one item a teacher."""
-    return zip(*(read_candidates(search.parts) for search in searches.values()), strict=True)
+    return zip(*map(read_candidates, searches.values()), strict=True)
+
+
+def _pair_scores(searches: Mapping[str, SearchJob], rescoring: RescoringResult | None) -> PairScorer | None:
+    """The scores that distillation learns from: of the reranker, else of the first teacher with vectors."""
+    if rescoring is not None and rescoring.scores:
+        return rescoring.pair_scores
+    for search in searches.values():
+        if search.queries is not None and search.documents is not None:
+            return PairScores(search.queries, search.documents)
+    return None
 
 
 def _searches(

@@ -42,6 +42,7 @@ DenseTeacher = CheckpointTeacher | SentenceTransformersTeacher | EndpointTeacher
 SHARD_ROWS = 8192  # enough for batches of neighbours in length, few enough to be done again
 
 MINILM = "all-minilm-l6-v2"
+_MODEL_FILES = {".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".py"}
 _MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 
 
@@ -162,7 +163,7 @@ def identity(config: DenseTeacher) -> dict[str, Any]:
         return config.model_dump(mode="json", exclude=speed)
     settings = config.model_dump(mode="json", exclude={"path", "batch_size", "token_budget"})
     folder = Path(config.path)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors", ".txt"})
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
     return settings | {"files": {str(path.relative_to(folder)): file_digest(path) for path in files}}
 
 
