@@ -18,22 +18,22 @@ from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine, LocalHandle, application, load_fake
 
 
-@pytest.fixture
-def make_client() -> Callable[..., TestClient]:
+def client_of(engine=None, engines=None, keyring=None, **settings) -> TestClient:
     """Client of the real routes over the real replica code, in one process and with fake engines.
 
     `engines` gives a model name its engine; `engine` is the one of all others.
     """
+    config = ServeConfig.parse({"checkpoint": "unused", "model_name": "fake", **settings})
+    handles = {}
+    for model in config.all_models:
+        chosen = (engines or {}).get(model.served_name, engine or FakeEngine())
+        handles[model.served_name] = LocalHandle(EmbeddingReplica(model, lambda _, chosen=chosen: chosen))
+    return TestClient(create_app(config, handles, keyring=keyring), raise_server_exceptions=False)
 
-    def make(engine=None, engines=None, keyring=None, **settings) -> TestClient:
-        config = ServeConfig.parse({"checkpoint": "unused", "model_name": "fake", **settings})
-        handles = {}
-        for model in config.all_models:
-            chosen = (engines or {}).get(model.served_name, engine or FakeEngine())
-            handles[model.served_name] = LocalHandle(EmbeddingReplica(model, lambda _, chosen=chosen: chosen))
-        return TestClient(create_app(config, handles, keyring=keyring), raise_server_exceptions=False)
 
-    return make
+@pytest.fixture
+def make_client() -> Callable[..., TestClient]:
+    return client_of
 
 
 @pytest.fixture

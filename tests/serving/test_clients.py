@@ -87,6 +87,19 @@ def test_cohere(url, expected):
         client.embed(model="other", texts=TEXTS, input_type="search_document")
 
 
+def test_cohere_v1(url, expected):
+    cohere = pytest.importorskip("cohere", reason="needs the package cohere")
+    client = cohere.Client("unused", base_url=url)
+    answer = client.embed(model="fake", texts=TEXTS, input_type="search_document")
+    np.testing.assert_allclose(answer.embeddings, expected, rtol=1e-6)
+
+
+def test_hugging_face(url, expected):
+    from huggingface_hub import InferenceClient
+
+    np.testing.assert_allclose(InferenceClient(url).feature_extraction(TEXTS[0])[0], expected[0], rtol=1e-6)
+
+
 def test_langchain(url, expected):
     langchain = pytest.importorskip("langchain_openai", reason="needs the package langchain-openai")
     embeddings = langchain.OpenAIEmbeddings(

@@ -8,7 +8,7 @@ from rayembed.serving.config import ServeConfig
 from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine, LocalHandle
 
-config = ServeConfig(checkpoint="unused", model_name="fake", max_inputs=50)
+config = ServeConfig(checkpoint="unused", model_name="fake", max_inputs=50, token_inputs="own")
 engine = FakeEngine(instructions={"query": "find", "topics": "sort"}, max_length=512)
 app = create_app(config, {"fake": LocalHandle(EmbeddingReplica(config, lambda _: engine))})
 TestClient(app).get("/health/ready")  # from now on the document knows the model

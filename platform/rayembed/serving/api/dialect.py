@@ -102,6 +102,13 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _whole_numbers(items: Any) -> Any:
+    """The same for a list of token ids."""
+    if isinstance(items, list) and float in set(map(type, items)):
+        return [int(item) if isinstance(item, float) and item.is_integer() else item for item in items]
+    return items
+
+
 def _known_instructions(served: ServedModels) -> dict[str, Any]:
     names = sorted({name for card in served.cards for name in card.instructions})
     return {"enum": names} if served.cards else {}
@@ -125,9 +132,9 @@ AllInputs = WhenServed(lambda served: {"maxItems": served.max_inputs})
 InputsNextToQuery = WhenServed(lambda served: {"maxItems": served.max_inputs - 1})
 """Marks a list of inputs where the request has one more, the query."""
 Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1), AllInputs]
-# A million of them pass through here: strict, and checked by no Python.
+# Hundreds of thousands of them pass through here, checked by no Python.
 TokenId = Annotated[int, Field(ge=0, strict=True), WhenServed(_known_token_ids)]
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1), BeforeValidator(_whole_numbers)]
 SomeInputs = Annotated[
     Text | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1), AllInputs],
     Field(
