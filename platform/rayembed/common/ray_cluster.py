@@ -13,7 +13,7 @@ import yaml
 from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from rayembed.common.device import FAKE_GPUS
-from rayembed.common.errors import ResourceError, UserError
+from rayembed.common.errors import ConfigError, ResourceError, UserError
 from rayembed.common.ray_compat import (
     kuberay_configuration,
     monitor_command,
@@ -62,6 +62,12 @@ def connect(
     """
     if ray.is_initialized():
         return
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"RAY_ADDRESS is {address}, a dashboard, which takes jobs only: use `ray job submit`, or set it to "
+            "ray://HOST:10001 or HOST:6379"
+        )
     inside_job = runs_inside_job()
     source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)
     environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | processor_settings()

@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import resolve
-from rayembed.config.data import DataConfig
+from rayembed.config.data import DataConfig, UserSourceConfig
 from rayembed.data.build import build_any
 from rayembed.data.store import built_in_source, read_parquet, read_split
 from rayembed.mining.config import SourceMining
 from rayembed.mining.search import Excluded
+from rayembed.records import find_parts, read_part
 from rayembed.records.schema import document_id
 
 logger = logging.getLogger(__name__)
@@ -72,19 +73,29 @@ def source_mistakes(data: DataConfig, entry: SourceMining) -> Iterator[str]:
         yield str(error)
     for key, path in (("corpus", entry.corpus), ("known_positives", entry.known_positives)):
         if path is not None and not resolve(path).is_file():
-            yield f"source {entry.source}: there is no {key} at {resolve(path)}; give a Parquet file"
+            yield f"source {entry.source}: there is no {key} at {resolve(path)}; give a file"
 
 
 def read_corpus(path: Path) -> pa.Array:
-    """Texts of the column `text` of a Parquet file.
+    """Texts of the column `text` of a file of any format that training reads.
 
     Raises:
         DataError: the file is damaged or has no such column.
     """
-    table = read_parquet(path)
+    table = read_parquet(path) if path.suffix == ".parquet" else _read_records(path)
     if "text" not in table.column_names:
         raise DataError(f"{path} has no column `text`; it has {', '.join(table.column_names)}")
     return _flat(table["text"].cast(pa.string())).drop_null()
+
+
+def _read_records(path: Path) -> pa.Table:
+    parts = find_parts(UserSourceConfig(path=str(path)), Path())
+    rows = (row for part in parts for row in read_part(part))
+    records = [row.record for row in rows if isinstance(row.record, dict)]
+    if not any("text" in record for record in records):
+        names = dict.fromkeys(name for record in records for name in record)
+        return pa.table({name: pa.nulls(0) for name in names})
+    return pa.table({"text": pa.array([record.get("text") for record in records], pa.string())})
 
 
 def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collection:

@@ -29,7 +29,7 @@ def _json_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Pat
     found = []
     for file in files:
         if file.compressed or (
-            file.size > PART_BYTES and file.plain_name.endswith(".json") and _is_array(file)
+            file.size > PART_BYTES and file.plain_name.endswith(".json") and is_array(file)
         ):
             found.append(Part("json-lines", file))
         else:
@@ -41,7 +41,7 @@ def _json_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Pat
 def _read_json(part: Part) -> Iterator[Row]:
     """Objects of the lines that begin inside the part, or of the array that the file is."""
     whole = part.stop is None or part.stop >= part.file.size
-    if part.start == 0 and whole and _is_array(part.file):
+    if part.start == 0 and whole and is_array(part.file):
         for number, item in enumerate(_items(part.file), start=1):
             yield Row(number, _object(item))
         return
@@ -54,7 +54,7 @@ def _read_json(part: Part) -> Iterator[Row]:
         yield Row(number, parse(line) if line.strip() else None)
 
 
-def _is_array(file: StoredFile) -> bool:
+def is_array(file: StoredFile) -> bool:
     """Whether a file is one JSON array: it begins with `[`, and its first line is no list by itself."""
     first = next((line for line in lines(Part("json-lines", file)) if line.strip()), b"")
     if first[:2] in _UTF_16:

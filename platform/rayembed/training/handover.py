@@ -14,6 +14,7 @@ from rayembed.config.stage import StageConfig
 from rayembed.config.training import SavedPrecision
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
+from rayembed.data.contamination import origin_of
 from rayembed.data.sources import SOURCES
 from rayembed.model.base_model import PACKAGED_MODELS
 from rayembed.model.checkpoint import write_around_backbone
@@ -113,7 +114,7 @@ class ModelExport:
     Attributes:
         base_model: as the recipe names it.
         base_layers: layers of it that are kept; None: all.
-        sources: of all blends, sorted.
+        sources: of all blends, or what they were derived from, sorted.
         contract: how texts become tokens, with the instructions that the stages train.
         recipe: the resolved recipe, to be noted down.
         precision: number format of the files.
@@ -129,7 +130,9 @@ class ModelExport:
     @classmethod
     def of(cls, config: RunConfig) -> "ModelExport":
         """What a run's recipe decides of it."""
-        sources = sorted({entry.source for stage in config.stages for entry in stage.blend})
+        sources = sorted(
+            {origin_of(config.data, entry.source) for stage in config.stages for entry in stage.blend}
+        )
         contract = trained_contract(config)
         return cls(
             config.base_model,
@@ -196,11 +199,15 @@ def trained_contract(config: RunConfig) -> Contract:
     """
     entries = [entry for stage in config.stages for entry in stage.blend]
     instructions = dict(config.contract.instructions)
+    symmetric = set(config.contract.symmetric)
     for entry in entries:
+        for name in (entry.source, origin_of(config.data, entry.source)):
+            if entry.instruction:
+                instructions.setdefault(name, entry.instruction)
+            if entry.symmetric:
+                symmetric.add(name)
         if entry.instruction:
-            instructions.setdefault(entry.source, entry.instruction)
             instructions.setdefault("query", entry.instruction)
-    symmetric = {entry.source for entry in entries if entry.symmetric} | set(config.contract.symmetric)
     return config.contract.model_copy(
         update={"instructions": instructions, "symmetric": tuple(sorted(symmetric))}
     )

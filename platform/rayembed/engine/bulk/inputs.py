@@ -1,7 +1,8 @@
 """The files of a job: which they are, how many rows they have, and where their rows lie.
 
 Rows are numbered through all files, in the order of the files. JSON lines are indexed once, so that any range
-of rows can be read without what comes before it.
+of rows can be read without what comes before it. Files of the other formats that training reads (CSV, Arrow,
+JSON arrays, compressed files) are read from their beginning for every range.
 """
 
 import glob
@@ -20,9 +21,13 @@ import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import file_digest, resolve
+from rayembed.config.data import UserSourceConfig
+from rayembed.records import READERS, Unreadable, find_parts, read_part
+from rayembed.records.locations import COMPRESSED, list_files
+from rayembed.records.text_files import JSON, is_array
 
 PARQUET_SUFFIX = ".parquet"
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_SUFFIXES = tuple(suffix for reader in READERS.values() for suffix in reader.suffixes)
 ROWS_PER_OFFSET = 1024
 _READERS = 8  # files that are counted and digested at the same time
 
@@ -37,7 +42,7 @@ class InputFile:
         bytes: its size.
         modified: time of its last change, ns.
         sha256: digest of its content.
-        offsets: of JSON lines, byte position of every `ROWS_PER_OFFSET`-th row.
+        offsets: of JSON lines, byte position of every `ROWS_PER_OFFSET`-th row; none of other formats.
     """
 
     path: str
@@ -88,7 +93,7 @@ class InputRows:
 
 
 def find_files(pattern: str | Path) -> list[Path]:
-    """Parquet or JSON-lines files that `pattern` stands for, in the order of their names.
+    """Files that `pattern` stands for, in the order of their names.
 
     Args:
         pattern: a file, a folder (searched with its subfolders; names that start with . or _ are left out),
@@ -100,20 +105,30 @@ def find_files(pattern: str | Path) -> list[Path]:
     if "://" in str(pattern):
         raise DataError(f"{pattern} is a URL; mount or copy the files and give their path")
     path = resolve(pattern)
-    known = (PARQUET_SUFFIX, *JSON_SUFFIXES)
     if path.is_dir():
-        inner = (file.relative_to(path) for file in path.rglob("*") if file.suffix in known)
+        inner = (file.relative_to(path) for file in path.rglob("*") if _is_known(file))
         found = [path / file for file in inner if not any(part[0] in "._" for part in file.parts)]
     else:
         found = [
             Path(name) for name in ([str(path)] if path.exists() else glob.glob(str(path), recursive=True))
         ]
     if not found:
-        raise DataError(f"{path} has no files; give a file, a folder or a glob of {', '.join(known)} files")
+        raise DataError(
+            f"{path} has no files; give a file, a folder or a glob of {', '.join(_SUFFIXES)} files"
+        )
     for file in found:
-        if file.suffix not in known:
-            raise DataError(f"{file} does not end in {', '.join(known)}; convert it or name only such files")
+        if not _is_known(file):
+            raise DataError(
+                f"{file} does not end in {', '.join(_SUFFIXES)}; convert it or name only such files"
+            )
     return sorted(found)
+
+
+def _is_known(file: Path) -> bool:
+    name = file.name.lower()
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return name.endswith(_SUFFIXES)
 
 
 def index_files(paths: Sequence[Path], known: Sequence[dict[str, Any]] = ()) -> InputRows:
@@ -143,8 +158,18 @@ def _index(path: Path, digests: dict[tuple[str, int, int], str]) -> InputFile:
         with open_parquet(path) as parquet:
             rows = parquet.metadata.num_rows
         return InputFile(str(path), rows, *key[1:], digests.get(key) or file_digest(path))
-    rows, offsets, digest = _index_lines(path)
-    return InputFile(str(path), rows, *key[1:], digest, offsets)
+    (stored,) = list_files(str(path))
+    if JSON.takes(stored) and not stored.compressed and not is_array(stored):
+        rows, offsets, digest = _index_lines(path)
+        return InputFile(str(path), rows, *key[1:], digest, offsets)
+    rows = sum(1 for _ in _streamed(str(path)))
+    return InputFile(str(path), rows, *key[1:], digests.get(key) or file_digest(path))
+
+
+def _streamed(path: str) -> Iterator[Any]:
+    """All records of a file in order; `Unreadable` for a row that is none."""
+    for part in find_parts(UserSourceConfig(path=path), Path()):
+        yield from (row.record for row in read_part(part) if row.record is not None)
 
 
 def _index_lines(path: Path) -> tuple[int, tuple[int, ...], str]:
@@ -226,7 +251,8 @@ def read_rows(rows: InputRows, start: int, stop: int, text_column: str, kept: pa
     problems: dict[int, str] = {}
     tables = []
     for piece in rows.pieces(start, stop):
-        values, columns = _read_piece(piece, text_column, kept)
+        values, columns, broken = _read_piece(piece, text_column, kept)
+        problems |= {len(texts) + position: problem for position, problem in broken.items()}
         numbers = pa.array(range(start + len(texts), start + len(texts) + len(values)), pa.int64())
         tables.append(pa.table([numbers, *columns], schema=kept.insert(0, ROW_FIELD)))
         for value in values:
@@ -271,8 +297,9 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _inferred_type(records: list[dict], name: str, piece: Piece) -> pa.DataType:
+    values = [record.get(name) for record in records]
     try:
-        kind = pa.array([record.get(name) for record in records]).type
+        kind = pa.array([None if _is_broken(value) else value for value in values]).type
     except pa.ArrowException as error:
         raise DataError(
             f"column {name!r} of {piece.file.path} mixes types ({error}); do not keep it, or convert it"
@@ -280,15 +307,47 @@ def _inferred_type(records: list[dict], name: str, piece: Piece) -> pa.DataType:
     return pa.string() if pa.types.is_null(kind) else kind
 
 
-def _read_piece(piece: Piece, text_column: str, kept: pa.Schema) -> tuple[list[Any], list[pa.Array]]:
-    """Texts and kept columns; a text is whatever stands in its place."""
+def _read_piece(
+    piece: Piece, text_column: str, kept: pa.Schema
+) -> tuple[list[Any], list[pa.Array], dict[int, str]]:
+    """Texts, kept columns, and what is wrong with those; a text is whatever stands in its place."""
     if piece.file.path.endswith(PARQUET_SUFFIX):
         table = _read_parquet(piece, list(dict.fromkeys([text_column, *kept.names])))
-        return table[text_column].to_pylist(), [table[field.name].cast(field.type) for field in kept]
+        return _texts(table[text_column]), [table[field.name].cast(field.type) for field in kept], {}
     records = list(_records(piece))
     rows = [record if isinstance(record, dict) else {} for record in records]
     texts = [record.get(text_column) if isinstance(record, dict) else record for record in records]
-    return texts, [_column(rows, field, piece) for field in kept]
+    broken: dict[int, str] = {}
+    for name in kept.names:
+        for position, row in enumerate(rows):
+            if _is_broken(row.get(name)):
+                broken[position] = f"half a Unicode character in {name!r}"
+                rows[position] = row | {name: None}
+    return texts, [_column(rows, field, piece) for field in kept], broken
+
+
+def _texts(column: pa.ChunkedArray) -> list[Any]:
+    """Values of a column; one that is not UTF-8 does not take the others with it."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_text_at(column, position) for position in range(len(column))]
+
+
+def _text_at(column: pa.ChunkedArray, position: int) -> Any:
+    try:
+        return column[position].as_py()
+    except UnicodeDecodeError:
+        return Unreadable("text is not UTF-8", "")
+
+
+def _is_broken(value: Any) -> bool:
+    """Whether some text in a value of JSON cannot be written as UTF-8."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value) if not value.isascii() else False
+    if isinstance(value, dict):
+        return any(map(_is_broken, value)) or any(map(_is_broken, value.values()))
+    return isinstance(value, list) and any(map(_is_broken, value))
 
 
 def _read_parquet(piece: Piece, columns: list[str]) -> pa.Table:
@@ -313,12 +372,14 @@ def _read_parquet(piece: Piece, columns: list[str]) -> pa.Table:
     return pa.Table.from_batches(batches)
 
 
-class _NotJson:
-    """Stands for a line that is not a JSON object."""
+_NOT_JSON = Unreadable("not a JSON object", "")
 
 
 def _records(piece: Piece) -> Iterator[Any]:
-    """Objects of the lines of a piece; `_NotJson` for a line that is none."""
+    """Records of a piece; `Unreadable` for what is none."""
+    if not piece.file.offsets:
+        yield from islice(_streamed(piece.file.path), piece.start, piece.stop)
+        return
     seek = piece.start // ROWS_PER_OFFSET
     with open(piece.file.path, "rb") as stream:
         stream.seek(piece.file.offsets[seek])
@@ -329,12 +390,17 @@ def _records(piece: Piece) -> Iterator[Any]:
                 record = json.loads(line)
             except ValueError:  # not JSON, or not UTF-8
                 record = None
-            yield record if isinstance(record, dict) else _NotJson
+            yield record if isinstance(record, dict) else _NOT_JSON
 
 
 def _column(rows: list[dict], field: pa.Field, piece: Piece) -> pa.Array:
+    values = [row.get(field.name) for row in rows]
     try:
-        return pa.array([row.get(field.name) for row in rows], type=field.type)
+        if pa.types.is_integer(field.type):  # pyarrow would cut fractions off
+            for value in values:
+                if isinstance(value, float) and not value.is_integer():
+                    raise ValueError(f"{value} is no whole number")
+        return pa.array(values, type=field.type)
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(
             f"column {field.name!r} is {field.type} in the first rows, and another type between rows "
@@ -344,8 +410,8 @@ def _column(rows: list[dict], field: pa.Field, piece: Piece) -> pa.Array:
 
 def _problem(value: Any) -> str | None:
     """What is wrong with a row whose text is `value`, in words that are the same for all such rows."""
-    if value is _NotJson:
-        return "not a JSON object"
+    if isinstance(value, Unreadable):
+        return value.reason
     if value is None:
         return "no text"
     if not isinstance(value, str):

@@ -48,7 +48,7 @@ class EmbedRequest:
     On several nodes files, checkpoint and output lie on storage that all of them mount.
 
     Attributes:
-        files: a Parquet or JSON-lines file, a folder or a glob of them.
+        files: a file of any format that training reads, a folder or a glob of them.
         checkpoint: checkpoint folder.
         output: folder of the vectors and their manifest.
         text_column: column of the texts.
@@ -127,6 +127,11 @@ def plan_work(
     Raises:
         UserError: checkpoint or input cannot be read, or do not have what the request names.
     """
+    if (given := resolve(request.files)).is_dir() and resolve(request.output).is_relative_to(given):
+        raise RequestError(
+            f"the output {resolve(request.output)} is inside the input folder {given}, and the next run would "
+            "read it; choose another place"
+        )
     folder = resolve(request.checkpoint)
     description = checkpoints.read_manifest(folder)
     if request.dimensions is not None and not 1 <= request.dimensions <= description["dimensions"]:

@@ -1,0 +1,297 @@
+"""Untidy files of all kinds: what they mean, or the sentence that refuses them."""
+
+import bz2
+import gzip
+import json
+import lzma
+import math
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayembed.common.errors import DataError, ResourceError
+from rayembed.config.data import UserSourceConfig
+from rayembed.data.sample import sample_source
+from rayembed.records import locations
+
+PAIR = {"query": "q", "positive": "p"}
+
+
+def lines(*records):
+    return "".join(f"{json.dumps(record)}\n" for record in records)
+
+
+def row_of(query="q", positives=("p",), negatives=(), **more):
+    return {"query": query, "positives": list(positives), "negatives": list(negatives)} | more
+
+
+UNTIDY = {
+    # name: (file, content, kind, rows, or a text of the refusal)
+    "numbered negatives": (
+        "a.jsonl",
+        lines({"anchor": "q", "positive": "p", "negative_1": "a", "negative_2": "b", "negative_10": "c"}),
+        "pairs",
+        [row_of(negatives=["a", "b", "c"])],
+    ),
+    "scores of FlagEmbedding": (
+        "a.jsonl",
+        lines({"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [0.75], "neg_scores": [0.25]}),
+        "pairs",
+        [row_of(negatives=["n"], teacher_scores=[0.75, 0.25])],
+    ),
+    "question and answer": ("a.jsonl", lines({"Question": "q", "Answer": "p"}), "pairs", [row_of()]),
+    "passages of DPR": (
+        "a.json",
+        json.dumps(
+            [
+                {
+                    "question": "q",
+                    "answers": ["short"],
+                    "positive_ctxs": [{"title": "t", "text": "x"}],
+                    "hard_negative_ctxs": [{"title": "", "text": "n"}],
+                }
+            ],
+            indent=2,
+        ),
+        "pairs",
+        [row_of(positives=["t x"], negatives=["n"])],
+    ),
+    "two columns that may be meant": (
+        "a.jsonl",
+        lines({"question": "q", "answers": ["a"], "context": "c"}),
+        "pairs",
+        r"a.jsonl:1: 'answers' and 'context' may both be the positives; choose with columns: {positives: ans",
+    ),
+    "columns of another kind": (
+        "a.csv",
+        "text,label\na,1\n",
+        "pairs",
+        "set kind: labels",
+    ),
+    "blank optional cells": (
+        "a.csv",
+        "query,positive,negative,cluster\nq,p,,\nr,s,n,7\n",
+        "pairs",
+        [row_of(cluster=None), row_of("r", ["s"], ["n"], cluster="7")],
+    ),
+    "lists in cells": (
+        "a.csv",
+        'query,positives,negatives\nq,"[""p"", ""r""]","[\'n\', \'it\'\'s\']"\n'.replace("\\'", "'"),
+        "pairs",
+        [row_of(positives=["p", "r"], negatives=["n", "its"])],
+    ),
+    "semicolons": ("a.csv", "query;positive\nq, r;p\n", "pairs", [row_of("q, r")]),
+    "byte order mark and CR LF": ("a.csv", b"\xef\xbb\xbfquery,positive\r\nq,p\r\n", "pairs", [row_of()]),
+    "UTF-16 of a spreadsheet": ("a.tsv", "query\tpositive\nq\tp\n".encode("utf-16"), "pairs", [row_of()]),
+    "UTF-16 of a shell": ("a.jsonl", lines(PAIR).encode("utf-16"), "pairs", "a.jsonl is UTF-16; convert it"),
+    "byte order mark in JSON": ("a.jsonl", b"\xef\xbb\xbf" + lines(PAIR).encode(), "pairs", [row_of()]),
+    "quotes in a TSV of plain text": (
+        "a.tsv",
+        'query\tpositive\n"Red" light\tStop.\n6" tall\tSmall.\n"open\tp\n"say ""hi"""\tp\n',
+        "pairs",
+        [row_of('"Red" light', ["Stop."]), row_of('6" tall', ["Small."]), row_of('"open'), row_of('say "hi"')],
+    ),
+    "quotes around lines in a TSV": (
+        "a.tsv",
+        'query\tpositive\nq\t"one\ntwo"\n',
+        "pairs",
+        [row_of(positives=["one\ntwo"])],
+    ),
+    "two columns of one name": ("a.csv", "query,positive,query\nq,p,r\n", "pairs", "two columns 'query'"),
+    "array on one line": ("a.json", json.dumps([PAIR, PAIR | {"query": "r"}]), "pairs", [row_of(), row_of("r")]),
+    "cut array": ("a.json", '[{"query": "q"', "pairs", "array that is broken JSON"),
+    "objects over several lines": ("a.json", json.dumps(PAIR, indent=1), "pairs", "one object a line"),
+    "NaN for none": (
+        "a.jsonl",
+        '{"query": "q", "positive": "p", "negative": NaN, "cluster": NaN, "prompt": ""}\n',
+        "pairs",
+        [row_of(cluster=None, instruction=None)],
+    ),
+    "floats and dates as keys": (
+        "a.jsonl",
+        lines({"text": "a", "label": 1.0, "group": 3.0}, {"text": "b", "label": True, "group": "x"}),
+        "labels",
+        [{"text": "a", "label": "1", "group": "3"}, {"text": "b", "label": "True", "group": "x"}],
+    ),
+    "half a class": ("a.jsonl", lines({"text": "a", "label": 0.5}), "labels", "label is not a text"),
+    "names next to numbers of classes": (
+        "a.jsonl",
+        lines({"text": "a", "label": 0, "label_text": "bad"}),
+        "labels",
+        [{"text": "a", "label": "bad"}],
+    ),
+    "many texts in one record": (
+        "a.jsonl",
+        lines({"sentences": ["a", "b"], "labels": ["x", "y"]}),
+        "labels",
+        [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}],
+    ),
+    "no consensus": (
+        "a.jsonl",
+        lines({"premise": "a", "hypothesis": "b", "label": "-"}, {"premise": "a", "hypothesis": "b", "label": 2.0}),
+        "nli",
+        [{"sentence1": "a", "sentence2": "b", "label": "contradiction"}],
+    ),
+    "names of duplicates": (
+        "a.jsonl",
+        lines({"question1": "a", "question2": "b", "label": "not_duplicate"}),
+        "duplicates",
+        [{"sentence1": "a", "sentence2": "b", "label": "0"}],
+    ),
+    "pairs of Quora": (
+        "a.jsonl",
+        lines({"questions": {"id": [1, 2], "text": ["a", "b"]}, "is_duplicate": True}),
+        "duplicates",
+        [{"sentence1": "a", "sentence2": "b", "label": "1"}],
+    ),
+    "lists in a struct": (
+        "a.jsonl",
+        lines({"query": "q", "positives": {"title": ["s", ""], "text": ["x", "y"]}}),
+        "pairs",
+        [row_of(positives=["s x", "y"])],
+    ),
+    "lone surrogate": ("a.jsonl", lines({"query": "\ud83d", "positive": "p"}), "pairs", "broken encoding"),
+    "gzip": ("a.ndjson.gz", gzip.compress(lines(PAIR).encode()), "pairs", [row_of()]),
+    "bzip2": ("a.csv.bz2", bz2.compress(b"query,positive\nq,p\n"), "pairs", [row_of()]),
+    "xz": ("a.jsonl.xz", lzma.compress(lines(PAIR).encode()), "pairs", [row_of()]),
+    "zstandard": ("a.json.zst", pa.compress(json.dumps([PAIR]).encode(), "zstd", asbytes=True), "pairs", [row_of()]),
+    "an archive": ("a.zip", b"PK", "pairs", "has nothing to read as format auto"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNTIDY)
+def test_an_untidy_file_has_one_meaning_or_is_refused(tmp_path, name):
+    file, content, kind, expected = UNTIDY[name]
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    source = UserSourceConfig(path=str(tmp_path / file), kind=kind)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            raise DataError("; ".join(sample_source("mine", source, 9).bad))
+        return
+    found = sample_source("mine", source, 9).rows
+    assert [{key: row[key] for key in want} for row, want in zip(found, expected, strict=True)] == expected
+
+
+def test_labels_may_be_given_a_meaning(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines({"premise": "a", "hypothesis": "b", "label": 0}))
+    source = {"path": str(tmp_path / "a.jsonl"), "kind": "nli", "label_texts": {0: "contradiction"}}
+    (row,) = sample_source("mine", UserSourceConfig(**source), 1).rows
+    assert row["label"] == "contradiction"
+
+
+def test_what_is_understood_and_what_is_not_used_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines({"anchor": "q", "translation": {"de": "p", "fr": "f"}, "idx": 3}))
+    (tmp_path / "b.zip").write_text("")
+    source = UserSourceConfig(path=str(tmp_path), columns={"positives": "translation.de"})
+    sample = sample_source("mine", source, 5)
+    assert sample.columns == {"query": ["anchor"], "positives": ["translation.de"]}
+    assert (sample.unused, sample.unread, sample.rows[0]["positives"]) == (["idx"], ["b.zip"], ["p"])
+    assert "not used: idx" in list(sample.lines())
+
+
+ROW = lines(PAIR)
+LAYOUTS = {
+    # files, settings, files that are read or a text of the refusal
+    "shards": (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet",
+                "data/test-00000-of-00001.parquet"], {"split": "train"}, "train-0000"),
+    "one file a split": (["train.parquet", "test.parquet"], {"split": "dev"}, "!no split 'validation'"),
+    "none chosen": (["train.jsonl", "dev.jsonl"], {}, "!has the splits train, validation; choose one with split"),
+    "all": (["train.jsonl", "test.jsonl"], {"split": "all"}, ""),
+    "names of splits": (["my-dev.jsonl", "my_train.jsonl"], {"split": "validation"}, "my-dev"),
+    "converted": (["default/train/0000.parquet", "default/test/0000.parquet"], {"split": "test"}, "default/test"),
+    "configurations": (["en/train.jsonl", "de/train.jsonl"], {"split": "train"},
+                       "!has the configurations de, en; choose one with config"),
+    "configuration": (["en/train.jsonl", "en/test.jsonl", "de/train.jsonl"], {"split": "train", "config": "en"},
+                      "en/train.jsonl"),
+    "configuration in the name": (["sts-train.jsonl", "nli-train.jsonl"], {"config": "nli"}, "nli-"),
+    "special splits": (["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"],
+                       {"split": "train"}, "!no split 'train'; it has the splits train_gen, train_sft"),
+    "plain folder": (["2024/a.jsonl", "2025/latest.jsonl"], {}, "20"),
+    "bookkeeping": (["a.jsonl", "_SUCCESS.json", "dataset_info.json", ".cache/b.jsonl"], {}, "a.jsonl"),
+    "Delta": (["_delta_log/00.json", "part-0.parquet"], {}, "!is a Delta table"),
+    "no split": (["a.jsonl"], {"split": "test"}, "!no file that is named after a split"),
+    "pattern": (["a1.jsonl", "a2.jsonl", "b1.jsonl"], {"path": "a*.jsonl"}, "a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_folder_gives_its_split_or_is_refused_with_the_list(tmp_path, name):
+    files, settings, expected = LAYOUTS[name]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        if file.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist([PAIR]), tmp_path / file)
+        else:
+            (tmp_path / file).write_text(ROW)
+    settings = settings | {"path": str(tmp_path / settings.get("path", ""))}
+    if expected.startswith("!"):
+        with pytest.raises(DataError, match=expected[1:]):
+            sample_source("mine", UserSourceConfig(**settings), 1)
+        return
+    found = list(sample_source("mine", UserSourceConfig(**settings), 1).files)
+    assert found == sorted(file for file in files if file.rpartition("/")[2][0] not in "._"
+                           and not file.startswith(".") and "info" not in file
+                           and file.startswith(("data/" + expected, expected)))  # fmt: skip
+
+
+CARD = """---
+configs:
+- config_name: pair
+  data_files:
+  - {split: train, path: pair/tr*}
+  - {split: test, path: [pair/held.jsonl]}
+- config_name: score
+  data_files: score.jsonl
+---
+"""
+
+
+def test_hub_data_sets_come_from_a_folder_or_the_cache_as_their_card_says(tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshot"
+    (snapshot / "pair").mkdir(parents=True)
+    (snapshot / "README.md").write_text(CARD)
+    for name in ("pair/tr1.jsonl", "pair/tr2.jsonl", "pair/held.jsonl", "score.jsonl"):
+        (snapshot / name).write_text(ROW)
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **kw: asked.append(name) or snapshot
+    )
+    source = UserSourceConfig(hub="someone/pairs", config="pair", split="train")
+    assert list(sample_source("mine", source, 1).files) == ["pair/tr1.jsonl", "pair/tr2.jsonl"]
+    assert asked[0] == "someone/pairs"
+    with pytest.raises(DataError, match="someone/pairs has the configurations pair, score; choose one"):
+        sample_source("mine", UserSourceConfig(hub="someone/pairs"), 1)
+    by_folder = UserSourceConfig(hub=str(snapshot), config="pair", split="test")
+    assert list(sample_source("mine", by_folder, 1).files) == ["pair/held.jsonl"]
+
+
+def test_a_hub_data_set_that_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def no_network(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", no_network)
+    with pytest.raises(ResourceError, match=r"nobody/nothing is not in the cache.*\(no network\).*give path"):
+        locations.hub_location("nobody/nothing", None)
+    with pytest.raises(DataError, match="no name of a data set"):
+        locations.hub_location("a/b/c", None)
+
+
+def test_a_store_that_only_fsspec_knows(tmp_path):
+    import fsspec
+
+    with fsspec.open("memory://bucket/train.jsonl", "wt") as stream:
+        stream.write(ROW)
+    (row,) = sample_source("mine", UserSourceConfig(path="memory://bucket"), 3).rows
+    assert row["positives"] == ["p"]
+
+
+def test_a_saved_dictionary_of_data_sets_has_no_caches(tmp_path):
+    whole = datasets.Dataset.from_dict({"query": ["q"], "positive": ["p"], "score": [math.nan]})
+    datasets.DatasetDict(train=whole, extra=whole).save_to_disk(tmp_path / "both")
+    (tmp_path / "both" / "train" / "cache-0123.arrow").write_bytes(b"cache")
+    source = UserSourceConfig(path=str(tmp_path / "both"), split="extra")
+    assert list(sample_source("mine", source, 1).files) == ["extra/data-00000-of-00001.arrow"]
