@@ -1,4 +1,4 @@
-from rayembed.common.settings import differences
+from rayembed.common.settings import differences, read_yaml
 
 
 def test_differences_are_said_in_words():
@@ -17,3 +17,7 @@ def test_lists_of_one_length_are_compared_item_by_item():
         "stages.0.loss was None and is 'x'", "stages.1.steps was 5 and is 6",
         "keep was ['a'] and is ['a', 'b']",
     ]  # fmt: skip
+
+
+def test_on_and_no_are_names():
+    assert read_yaml("{on: 1, no: off, yes: true}") == {"on": 1, "no": "off", "yes": True}

@@ -1,6 +1,10 @@
+from types import SimpleNamespace
+
+import datasets
 import pyarrow as pa
 import pytest
 
+from rayembed.common.errors import DataError
 from rayembed.config.data import DataConfig
 from rayembed.data import contamination
 from rayembed.data.contamination import ContaminationGuard, NearDuplicates, evaluation_texts
@@ -66,6 +70,42 @@ def test_guard_reads_test_splits_and_declared_sources(home):
     data = DataConfig(sources={"held-out": {"path": "held_out.csv", "kind": "labels"}})
     guard = contamination.make_guard(data, ["held-out"])
     assert guard.match(KNOWN) == ("held-out", KNOWN)
+
+
+class FakeTask:
+    is_aggregate = False
+
+    def __init__(self, name, rows):
+        metadata = {"name": name, "dataset": {"path": "a/b", "revision": "7"}, "eval_splits": ["test"]}
+        self.metadata, self.rows, self.dataset = SimpleNamespace(**metadata), rows, None
+
+    def load_data(self):
+        self.dataset = {"default": {"test": self.rows, "train": None}}
+
+
+def test_tasks_and_benchmarks_of_mteb_are_compared(monkeypatch):
+    search = {
+        "queries": {"text": [KNOWN]}, "corpus": {"text": ["A document."]}, "relevant_docs": {}
+    }  # fmt: skip
+    pairs = datasets.Dataset.from_dict({"sentence1": ["Sofa"], "sentence2": ["A couch."], "labels": ["x"]})
+    tasks = [FakeTask("Search", search), FakeTask("Pairs", pairs)]
+    monkeypatch.setattr("mteb.get_benchmark", {"Everything": SimpleNamespace(tasks=tasks)}.__getitem__)
+    monkeypatch.setattr("mteb.get_task", {"Pairs": tasks[1]}.__getitem__)
+    guard = contamination.make_guard(DataConfig(), ["mteb:Everything"])
+    assert [guard.match(text) for text in ("sofa!", "a document")] == [("Pairs", "sofa!"), None]
+    assert guard.match(KNOWN + " again") == ("Search", KNOWN)
+    assert contamination.compared_files(DataConfig(), ["mteb:Pairs"]) == {"Pairs": "7"}
+    documents = DataConfig(contamination={"documents": True})
+    assert contamination.make_guard(documents, ["mteb:Everything"]).match("A document")
+    with pytest.raises(DataError, match="mteb has no benchmark or task 'Nothing'"):
+        contamination.make_guard(DataConfig(), ["mteb:Nothing"])
+
+
+def test_a_guard_that_compares_nothing_says_so(caplog):
+    assert contamination.compared_sources(DataConfig(), ["mine"]) == ()
+    assert "nothing is compared" in caplog.text
+    derived = DataConfig(sources={"mined": {"path": "a", "derived_from": "vader-tweets"}})
+    assert contamination.compared_sources(derived, ["mined"]) == ("vader-tweets",)
 
 
 def test_texts_of_an_evaluation():

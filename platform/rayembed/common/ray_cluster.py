@@ -65,8 +65,8 @@ def connect(
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith(("http://", "https://")):
         raise ConfigError(
-            f"RAY_ADDRESS is {address}, a dashboard, which takes jobs only: use `ray job submit`, or set it to "
-            "ray://HOST:10001 or HOST:6379"
+            f"RAY_ADDRESS is {address}, a dashboard, which takes jobs only: use `ray job submit`, or set it "
+            "to ray://HOST:10001 or HOST:6379"
         )
     inside_job = runs_inside_job()
     source_path = "platform" if inside_job and Path("platform/rayembed").is_dir() else str(SOURCE_ROOT)

@@ -57,7 +57,7 @@ def _loaded(task: Any, name: str) -> Any:
 
 
 def tasks_of(name: str, mirror: str | None) -> list[Any]:
-    """The tasks of a benchmark of mteb, or the one task of that name, without their data.
+    """The tasks of a benchmark of mteb, or the one task of that name, without data; aggregates as parts.
 
     Args:
         name: such as `MTEB(eng, v1)` or `Banking77Classification`.
@@ -75,6 +75,7 @@ def tasks_of(name: str, mirror: str | None) -> list[Any]:
             tasks = [mteb.get_task(name)]
         except KeyError as error:
             raise DataError(f"mteb has no benchmark or task {name!r}; {error.args[0]}") from error
+    tasks = [part for task in tasks for part in (task.metadata.tasks if task.is_aggregate else [task])]
     if mirror is not None:
         for task in tasks:
             point_at_mirror(task, resolve(mirror))

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pyarrow as pa
@@ -135,3 +136,32 @@ def test_a_value_of_another_type_in_json_lines_is_named(tmp_path):
         DataError, match=r"'id' is int64 in the first rows, and another type between rows 1 and 3"
     ):
         read_rows(rows, 0, 3, "text", pa.schema([("id", pa.int64())]))
+
+
+def test_files_of_every_format_are_read_by_ranges(tmp_path):
+    (tmp_path / "1.csv").write_text("text,id\ntext 0,a\ntext 1,\n")
+    (tmp_path / "2.jsonl.gz").write_bytes(gzip.compress(b'{"text": "text 2", "id": "c"}\n'))
+    (tmp_path / "3.json").write_text(json.dumps([{"text": f"text {n}", "id": "d"} for n in (3, 4)], indent=1))
+    rows = index_files(find_files(tmp_path))
+    kept = kept_schema(rows, "text", ["id"])
+    for start in range(5):
+        found = read_rows(rows, start, 5, "text", kept)
+        assert found.texts == [f"text {n}" for n in range(start, 5)]
+        assert found.columns["id"].to_pylist() == ["a", None, "c", "d", "d"][start:]
+
+
+def test_broken_texts_and_kept_values_are_rows_with_a_problem(tmp_path):
+    lines = write_lines(
+        tmp_path / "a.jsonl", [{"text": "a", "title": "\ud83d", "n": 1}, {"text": "b", "n": 2.0}]
+    )
+    rows = index_files([lines])
+    found = read_rows(rows, 0, 2, "text", kept_schema(rows, "text", ["title"]))
+    assert found.problems == {0: "half a Unicode character in 'title'"}
+    later = index_files([write_lines(tmp_path / "b.jsonl", [{"text": "a", "n": 2.5}])])
+    with pytest.raises(DataError, match=r"'n' is int64 in the first rows.*2\.5 is no whole number"):
+        read_rows(later, 0, 1, "text", pa.schema([("n", pa.int64())]))
+    bad = pa.array([b"caf\xe9", b"q"]).cast(pa.binary())
+    texts = pa.StringArray.from_buffers(2, *bad.buffers()[1:])
+    pq.write_table(pa.table({"text": texts}), tmp_path / "c.parquet")
+    rows = index_files([tmp_path / "c.parquet"])
+    assert read_rows(rows, 0, 2, "text", pa.schema([])).problems == {0: "text is not UTF-8"}

@@ -129,8 +129,8 @@ def plan_work(
     """
     if (given := resolve(request.files)).is_dir() and resolve(request.output).is_relative_to(given):
         raise RequestError(
-            f"the output {resolve(request.output)} is inside the input folder {given}, and the next run would "
-            "read it; choose another place"
+            f"the output {resolve(request.output)} is inside the input folder {given}, and the next run "
+            "would read it; choose another place"
         )
     folder = resolve(request.checkpoint)
     description = checkpoints.read_manifest(folder)
