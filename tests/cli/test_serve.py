@@ -37,6 +37,17 @@ def test_leaving_the_endpoint_up_needs_a_cluster(failure, tmp_path):
     assert "RAY_ADDRESS" in str(error)
 
 
+def test_lists_are_read_as_yaml(failure, tmp_path):
+    error = failure(str(tmp_path), "--set", "adapters=[{adapter: nothing, model_nam: x}]")
+    assert "adapters.0.model_nam" in str(error)
+    assert isinstance(failure(str(tmp_path), "--set", "adapters=[{"), ConfigError)
+
+
+def test_local_serving_says_what_it_cannot_do(failure, tmp_path):
+    error = failure(str(tmp_path), "--on", "local", "--set", "min_replicas=0")
+    assert "--on local: min_replicas is below max_replicas" in str(error)
+
+
 def test_shipped_config_file_is_valid():
     from ray.serve.schema import ServeDeploySchema
 

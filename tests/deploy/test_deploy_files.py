@@ -21,7 +21,7 @@ CLUSTERS = {
     "RayService": ("spec", "rayClusterConfig"),
 }
 # Fields of KubeRay's v1 interface, https://ray-project.github.io/kuberay/reference/api/
-CLUSTER_FIELDS = {"rayVersion", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"}
+CLUSTER_FIELDS = {"rayVersion", "authOptions", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"}
 GROUP_FIELDS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
 KUBERNETES_VERSION = "1.35"
 
@@ -39,15 +39,21 @@ def test_manifest_fits_its_schema(path):
         for key in CLUSTERS[kind]:
             cluster = cluster[key]
         assert cluster.keys() <= CLUSTER_FIELDS
+        assert cluster["authOptions"] == {"mode": "token"}
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
         for group in groups:
             assert group.keys() <= GROUP_FIELDS
             assert all(isinstance(value, str) for value in group["rayStartParams"].values())
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **group["template"]}
             kubernetes_validate.validate(pod, KUBERNETES_VERSION, strict=True)
+            security = pod["spec"]["securityContext"]
+            assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 1000)
+            [container] = pod["spec"]["containers"]
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         for group in cluster["workerGroupSpecs"]:
+            assert group["template"]["spec"]["automountServiceAccountToken"] is False
             assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    elif kind not in ("Kustomization", "ServiceMonitor"):
+    elif kind not in ("Kustomization", "ScrapeConfig"):
         kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
 
 
@@ -61,7 +67,8 @@ def test_the_gpu_overlay_serves_on_a_gpu_with_the_gpu_image():
     overlay = load("../kubernetes-gpu/kustomization.yaml")
     assert overlay["images"] == [{"name": "rayembed", "newTag": "gpu"}]
     [patch] = overlay["patches"]
-    config, resources = (change["value"] for change in yaml.safe_load(patch["patch"]))
+    config, resources, tolerations = (change["value"] for change in yaml.safe_load(patch["patch"]))
+    assert tolerations[0]["key"] in resources["limits"]
     ServeDeploySchema.model_validate(yaml.safe_load(config))
     settings = ServeConfig.parse(yaml.safe_load(config)["applications"][0]["args"])
     assert settings.num_gpus == int(resources["limits"]["nvidia.com/gpu"]) == 1
@@ -92,6 +99,17 @@ def test_served_application_is_valid_and_asks_for_keys():
     worker = load("service.yaml")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
     [container] = worker["template"]["spec"]["containers"]
     assert settings.num_cpus <= float(container["resources"]["requests"]["cpu"])
+    assert worker["minReplicas"] >= settings.min_replicas >= 2 <= settings.ingress_replicas
+    labels = worker["template"]["metadata"]["labels"]
+    budget = load("disruption.yaml")["spec"]
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    assert budget["minAvailable"] < worker["minReplicas"]
+
+
+def test_only_the_endpoint_is_open_to_everybody():
+    policy = load("network.yaml")["spec"]
+    everybody = [rule["ports"] for rule in policy["ingress"] if "from" not in rule]
+    assert everybody == [[{"port": 8000}]]
 
 
 def test_dashboard_and_alerts_use_metrics_that_exist():
@@ -104,6 +122,12 @@ def test_dashboard_and_alerts_use_metrics_that_exist():
     used = {name for text in expressions for name in re.findall(r"rayembed_\w+", text)}
     assert used
     assert {re.sub("_(total|bucket|sum|count)$", "", name) for name in used} <= known
+
+
+def test_images_leave_the_number_of_threads_to_ray():
+    """Ray sets OMP_NUM_THREADS to the cores of an actor unless it is set already."""
+    for path in (DEPLOY / "docker").iterdir():
+        assert "OMP_NUM_THREADS" not in path.read_text()
 
 
 def test_images_copy_what_exists():

@@ -83,6 +83,22 @@ def load_fake(settings: ModelSettings) -> FakeEngine:
     return FakeEngine()
 
 
+class BreakingEngine(FakeEngine):
+    """Works until a text has the word "wedge", as a device after an illegal access."""
+
+    broken = False
+
+    def encode_tokens(self, tokenized, **options):
+        self.broken |= any(WordTokenizer.word_id("wedge") in ids for ids in tokenized.input_ids)
+        if self.broken:
+            raise RuntimeError("the device is lost")
+        return super().encode_tokens(tokenized, **options)
+
+
+def load_breaking_fake(settings: ModelSettings) -> FakeEngine:
+    return BreakingEngine()
+
+
 def load_slow_fake(settings: ModelSettings) -> FakeEngine:
     return FakeEngine(seconds_per_batch=0.2)
 

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +12,11 @@ import ray
 import requests
 
 from rayembed.common.errors import CheckpointError, ResourceError
+from rayembed.serving import local
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.local import LocalEndpoint, can_serve_locally, check_room
-from tests.serving.fakes import load_fake, load_slow_fake
+from rayembed.serving.deploy import bound_socket
+from rayembed.serving.local import LocalEndpoint, check_room, why_not_locally
+from tests.serving.fakes import load_breaking_fake, load_fake, load_slow_fake
 from tests.serving.load import replica_pids
 
 BODY = {"model": "fake", "input": ["one", "two words"]}
@@ -44,13 +45,10 @@ def start(local_ray):
     endpoints = []
 
     def starting(load, **settings):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         config = ServeConfig.parse(
             {"checkpoint": "unused", "model_name": "fake", "num_cpus": 0.1, **settings}
         )
-        endpoints.append(LocalEndpoint(config, None, "127.0.0.1", port, load))
+        endpoints.append(LocalEndpoint(config, None, bound_socket("127.0.0.1", 0), load))
         return endpoints[-1]
 
     yield starting
@@ -58,17 +56,17 @@ def start(local_ray):
         endpoint.stop()
 
 
-def ask(endpoint):
-    return requests.post(f"{endpoint.url}/v1/embeddings", json=BODY, timeout=60)
+def ask(endpoint, **body):
+    return requests.post(f"{endpoint.url}/v1/embeddings", json=BODY | body, timeout=60)
 
 
 def test_fixed_number_of_processes_on_one_machine(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert can_serve_locally(ServeConfig(checkpoint="x", min_replicas=2, max_replicas=2))
-    assert not can_serve_locally(ServeConfig(checkpoint="x", min_replicas=0, max_replicas=1))
-    assert not can_serve_locally(ServeConfig(checkpoint="x", ingress_replicas=2))
+    assert not why_not_locally(ServeConfig(checkpoint="x", min_replicas=2, max_replicas=2))
+    assert "min_replicas" in why_not_locally(ServeConfig(checkpoint="x", min_replicas=0, max_replicas=1))
+    assert "ingress_replicas" in why_not_locally(ServeConfig(checkpoint="x", ingress_replicas=2))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert not can_serve_locally(ServeConfig(checkpoint="x"))
+    assert "RAY_ADDRESS" in why_not_locally(ServeConfig(checkpoint="x"))
 
 
 def test_replicas_must_fit_the_machine():
@@ -108,6 +106,22 @@ def test_work_of_clients_that_left_is_dropped(start):
     assert 'status="499"' in metrics
     batches = float(re.search(r"^rayembed_batch_tokens_count.* (\S+)$", metrics, flags=re.MULTILINE)[1])
     assert batches < 2 * 11
+
+
+@pytest.mark.ray
+def test_a_model_that_breaks_is_replaced(start, monkeypatch):
+    """The engine fails on every pass after a text with the word wedge; the next process is whole again."""
+    monkeypatch.setattr(local, "_CHECK_EVERY_S", 0.2)
+    endpoint = start(load_breaking_fake)
+    [broken] = replica_pids(endpoint.url)
+    ask(endpoint, input="wedge")
+    statuses = [ask(endpoint).status_code for _ in range(3)]
+    assert set(statuses) <= {500, 503}
+    deadline = time.monotonic() + 120
+    while ask(endpoint).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert replica_pids(endpoint.url) != [broken]
 
 
 @pytest.mark.ray

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -30,6 +30,10 @@ def serve(
     model_name: Annotated[str | None, typer.Option(help="Name of the model (default: the folder's).")] = None,
     config: Annotated[FilePath | None, typer.Option(help="Serve config file with the defaults.")] = None,
     set: Set = None,
+    on: Annotated[
+        Literal["local", "ray"] | None,
+        typer.Option(help="This machine alone, or Ray Serve (default: local where the settings allow it)."),
+    ] = None,
     drain_seconds: Annotated[
         float, typer.Option(help="On SIGTERM, seconds from the failing readiness probe to the stop.")
     ] = 10,
@@ -46,6 +50,7 @@ def serve(
         model_name: name of the model; None takes the folder's.
         config: Serve config file that gives the defaults.
         set: any other serving setting, each `key=value`.
+        on: `local` answers on this machine alone, `ray` is Ray Serve; None takes local where it is possible.
         drain_seconds: on SIGTERM, seconds from the failing readiness probe to the stop.
         blocking: stay until Ctrl-C; False leaves the endpoint on the cluster of RAY_ADDRESS.
 
@@ -60,7 +65,7 @@ def serve(
     """
     # Ray Serve and torch take seconds to import.
     from rayembed.serving.deploy import deploy, drain, example_request, shut_down
-    from rayembed.serving.local import can_serve_locally, serve_locally
+    from rayembed.serving.local import serve_locally, why_not_locally
 
     if not blocking and "RAY_ADDRESS" not in os.environ:
         raise ResourceError(
@@ -75,17 +80,26 @@ def serve(
     host = host or http_options.get("host", DEFAULT_HOST)
     port = port or http_options.get("port", DEFAULT_PORT)
     serving = ServeConfig.parse(arguments)
-    if can_serve_locally(serving):
+    reason = "it was asked for" if on == "ray" else why_not_locally(serving)
+    if reason and on == "local":
+        raise ConfigError(f"--on local: {reason}, which needs Ray Serve; use --on ray or change that")
+    if not reason:
+        logger.info("serving on this machine alone; --on ray uses Ray Serve")
         endpoint = serve_locally(arguments, host=host, port=port)
-        url, drain, stop = endpoint.url, endpoint.drain, endpoint.stop
+        url, drain, stop, check = endpoint.url, endpoint.drain, endpoint.stop, endpoint.check
     else:
-        url, stop = deploy(arguments, host=host, port=port), shut_down
+        logger.info("serving with Ray Serve: %s", reason)
+        url, stop, check = deploy(arguments, host=host, port=port), shut_down, _nothing
     with_key = load_keyring(serving.authentication, serving.api_keys_file, host) is not None
     example = example_request(url, serving.served_name, with_key=with_key)
     typer.echo(f"ready: {url}\ntry it:\n  {example}")
     if blocking:
-        _stay_until_stopped(drain, stop, drain_seconds)
+        _stay_until_stopped(drain, stop, check, drain_seconds)
     return url
+
+
+def _nothing() -> None:
+    """Ray Serve looks after its own processes."""
 
 
 def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,20 +116,28 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return dict(application.get("args", {})), dict(content.get("http_options", {}))
 
 
-def _split_setting(setting: str) -> tuple[str, str]:
+def _split_setting(setting: str) -> tuple[str, Any]:
     key, separator, value = setting.partition("=")
     if not separator:
         raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
+    if value[:1] in ("[", "{"):
+        try:
+            return key, yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {key}: {value} is not a YAML list or mapping") from error
     return key, value
 
 
-def _stay_until_stopped(drain: Callable[[], None], stop: Callable[[], None], drain_seconds: float) -> None:
+def _stay_until_stopped(
+    drain: Callable[[], None], stop: Callable[[], None], check: Callable[[], None], drain_seconds: float
+) -> None:
     """Wait for Ctrl-C, or for SIGTERM, after which orchestrators keep sending requests for a while."""
     terminated = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     logger.info("press Ctrl-C to stop")
     try:
-        terminated.wait()
+        while not terminated.wait(1):
+            check()
         logger.info("the readiness probe fails from now on; stopping in %g s", drain_seconds)
         drain()
         time.sleep(drain_seconds)

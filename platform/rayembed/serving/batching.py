@@ -109,6 +109,9 @@ class TokenBatcher:
         self._worker: asyncio.Task | None = None
         self.tokens_per_second = 0.0
         """Recent speed of the model; 0 before the first batch."""
+        self.failures = 0
+        """Passes of a single text that failed since the last pass that did not."""
+        self._pass_began: float | None = None
 
     async def encode(
         self, texts: TokenizedTexts, priority: Priority = "online", adapter: str = "", client: str = ""
@@ -127,6 +130,11 @@ class TokenBatcher:
         finally:
             queued.answer.cancel()
 
+    @property
+    def seconds_in_pass(self) -> float:
+        """How long the model has been computing its present batch."""
+        return time.perf_counter() - self._pass_began if self._pass_began else 0.0
+
     async def _work(self) -> None:
         while batch := self._queue.next_batch():
             now = time.perf_counter()
@@ -140,7 +148,7 @@ class TokenBatcher:
             [item.request.texts.pool_starts[item.position] for item in batch],
             [item.request.texts.truncated[item.position] for item in batch],
         )
-        started = time.perf_counter()
+        started = self._pass_began = time.perf_counter()
         middle = 0
         try:
             vectors = await asyncio.get_running_loop().run_in_executor(
@@ -148,14 +156,18 @@ class TokenBatcher:
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the caller whose text it is
             if len(batch) == 1:
+                self.failures += 1
                 batch[0].request.fail(error)
                 return
             middle = len(batch) // 2
+        finally:
+            self._pass_began = None
         if middle:
             # Not inside `except`: the error would keep the tensors of the failed pass in memory.
             await self._compute(batch[:middle])
             await self._compute(batch[middle:])
             return
+        self.failures = 0
         self._measure(sum(texts.lengths), time.perf_counter() - started)
         for item, vector in zip(batch, vectors, strict=True):
             item.request.store(item.position, vector)

@@ -65,7 +65,8 @@ def build_application(
     """
     environment = {"runtime_env": dict(runtime_env)} if runtime_env else {}
     replicas = {
-        model.served_name: _bind_replica(config, model, load, environment) for model in config.all_models
+        model.served_name: _bind_replica(config, number, load, environment)
+        for number, model in enumerate(config.all_models)
     }
     return serve.deployment(
         name=INGRESS_NAME,
@@ -82,11 +83,12 @@ def build_application(
 
 
 def _bind_replica(
-    config: ServeConfig, model: ModelSettings, load: Callable[[ModelSettings], Engine], environment: dict
+    config: ServeConfig, number: int, load: Callable[[ModelSettings], Engine], environment: dict
 ) -> Application:
-    single = len(config.all_models) == 1
+    model = config.all_models[number]
+    suffix = f"-{number}-{re.sub('[^A-Za-z0-9_-]', '_', model.served_name)}" if config.models else ""
     return serve.deployment(
-        name=REPLICA_NAME if single else f"{REPLICA_NAME}-{re.sub('[^A-Za-z0-9_-]', '_', model.served_name)}",
+        name=f"{REPLICA_NAME}{suffix}",
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus, **environment},
         autoscaling_config=autoscaling_settings(model),
         max_ongoing_requests=_MODEL_REQUESTS_IN_PROGRESS,
@@ -158,8 +160,8 @@ def drain() -> None:
 
 
 def shut_down() -> None:
-    """End the endpoint and Ray Serve with it."""
-    serve.shutdown()
+    """End the endpoint; other applications of the cluster stay."""
+    serve.delete(APPLICATION_NAME)
 
 
 def example_request(url: str, model: str, *, with_key: bool = False) -> str:
@@ -203,13 +205,20 @@ def _serve_is_running() -> bool:
 
 def check_port(host: str, port: int) -> None:
     """Raise ResourceError when nothing can listen on `port`."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
-            raise ResourceError(f"port {port} on {host} {reason}; choose another one with --port") from error
+    bound_socket(host, port).close()
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that has the port and does not listen yet; ResourceError where it is taken."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
+        raise ResourceError(f"port {port} on {host} {reason}; choose another one with --port") from error
+    return bound
 
 
 def _wait_until_running(timeout_s: float) -> None:

@@ -8,6 +8,7 @@ and its requests sent again as there. What needs Serve stays with `deploy`: clus
 import asyncio
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,7 +19,8 @@ from typing import Any
 
 import ray
 import uvicorn
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError
 
 from rayembed.common.errors import CheckpointError, ResourceError
 from rayembed.common.ray_compat import runs_inside_job
@@ -29,30 +31,35 @@ from rayembed.serving.authentication import Keyring, load_keyring
 from rayembed.serving.config import ModelSettings, ServeConfig
 from rayembed.serving.deploy import (
     base_url,
+    bound_socket,
     check_models,
-    check_port,
     connect_for_serving,
     with_fitting_resources,
 )
 from rayembed.serving.errors import NoReplicaError
+from rayembed.serving.messages import EncodeRequest
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import DropAbandonedMiddleware
 from rayembed.serving.replica import EmbeddingReplica, load_engine
 
 logger = logging.getLogger(__name__)
 
-_CALLS_IN_PROGRESS = 4096
+_CALLS_IN_PROGRESS = 4096  # of a replica
+_CHECK_EVERY_S = 10
+_LONGEST_CHECK_S = 60
 _FINISH_S = 60
 _POLL_S = 0.01
 _LONGEST_WAIT_S = 120
 _RESTART_PAUSE_S = 1
 
 
-def can_serve_locally(config: ServeConfig) -> bool:
-    """Whether this machine is meant, and the settings ask for a fixed number of processes."""
-    on_cluster = "RAY_ADDRESS" in os.environ or runs_inside_job()
-    fixed = all(model.min_replicas == model.max_replicas for model in config.all_models)
-    return not on_cluster and fixed and config.ingress_replicas == 1
+def why_not_locally(config: ServeConfig) -> str:
+    """What needs Ray Serve, in words; empty where this machine alone is meant and enough."""
+    if "RAY_ADDRESS" in os.environ or runs_inside_job():
+        return "RAY_ADDRESS names a cluster"
+    if any(model.min_replicas != model.max_replicas for model in config.all_models):
+        return "min_replicas is below max_replicas"
+    return "there are several ingress_replicas" if config.ingress_replicas > 1 else ""
 
 
 def serve_locally(
@@ -69,12 +76,12 @@ def serve_locally(
     config = ServeConfig.parse(arguments)
     keyring = load_keyring(config.authentication, config.api_keys_file, host)
     check_models(config)
-    check_port(host, port)
+    listener = bound_socket(host, port)
     connect_for_serving()
     config = with_fitting_resources(config, arguments)
     check_room(config, ray.cluster_resources())
     logger.info("starting the replicas and loading the model")
-    return LocalEndpoint(config, keyring, host, port, load)
+    return LocalEndpoint(config, keyring, listener, load)
 
 
 def check_room(config: ServeConfig, there: Mapping[str, float]) -> None:
@@ -95,11 +102,10 @@ class LocalEndpoint:
         self,
         config: ServeConfig,
         keyring: Keyring | None,
-        host: str,
-        port: int,
+        listener: socket.socket,
         load: Callable[[ModelSettings], Engine],
     ):
-        """Waits until all models are loaded and the port is open.
+        """Waits until all models are loaded and the port of `listener` is open.
 
         Raises:
             CheckpointError: a model does not load.
@@ -111,13 +117,12 @@ class LocalEndpoint:
         app = create_app(config, self._pools, keyring=keyring, metrics=metrics, peers=self._peers)
         self._listening = uvicorn.Config(
             DropAbandonedMiddleware(app),
-            host=host,
-            port=port,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=_FINISH_S,
         )
         self._server = uvicorn.Server(self._listening)
+        self._listener = listener
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
@@ -125,7 +130,12 @@ class LocalEndpoint:
             self._started.result()
         except RayActorError as error:
             raise CheckpointError(f"the endpoint did not start: {_reason(error)}") from error
-        self.url = base_url(host, port)
+        self.url = base_url(*listener.getsockname()[:2])
+
+    def check(self) -> None:
+        """Raise ResourceError when HTTP is no longer answered."""
+        if not self._thread.is_alive():
+            raise ResourceError("the HTTP side of the endpoint has ended; its log has the reason")
 
     def drain(self) -> None:
         """Make the readiness probe fail; requests are answered as before."""
@@ -143,7 +153,7 @@ class LocalEndpoint:
     async def _serve(self) -> None:
         try:
             await asyncio.gather(*(pool.open() for pool in self._pools.values()))
-            serving = asyncio.create_task(self._server.serve())
+            serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
             while not (self._server.started or serving.done()):
                 await asyncio.sleep(_POLL_S)
         except Exception as error:  # noqa: BLE001 - the thread that waits for the start raises it
@@ -175,7 +185,8 @@ class PooledReplica(EmbeddingReplica):
 @dataclass(eq=False)
 class _Member:
     actor: Any
-    calls: int = 0
+    work: int = 0
+    """Tokens of its calls in progress, about."""
 
 
 class ReplicaPool:
@@ -189,6 +200,7 @@ class ReplicaPool:
         self._start = start
         self._size = size
         self._replicas: list[_Member] = []
+        self._calls = 0
         self._some_ready = asyncio.Event()
         self._keepers: list[asyncio.Task] = []
 
@@ -213,19 +225,29 @@ class ReplicaPool:
         return SimpleNamespace(results_async=partial(self._ask_all, method))
 
     async def _ask_all(self, method: str) -> Sequence[Any]:
-        return await asyncio.gather(*(self._ask(replica, method) for replica in self._replicas))
+        answers = await asyncio.gather(
+            *(self._ask(replica, method) for replica in self._replicas), return_exceptions=True
+        )
+        return [answer for answer in answers if not isinstance(answer, RayActorError)]
 
     async def _call(self, method: str, *arguments: Any) -> Any:
+        most = _CALLS_IN_PROGRESS * self._size
+        if self._calls >= most:
+            raise BackPressureError(self._calls, most)
+        self._calls += 1
         try:
             await asyncio.wait_for(self._some_ready.wait(), _LONGEST_WAIT_S)
+            replica = min(self._replicas, key=lambda replica: replica.work)
+            return await self._ask(replica, method, *arguments)
         except TimeoutError as error:
             raise NoReplicaError from error
-        replica = min(self._replicas, key=lambda replica: replica.calls)
-        return await self._ask(replica, method, *arguments)
+        finally:
+            self._calls -= 1
 
     async def _ask(self, replica: _Member, method: str, *arguments: Any) -> Any:
         reference = getattr(replica.actor, method).remote(*arguments)
-        replica.calls += 1
+        work = 1 + sum(each.estimated_tokens() for each in arguments if isinstance(each, EncodeRequest))
+        replica.work += work
         try:
             return await reference
         except asyncio.CancelledError:
@@ -235,7 +257,7 @@ class ReplicaPool:
             self._remove(replica)
             raise
         finally:
-            replica.calls -= 1
+            replica.work -= work
 
     async def _ready_replica(self) -> _Member:
         replica = _Member(self._start())
@@ -247,12 +269,28 @@ class ReplicaPool:
     async def _keep(self, replica: _Member) -> None:
         """Replace a replica whenever it is lost."""
         while True:
+            watch = asyncio.create_task(self._watch(replica))
             await _failure(replica.actor.until_lost.remote())
+            watch.cancel()
             self._remove(replica)
             logger.warning("a model replica was lost; another one is starting")
             while (started := await self._try_again()) is None:
                 await asyncio.sleep(_RESTART_PAUSE_S)
             replica = started
+
+    async def _watch(self, replica: _Member) -> None:
+        """End a replica whose model no longer works."""
+        while True:
+            await asyncio.sleep(_CHECK_EVERY_S)
+            try:
+                await asyncio.wait_for(replica.actor.check_health.remote(), _LONGEST_CHECK_S)
+            except RayActorError:
+                return
+            except (RayError, TimeoutError) as error:
+                logger.error("a model replica is not healthy: %s", str(error).strip().splitlines()[-1:])
+                self._remove(replica)
+                ray.kill(replica.actor)
+                return
 
     async def _try_again(self) -> _Member | None:
         try:

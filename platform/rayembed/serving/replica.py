@@ -42,6 +42,9 @@ from rayembed.serving.tokenizing import MOST_SHOWN, RequestTokenizer, slices
 
 REPLICA_NAME = "EmbeddingReplica"
 _SHORT_CHARACTERS = 2048
+_KNOWN_TEXT = "A first text makes a broken checkpoint fail here instead of on a request."
+_FAILURES_IN_A_ROW = 3
+_LONGEST_PASS_S = 300
 Answer = TypeVar("Answer")
 
 
@@ -63,7 +66,7 @@ class EmbeddingReplica:
         self._settings = settings
         # Loaded and used by the same thread: a second one would get an OpenMP pool next to the first, and
         # both would sleep at every barrier (see `rayembed.data.stream`).
-        model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._model_thread = model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._engine, self._digests = model_thread.submit(_load_all, settings, load).result()
         self._started = time.time()
         self._limit = TokenLimit(settings.max_queued_tokens)
@@ -200,6 +203,19 @@ class EmbeddingReplica:
             aliases=list(served.aliases),
         )
 
+    async def check_health(self) -> None:
+        """Raises where only another process helps; called by Ray Serve, and by the pool of a local endpoint.
+
+        After several failures a text that is known to work tells a broken model from texts that break it.
+        """
+        seconds = self._batcher.seconds_in_pass
+        if seconds > _LONGEST_PASS_S:
+            raise RuntimeError(f"a forward pass has not ended for {seconds:.0f} s")
+        if self._batcher.failures >= _FAILURES_IN_A_ROW:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._model_thread, self._engine.encode, [_KNOWN_TEXT])
+            self._batcher.failures = 0
+
     async def status(self) -> ReplicaStatus:
         """Load and speed of this replica."""
         return ReplicaStatus(
@@ -242,7 +258,7 @@ def _load_all(
     for adapter in settings.adapters:
         digest = engine.add_adapter(adapter.served_name, adapter.adapter_path)
         digests[adapter.served_name] = hashlib.sha256(f"{engine.digest}{digest}".encode()).hexdigest()
-    engine.encode(["A first text makes a broken checkpoint fail here instead of on a request."])
+    engine.encode([_KNOWN_TEXT])
     return engine, digests
 
 

@@ -23,6 +23,7 @@ _READY_TIMEOUT_S = 5
 _CARD_LIFETIME_S = 5
 RETRIES = 4  # after so many deaths the request itself may be what kills replicas
 _FIRST_PAUSE_S = 0.1
+_ASKED_AGAIN = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class ModelRouter:
             for name in served.names
         }
         self._refusals = {model.served_name: RecentRefusals(model) for model in config.all_models}
+        self._others = {
+            model.served_name: min(model.max_replicas - 1, _ASKED_AGAIN) for model in config.all_models
+        }
         self._cards: dict[str, tuple[float, ModelCard]] = {}
 
     @property
@@ -101,6 +105,10 @@ class ModelRouter:
             answer = refusals.find(request)
             if answer is None:
                 answer = await self._ask(target.model, "encode", request)
+                for _ in range(self._others[target.model]):  # one that is full says nothing of the others
+                    if not isinstance(answer, Problem) or answer.status != 429:
+                        break
+                    answer = await self._ask(target.model, "encode", request)
                 refusals.note(request, answer)
             _raise_problem(answer)
             record.tokens, record.truncated, record.digest = answer.tokens, answer.truncated, answer.digest

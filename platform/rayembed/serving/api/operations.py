@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
+from ray.exceptions import RayActorError
 from starlette.exceptions import HTTPException
 
 import rayembed
@@ -62,13 +63,19 @@ class IngressPeers:
         """Metrics of all front ends."""
         if self._peers is None:
             return [self.own_metrics()]
-        return await self._peers.broadcast("own_metrics").results_async()
+        try:
+            return await self._peers.broadcast("own_metrics").results_async()
+        except RayActorError:  # one of them is going away
+            return [self.own_metrics()]
 
     async def summaries(self) -> Sequence[IngressSummary]:
         """What all front ends answered."""
         if self._peers is None:
             return [self.own_summary()]
-        return await self._peers.broadcast("own_summary").results_async()
+        try:
+            return await self._peers.broadcast("own_summary").results_async()
+        except RayActorError:
+            return [self.own_summary()]
 
 
 def routes(models: ModelRouter, peers: IngressPeers) -> APIRouter:
