@@ -153,5 +153,5 @@ def make_cache(kind: CacheKind, max_bytes: int) -> VectorCache:
     address = os.environ.get(REDIS_URL_VARIABLE)
     if not address:
         raise ConfigError(f"cache=redis needs the environment variable {REDIS_URL_VARIABLE} on every replica")
-    timeouts = {"socket_timeout": _REDIS_TIMEOUT_S, "socket_connect_timeout": _REDIS_TIMEOUT_S}
-    return RedisCache(Redis.from_url(address, **timeouts))
+    client = Redis.from_url(address, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S)
+    return RedisCache(client)

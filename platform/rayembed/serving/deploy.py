@@ -172,9 +172,12 @@ def example_request(url: str, model: str, *, with_key: bool = False) -> str:
 
 
 def check_models(config: ServeConfig) -> None:
-    """Raise CheckpointError unless every model has a complete checkpoint folder."""
+    """Raise CheckpointError unless every model has a complete checkpoint folder, and its adapters are there."""
     for model in config.all_models:
         read_manifest(model.checkpoint_path)
+        for adapter in model.adapters:
+            if not (adapter.adapter_path / "adapter_config.json").is_file():
+                raise CheckpointError(f"{adapter.adapter_path} has no adapter_config.json, as peft saves it")
 
 
 def with_fitting_resources(config: ServeConfig, arguments: Mapping[str, Any]) -> ServeConfig:

@@ -41,6 +41,7 @@ from rayembed.serving.messages import EncodeRequest
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import DropAbandonedMiddleware
 from rayembed.serving.replica import EmbeddingReplica, load_engine
+from rayembed.serving.wire import CallClient, CallServer
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +176,11 @@ class LocalEndpoint:
 
 
 class PooledReplica(EmbeddingReplica):
-    """A replica that a pool watches."""
+    """A replica that a pool calls and watches."""
+
+    async def listen(self) -> str:
+        """Path of the socket for calls; an answer also means that the model is loaded."""
+        return await CallServer(self).listen()
 
     async def until_lost(self) -> None:
         """Never returns; the call fails when this process dies."""
@@ -185,6 +190,7 @@ class PooledReplica(EmbeddingReplica):
 @dataclass(eq=False)
 class _Member:
     actor: Any
+    calls: CallClient
     work: int = 0
     """Tokens of its calls in progress, about."""
 
@@ -214,6 +220,7 @@ class ReplicaPool:
         for keeper in self._keepers:
             keeper.cancel()
         for replica in self._replicas:
+            replica.calls.close()
             ray.kill(replica.actor)
 
     def __getattr__(self, method: str) -> SimpleNamespace:
@@ -245,14 +252,10 @@ class ReplicaPool:
             self._calls -= 1
 
     async def _ask(self, replica: _Member, method: str, *arguments: Any) -> Any:
-        reference = getattr(replica.actor, method).remote(*arguments)
         work = 1 + sum(each.estimated_tokens() for each in arguments if isinstance(each, EncodeRequest))
         replica.work += work
         try:
-            return await reference
-        except asyncio.CancelledError:
-            ray.cancel(reference)
-            raise
+            return await replica.calls.call(method, *arguments)
         except RayActorError:
             self._remove(replica)
             raise
@@ -260,8 +263,8 @@ class ReplicaPool:
             replica.work -= work
 
     async def _ready_replica(self) -> _Member:
-        replica = _Member(self._start())
-        await replica.actor.describe.remote()
+        actor = self._start()
+        replica = _Member(actor, await CallClient.connect(await actor.listen.remote()))
         self._replicas.append(replica)
         self._some_ready.set()
         return replica
