@@ -115,8 +115,7 @@ def test_a_model_that_breaks_is_replaced(start, monkeypatch):
     endpoint = start(load_breaking_fake)
     [broken] = replica_pids(endpoint.url)
     ask(endpoint, input="wedge")
-    statuses = [ask(endpoint).status_code for _ in range(3)]
-    assert set(statuses) <= {500, 503}
+    assert ask(endpoint).status_code != 200
     deadline = time.monotonic() + 120
     while ask(endpoint).status_code != 200:
         assert time.monotonic() < deadline

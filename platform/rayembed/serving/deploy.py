@@ -172,7 +172,7 @@ def example_request(url: str, model: str, *, with_key: bool = False) -> str:
 
 
 def check_models(config: ServeConfig) -> None:
-    """Raise CheckpointError unless every model has a complete checkpoint folder, and its adapters are there."""
+    """Raise CheckpointError unless every model has a complete checkpoint folder and its adapters."""
     for model in config.all_models:
         read_manifest(model.checkpoint_path)
         for adapter in model.adapters:
