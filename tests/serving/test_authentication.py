@@ -1,9 +1,12 @@
 import hashlib
+from base64 import b64encode
 
 import pytest
 
 from rayembed.common.errors import ConfigError
 from rayembed.serving.authentication import KEYS_VARIABLE, Keyring, KeySettings, load_keyring, load_keys
+from rayembed.serving.errors import ApiError, Problem
+from rayembed.serving.middleware import RequestRecord
 
 KEY = "sesame-1234"
 
@@ -123,3 +126,40 @@ def test_broken_key_file_is_named_and_not_repeated(tmp_path, content):
 def test_malformed_key(settings):
     with pytest.raises(ConfigError, match="API key 'a'"):
         Keyring([KeySettings(name="a", **settings)])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"api-key": KEY},
+        {"X-Api-Key": KEY},
+        {"Authorization": f"Basic {b64encode(f'me:{KEY}'.encode()).decode()}"},
+    ],
+    ids=["Azure", "x-api-key", "browser"],
+)
+def test_a_key_comes_in_the_header_that_a_client_has(make_client, headers):
+    client = make_client(keyring=Keyring([KeySettings(name="a", key=KEY)]))
+    assert client.get("/debug", headers=headers).status_code == 200
+    asked = client.get("/debug")
+    assert asked.status_code == 401
+    assert asked.headers["WWW-Authenticate"].startswith("Basic")
+    assert client.get("/openapi.json").json()["security"] == [{"key": []}]
+    assert client.post("/", json={"inputs": "x"}).status_code == 401
+
+
+def test_tokens_are_reserved_until_the_work_ends(clock):
+    """10 a minute: a request of about 8 leaves 2, one more of 8 is let in, then none before one ends."""
+    [account] = Keyring([KeySettings(name="a", key=KEY, tokens_per_minute=10)], clock=clock)._clients
+    record = RequestRecord("id", account=account)
+    with record.reserve(8), record.reserve(8):
+        with pytest.raises(ApiError), record.reserve(1):
+            pass
+        record.tokens = 1
+    with record.reserve(1):  # 8 of the 10 are left
+        pass
+    with pytest.raises(ApiError, match="refused"), record.reserve(5):
+        raise ApiError(Problem(429, "refused"))
+    with pytest.raises(TimeoutError), record.reserve(7):
+        raise TimeoutError
+    with pytest.raises(ApiError, match="tokens per minute"), record.reserve(1):
+        pass

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import requests
 
+from rayembed.serving import body
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.replica import EmbeddingReplica
@@ -51,6 +52,19 @@ def test_ten_thousand_inputs_are_refused_at_once(client):
     response = client.post("/v1/embeddings", json={"model": "fake", "input": ["x"] * 10_000})
     assert response.status_code == 400
     assert "10000 inputs" in response.json()["error"]["message"]
+
+
+def test_a_body_that_does_not_arrive_is_given_up(serve_app, monkeypatch):
+    monkeypatch.setattr(body, "_SLOWEST_S", 0.2)
+    config = ServeConfig(checkpoint="unused", model_name="fake")
+    replica = EmbeddingReplica(config, lambda _: FakeEngine())
+    url = serve_app(create_app(config, {"fake": LocalHandle(replica)}))
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+        head = (
+            "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nContent-Type: application/json"
+        )
+        connection.sendall(f"{head}\r\n\r\n{{".encode())
+        assert b"408" in connection.recv(100)
 
 
 def test_slow_and_broken_connections_leave_the_endpoint_serving(serve_app):

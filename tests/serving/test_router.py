@@ -1,19 +1,20 @@
 """Which model and replica answer a request, and what a dying replica means for it."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import ActorDiedError
 
 from rayembed.serving import router as router_module
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.errors import ApiError
+from rayembed.serving.errors import ApiError, Problem, overloaded
 from rayembed.serving.messages import EncodeRequest, Inputs
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import RequestRecord
 from rayembed.serving.replica import EmbeddingReplica
 from rayembed.serving.router import ModelRouter
-from tests.serving.fakes import FakeEngine, LocalHandle
+from tests.serving.fakes import POISON, BreakingEngine, FakeEngine, LocalHandle
 
 
 class Dying:
@@ -98,3 +99,67 @@ def test_adapters_share_the_replica_of_their_model(make_client):
     assert [card["id"] for card in cards] == ["fake", "legal", "medical"]
     assert [card["digest"] for card in cards] == [answers[name][0] for name in ("fake", "legal", "medical")]
     assert client.post("/v1/embeddings", json={"model": "second", "input": "x"}).status_code == 404
+
+
+def test_listing_models_starts_none():
+    class Never:
+        def __getattr__(self, method):
+            raise AssertionError(f"{method} would start a replica")
+
+        def broadcast(self, method):
+            async def none():
+                return []
+
+            return SimpleNamespace(results_async=none)
+
+    config = ServeConfig(checkpoint="unused", model_name="idle", min_replicas=0)
+    [card] = asyncio.run(ModelRouter(config, {"idle": Never()}, IngressMetrics()).cards())
+    assert (card.id, card.digest) == ("idle", "")
+
+
+def test_another_replica_is_asked_where_one_is_full():
+    class Full:
+        asked = 0
+
+        async def encode(self, request):
+            self.asked += 1
+            return overloaded(1) if self.asked == 1 else Problem(418, "the second")
+
+    config = ServeConfig(checkpoint="unused", model_name="fake", max_replicas=2)
+    router = ModelRouter(config, {"fake": LocalHandle(Full())}, IngressMetrics())
+    request = EncodeRequest([Inputs(["x"])])
+    with pytest.raises(ApiError, match="the second"):
+        asyncio.run(router.encode("fake", request, RequestRecord("id")))
+
+
+def test_a_replica_tells_a_broken_model_from_texts_that_break_it():
+    config = ServeConfig(checkpoint="unused", model_name="fake")
+
+    async def failures(engine, text):
+        replica = EmbeddingReplica(config, lambda _: engine)
+        for _ in range(3):
+            with pytest.raises(RuntimeError):
+                await replica.encode(EncodeRequest([Inputs([text])]))
+        await replica.check_health()
+
+    asyncio.run(failures(FakeEngine(), POISON))
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        asyncio.run(failures(BreakingEngine(), "wedge"))
+
+
+def test_queries_take_the_instruction_that_the_settings_name(make_client):
+    engine = FakeEngine(instructions={"search": "find", "similar": "match"})
+    engine.contract = engine.contract.model_copy(update={"symmetric": ("similar",)})
+    client = make_client(engine, query_instruction="search")
+    alike = (
+        ({"input": "x", "input_type": "query"}, {"input": "x", "instruction": "find"}),
+        ({"input": "x", "input_type": "document"}, {"input": "x"}),
+    )
+    for asked, same in alike:
+        one, other = (client.post("/v1/embeddings", json=body).json()["data"] for body in (asked, same))
+        assert one == other
+    body = {"query": "a", "documents": ["a"], "prompt_name": "similar"}
+    [result] = client.post("/v1/rerank", json=body).json()["results"]
+    assert result["relevance_score"] == pytest.approx(1), (
+        "both sides of a symmetric task have its instruction"
+    )

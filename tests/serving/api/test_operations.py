@@ -5,6 +5,8 @@ import logging
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from rayembed.serving.authentication import Keyring, KeySettings
+
 SECRET = "sesame-1234"
 
 
@@ -105,3 +107,13 @@ def test_readiness_ends_with_draining():
     peers.draining = True
     assert client.get("/health/ready").status_code == 503
     assert embed(client, "still answered").status_code == 200
+
+
+def test_pages_of_allowed_addresses_may_ask(make_client):
+    asking = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
+    keyring = Keyring([KeySettings(name="a", key="KEY")])
+    allowed = make_client(cors_origins="http://localhost:3000", keyring=keyring)
+    answer = allowed.options("/v1/embeddings", headers=asking)
+    assert answer.status_code == 200
+    assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+    assert make_client().options("/v1/embeddings", headers=asking).status_code == 405
