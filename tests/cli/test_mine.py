@@ -2,6 +2,7 @@ from pathlib import Path
 
 from rayembed.cli.mine import mining_of_round, training_of_round
 from rayembed.config.loading import load_config, load_recipe
+from rayembed.data.build import declared_source
 from rayembed.data.contamination import compared_sources
 from rayembed.mining.config import MiningRecipe
 
@@ -14,7 +15,7 @@ def test_a_later_round_trains_on_the_mined_rows_only_where_there_are_some():
     assert later.name == "quickstart-round-2"
     mined = later.data.sources["python-docstrings-mined"]
     assert (mined.path, mined.derived_from) == ("/mined/train.parquet", "python-docstrings")
-    assert mined.licence == "PSF-2.0"
+    assert declared_source(later.data, "python-docstrings-mined").licence == "PSF-2.0"
     assert "python-docstrings" in compared_sources(later.data, ["python-docstrings-mined"])
     for before, after in zip(config.stages, later.stages, strict=True):
         for old, new in zip(before.blend, after.blend, strict=True):

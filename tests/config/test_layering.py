@@ -187,11 +187,11 @@ def test_all_mistakes_are_told_at_once_with_their_addresses(load):
 
 
 DIGESTS = {
-    "llm2vec-supervised": "289d5d954ef5d154",
-    "nv-embed-v1": "539ed2234a0dfdac",
-    "nv-embed-v2": "23c057c23f108d98",
-    "nv-embed-v2-reversed": "c8892f4d757d65e0",
-    "nv-embed-v2-single-stage": "d09ab250337a67b7",
+    "llm2vec-supervised": "9e3a6e41ef22e57b",
+    "nv-embed-v1": "e6b768cecc0c1350",
+    "nv-embed-v2": "62d856fdee54f5c7",
+    "nv-embed-v2-reversed": "994fa58aa5b66da9",
+    "nv-embed-v2-single-stage": "f2f25d1ae8682217",
 }
 
 

@@ -298,6 +298,6 @@ def test_ray_actors_build_the_same_and_a_mistake_stops_it(tmp_path, monkeypatch)
     assert read_split(tmp_path / "by-ray", "mine", "train").equals(here)
     assert here.num_rows == 37, "the row that all files have is kept once"
 
-    (folder / "2.jsonl").write_text('{"question": "q", "positive": "p"}\n')
-    with pytest.raises(DataError, match=r"2\.jsonl lacks the column query\. It has question, positive"):
+    (folder / "2.jsonl").write_text('{"wording": "q", "positive": "p"}\n')
+    with pytest.raises(DataError, match=r"2\.jsonl lacks the column query .*It has wording, positive"):
         build.build_user_source("mine", UserSourceConfig(path=str(folder)), tmp_path / "by-ray")

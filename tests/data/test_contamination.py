@@ -73,8 +73,6 @@ def test_guard_reads_test_splits_and_declared_sources(home):
 
 
 class FakeTask:
-    is_aggregate = False
-
     def __init__(self, name, rows):
         metadata = {"name": name, "dataset": {"path": "a/b", "revision": "7"}, "eval_splits": ["test"]}
         self.metadata, self.rows, self.dataset = SimpleNamespace(**metadata), rows, None
@@ -92,7 +90,7 @@ def test_tasks_and_benchmarks_of_mteb_are_compared(monkeypatch):
     monkeypatch.setattr("mteb.get_benchmark", {"Everything": SimpleNamespace(tasks=tasks)}.__getitem__)
     monkeypatch.setattr("mteb.get_task", {"Pairs": tasks[1]}.__getitem__)
     guard = contamination.make_guard(DataConfig(), ["mteb:Everything"])
-    assert [guard.match(text) for text in ("sofa!", "a document")] == [("Pairs", "sofa!"), None]
+    assert [guard.match(text) for text in ("sofa!", "a document")] == [("Pairs", "Sofa"), None]
     assert guard.match(KNOWN + " again") == ("Search", KNOWN)
     assert contamination.compared_files(DataConfig(), ["mteb:Pairs"]) == {"Pairs": "7"}
     documents = DataConfig(contamination={"documents": True})

@@ -162,3 +162,12 @@ def test_sentences_of_equal_meaning_become_rows_in_both_directions(home):
     config = validate_config(raw, origin="here")
     check_sources(config)
     assert len(PreparedRows.open(prepare(home, config).sources[0])) == 4
+
+
+def test_scores_to_learn_from_must_be_there(home):
+    rows = [{"query": f"q{n}", "positive": f"p{n}", "negative": f"n{n}"} for n in range(8)]
+    (home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = recipe(PAIRS).model_dump(mode="json")
+    raw["stages"][0]["loss"] = [{"type": "infonce"}, {"type": "score_distillation"}]
+    with pytest.raises(DataError, match="no row of its blend has teacher_scores; mine with a teacher"):
+        prepare(home, validate_config(raw, origin="here"))

@@ -9,7 +9,6 @@ import typer
 from rayembed.cli.options import DryRun, Recipe, Set
 from rayembed.cli.train import train_and_score
 from rayembed.common.errors import ConfigError
-from rayembed.data.sources import SOURCES
 
 if TYPE_CHECKING:
     from rayembed.config.run import RunConfig
@@ -97,10 +96,7 @@ def training_of_round(config: "RunConfig", mined: dict[str, Path], number: int) 
     raw: dict[str, Any] = config.model_dump(mode="json")
     raw["name"] = f"{config.name}-round-{number}"
     for name, path in mined.items():
-        source = {"path": str(path), "kind": "pairs", "derived_from": name}
-        before = config.data.sources.get(name) or SOURCES[name]
-        source |= {"task_type": before.task_type, "licence": before.licence}
-        raw["data"]["sources"][f"{name}-mined"] = source
+        raw["data"]["sources"][f"{name}-mined"] = {"path": str(path), "kind": "pairs", "derived_from": name}
     for stage in raw["stages"]:
         for entry in stage["blend"]:
             if entry["source"] in mined:

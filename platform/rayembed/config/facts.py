@@ -1,4 +1,4 @@
-"""Facts of a source that hold in every blend, and blends as mappings.
+"""Facts of a source that hold in every blend, and in those that are derived from it; blends as mappings.
 
     data: {sources: {nq: {path: nq.parquet, instruction: Find the answer, negatives_per_query: 7}}}
     stages: [{name: first, in_batch_negatives: true, blend: {nq: 100}}]
@@ -50,11 +50,13 @@ def facts_of(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(sources, dict):
         return {}
-    return {
+    facts = {
         str(name): {key: value for key, value in source.items() if key in FACTS}
         for name, source in sources.items()
         if isinstance(source, dict)
     }
+    origins = {name: str(sources[name].get("derived_from")) for name in facts if name in sources}
+    return {name: facts.get(origins.get(name, ""), {}) | own for name, own in facts.items()}
 
 
 def spread_facts(raw: Mapping[str, Any]) -> dict[str, Any]:

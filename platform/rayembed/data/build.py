@@ -126,8 +126,18 @@ def build_any(name: str, data: DataConfig) -> Path:
     """
     directory = resolve(data.directory)
     if name in data.sources:
-        return build_user_source(name, data.sources[name], directory)
+        return build_user_source(name, declared_source(data, name), directory)
     return build_source(name, directory)
+
+
+def declared_source(data: DataConfig, name: str) -> UserSourceConfig:
+    """A source as the recipe declares it; task type and licence are those of what it is derived from."""
+    source = data.sources[name]
+    origin = data.sources.get(source.derived_from or "") or SOURCES.get(source.derived_from or "")
+    known = {} if origin is None else {"task_type": origin.task_type, "licence": origin.licence}
+    return source.model_copy(
+        update={key: value for key, value in known.items() if key not in source.model_fields_set}
+    )
 
 
 def source_state(name: str, source: UserSourceConfig) -> str:

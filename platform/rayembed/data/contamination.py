@@ -67,14 +67,14 @@ class ContaminationGuard:
 
     def __init__(self) -> None:
         self._texts = NearDuplicates()
-        self._equal: dict[bytes, str] = {}  # key of a text -> evaluation
+        self._equal: dict[bytes, tuple[str, str]] = {}  # key of a text -> evaluation and text
 
     def add(self, evaluation: str, texts: Iterable[str]) -> None:
         """Take the texts of an evaluation in."""
         fresh = []
         for text in texts:
             if _WORD.search(text) and (key := _key(text)) not in self._equal:
-                self._equal[key] = evaluation
+                self._equal[key] = evaluation, text
                 fresh.append(text)
         if len(fresh) > MOST_NEAR:
             logger.warning(
@@ -87,9 +87,8 @@ class ContaminationGuard:
 
     def match(self, text: str) -> tuple[str, str] | None:
         """Evaluation and text that `text` repeats, case and punctuation aside, or nearly repeats, or None."""
-        if evaluation := self._equal.get(_key(text)):
-            return evaluation, text
-        return cast(tuple[str, str] | None, self._texts.find(text))
+        equal = self._equal.get(_key(text))
+        return equal or cast(tuple[str, str] | None, self._texts.find(text))
 
     def clean(self, table: pa.Table, *, documents: bool = False) -> tuple[pa.Table, ContaminationReport]:
         """Leave out the rows of a table, of any layout, that resemble an indexed text.

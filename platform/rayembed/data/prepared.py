@@ -62,6 +62,10 @@ class PreparedRows:
         position = bisect_right(self._starts, number) - 1
         return self._batches[position].slice(number - self._starts[position], 1)
 
+    def has_teacher_scores(self) -> bool:
+        """Whether some row has scores of a teacher."""
+        return any(batch["teacher_scores"].null_count < batch.num_rows for batch in self._batches)
+
     def rows_without_negatives(self) -> int:
         """How many rows bring no negatives."""
         counts = (np.asarray(batch["negatives"].value_lengths()) for batch in self._batches)

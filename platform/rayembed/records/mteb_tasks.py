@@ -75,7 +75,7 @@ def tasks_of(name: str, mirror: str | None) -> list[Any]:
             tasks = [mteb.get_task(name)]
         except KeyError as error:
             raise DataError(f"mteb has no benchmark or task {name!r}; {error.args[0]}") from error
-    tasks = [part for task in tasks for part in (task.metadata.tasks if task.is_aggregate else [task])]
+    tasks = [part for task in tasks for part in getattr(task.metadata, "tasks", [task])]
     if mirror is not None:
         for task in tasks:
             point_at_mirror(task, resolve(mirror))

@@ -70,6 +70,7 @@ class StageData:
         if stage.kind == "contrastive":
             for entry, source in zip(stage.blend, rows, strict=True):
                 check_negatives(source, entry)
+            check_scores(rows, stage)
         description = self._description(origins, paths)
         stored = stored_description(plan)
         if stored is None:
@@ -232,6 +233,20 @@ def check_negatives(rows: PreparedRows, entry: SourceConfig) -> None:
         raise DataError(
             f"source {entry.source}: {without} of {len(rows)} rows have no negatives and in-batch "
             "negatives are off; add `mining: {method: bm25}` to its entry or turn in_batch_negatives on"
+        )
+
+
+def check_scores(sources: Sequence[PreparedRows], stage: StageConfig) -> None:
+    """Refuse to learn from a teacher's scores where no row has any.
+
+    Raises:
+        DataError: what to do.
+    """
+    learns = any(loss.type == "score_distillation" for loss in stage.loss)
+    if learns and not any(rows.has_teacher_scores() for rows in sources):
+        raise DataError(
+            f"stage {stage.name}: score_distillation learns from the scores of a teacher, and no row of its "
+            "blend has teacher_scores; mine with a teacher, give pos_scores and neg_scores, or remove the loss"
         )
 
 
