@@ -245,8 +245,8 @@ def check_scores(sources: Sequence[PreparedRows], stage: StageConfig) -> None:
     learns = any(loss.type == "score_distillation" for loss in stage.loss)
     if learns and not any(rows.has_teacher_scores() for rows in sources):
         raise DataError(
-            f"stage {stage.name}: score_distillation learns from the scores of a teacher, and no row of its "
-            "blend has teacher_scores; mine with a teacher, give pos_scores and neg_scores, or remove the loss"
+            f"stage {stage.name}: score_distillation learns from a teacher's scores, and no row of its blend "
+            "has teacher_scores; mine with a teacher, give pos_scores and neg_scores, or remove the loss"
         )
 
 
