@@ -278,3 +278,18 @@ def test_a_wrong_number_of_vectors_fails_the_request():
     batcher = batcher_of(lambda tokenized, adapter: np.ones((len(tokenized) + 1, 2)), token_budget=10)
     with pytest.raises(ValueError, match="made 2 vectors of 1 texts"):
         asyncio.run(batcher.encode(texts(3)))
+
+
+def test_newcomers_do_not_keep_a_large_request_waiting():
+    """With every batch as much short work comes as a batch holds; the long text has its turn all the same."""
+    queue = FairQueue(100)
+    long = queued(90, 90, 90)
+    queue.add(long)
+    turns = []
+    for number in range(12):
+        for _ in range(20):
+            queue.add(queued(5))
+        if any(each.request is long for each in queue.next_batch()):
+            turns.append(number)
+    assert len(turns) == 3
+    assert turns[0] == 0

@@ -43,6 +43,8 @@ class QueuedRequest:
     arrived: float = field(default_factory=time.perf_counter)
     waiting: list[int] = field(init=False)
     """Positions of the texts that are in no batch yet."""
+    last_turn: int = 0
+    """Number of the last batch with texts of this request, or of the one before it came."""
     missing: int = field(init=False)
     """Number of texts without a vector."""
     vectors: np.ndarray | None = None
@@ -51,11 +53,6 @@ class QueuedRequest:
     def __post_init__(self) -> None:
         self.missing = len(self.texts)
         self.waiting = list(range(len(self.texts)))
-
-    @property
-    def turn(self) -> Hashable:
-        """Whose turn it is when these texts are computed."""
-        return (self.client or id(self), self.priority)
 
     def store(self, position: int, vector: np.ndarray) -> None:
         """Keep one text's vector; the last one completes the answer."""
@@ -196,10 +193,12 @@ class FairQueue:
         self._token_budget = token_budget
         self._requests: dict[Priority, list[QueuedRequest]] = {"online": [], "bulk": []}
         self._batches = 0
-        self._last_turns: dict[Hashable, int] = {}
+        self._adapter_turns: dict[str, int] = {}
+        self._client_turns: dict[str, int] = {}
 
     def add(self, request: QueuedRequest) -> None:
         """Put a request's texts at the end."""
+        request.last_turn = self._batches
         self._requests[request.priority].append(request)
 
     def next_batch(self) -> list[QueuedText]:
@@ -208,7 +207,6 @@ class FairQueue:
             requests[:] = [each for each in requests if each.waiting and not each.answer.done()]
         online, bulk = self._requests["online"], self._requests["bulk"]
         if not online and not bulk:
-            self._last_turns.clear()
             return []
         self._batches += 1
         bulk_turn = bool(bulk) and (not online or self._batches % _BULK_TURN == 0)
@@ -221,13 +219,16 @@ class FairQueue:
         else:  # half of a batch, where online work waits
             batch = self._take(bulk, adapter, budget // 2 if online else budget)
             batch += self._take(online, adapter, budget - _tokens(batch), into=batch)
-        for turn in (adapter, *(item.request.turn for item in batch)):
-            self._last_turns[turn] = self._batches
+        self._adapter_turns[adapter] = self._batches
+        for item in batch:
+            item.request.last_turn = self._batches
+            if item.request.client:
+                self._client_turns[item.request.client] = self._batches
         return batch
 
     def _next_adapter(self, requests: Sequence[QueuedRequest]) -> str:
         """The one whose last turn is longest ago."""
-        return min((each.adapter for each in requests), key=lambda name: self._last_turns.get(name, 0))
+        return min((each.adapter for each in requests), key=lambda name: self._adapter_turns.get(name, 0))
 
     def _take(
         self, requests: list[QueuedRequest], adapter: str, budget: int, into: Sequence[QueuedText] = ()
@@ -270,13 +271,16 @@ class FairQueue:
         """
         clients: dict[Hashable, list[QueuedRequest]] = {}
         for request in requests:
-            clients.setdefault(request.turn, []).append(request)
+            clients.setdefault(request.client or id(request), []).append(request)
         lines = [
-            (QueuedText(request, position) for request in clients[turn] for position in request.waiting)
-            for turn in sorted(clients, key=lambda turn: self._last_turns.get(turn, 0))
+            (QueuedText(request, position) for request in own for position in request.waiting)
+            for own in sorted(clients.values(), key=self._last_turn)
         ]
         for row in itertools.zip_longest(*lines):
             yield from (item for item in row if item is not None)
+
+    def _last_turn(self, own: Sequence[QueuedRequest]) -> int:
+        return self._client_turns.get(own[0].client, own[0].last_turn)
 
 
 def _tokens(batch: Sequence[QueuedText]) -> int:
