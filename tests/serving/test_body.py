@@ -18,7 +18,7 @@ from rayembed.serving.body import MOST_LISTS, MOST_VALUES, ValueCounter
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError
 from rayembed.serving.replica import EmbeddingReplica
-from tests.mistral_tokenizer import make_mistral_tokenizer, sentencepiece_file
+from tests.mistral_tokenizer import mistral_tokenizer, sentencepiece_file
 from tests.serving.fakes import FakeEngine, LocalHandle
 
 MODEL_FILE = sentencepiece_file()
@@ -78,9 +78,9 @@ def hostile():
 
 
 @pytest.mark.skipif(MODEL_FILE is None, reason="mistral-common is not installed (extra `dev`)")
-def test_hostile_bodies():
+def test_hostile_bodies(tmp_path):
     engine = FakeEngine()
-    engine.contract, engine.tokenizer = Contract(max_length=512), make_mistral_tokenizer(MODEL_FILE)
+    engine.contract, engine.tokenizer = Contract(max_length=512), mistral_tokenizer(tmp_path)
     config = ServeConfig(checkpoint="unused", model_name="fake")
     app = create_app(config, {"fake": LocalHandle(EmbeddingReplica(config, lambda _: engine))})
     found = {}
