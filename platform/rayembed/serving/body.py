@@ -50,8 +50,8 @@ class BodyLimitMiddleware:
             try:
                 message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
             except TimeoutError as error:
-                message = f"the body did not arrive within {_SLOWEST_S} s"
-                raise ApiError(Problem(408, message, code="request_timeout")) from error
+                reason = f"the body did not arrive within {_SLOWEST_S} s"
+                raise ApiError(Problem(408, reason, code="request_timeout")) from error
             chunk = message.get("body", b"")
             complete = not message.get("more_body")
             received += len(chunk)

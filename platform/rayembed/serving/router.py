@@ -110,9 +110,9 @@ class ModelRouter:
                         break
                     answer = await self._ask(target.model, "encode", request)
                 refusals.note(request, answer)
-            _raise_problem(answer)
-            record.tokens, record.truncated, record.digest = answer.tokens, answer.truncated, answer.digest
-        return answer
+            vectors: Embeddings = _checked(answer)
+            record.tokens, record.truncated, record.digest = vectors.tokens, vectors.truncated, vectors.digest
+        return vectors
 
     async def tokenize(self, model: str, request: TokenizeRequest, record: RequestRecord) -> bytes:
         """The tokens of texts, as JSON.
@@ -123,8 +123,7 @@ class ModelRouter:
         target = self.resolve(model)
         self._check_inputs(len(request.texts), target, record)
         with record.reserve(Inputs(request.texts).estimated_tokens()):
-            answer = await self._ask(target.model, "tokenize", request)
-            _raise_problem(answer)
+            answer = _checked(await self._ask(target.model, "tokenize", request))
             record.tokens = answer.tokens
         return answer.json
 
@@ -139,8 +138,7 @@ class ModelRouter:
         target = self.resolve(model)
         self._check_inputs(len(ids), target, record)
         with record.reserve(record.tokens):
-            answer = await self._ask(target.model, "decode", ids, skip_special_tokens)
-            _raise_problem(answer)
+            answer = _checked(await self._ask(target.model, "decode", ids, skip_special_tokens))
             record.tokens = sum(map(len, ids))
         return answer
 
@@ -244,6 +242,8 @@ class ModelRouter:
         raise AssertionError("the last attempt returns or raises")
 
 
-def _raise_problem(answer: object) -> None:
+def _checked(answer: Any) -> Any:
+    """The same, unless it says why there is none."""
     if isinstance(answer, Problem):
         raise ApiError(answer)
+    return answer

@@ -214,8 +214,14 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             | ({"document": {"text": texts[index]}} if request.return_documents else {})
             for index, score in ranks[: request.top_n]
         ]
-        body = {"id": str(uuid.uuid4()), "object": "list", "model": request.model or config.served_name}
-        body |= {"results": results, "usage": usage(answer), "meta": meta(answer)}
+        body = {
+            "id": str(uuid.uuid4()),
+            "object": "list",
+            "model": request.model or config.served_name,
+            "results": results,
+            "usage": usage(answer),
+            "meta": meta(answer),
+        }
         return json_response(body, answer, request)
 
     @router.post("/rerank", response_model=RerankResponse | list[TeiRank])
