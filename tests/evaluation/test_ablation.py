@@ -44,7 +44,7 @@ class FakeRunner:
         self.calls: list[str] = []
 
     def __call__(self, grid, config, folder):
-        self.calls.append(config.name)
+        self.calls.append(config.name.rpartition("-")[0])
         shift = 0.2 if config.model.pooling.type == "mean" else 0.0
         tasks = tuple(
             TaskRecord(f"T{n}", "STS", "cosine_spearman", 0.05 * n + shift, {}, None, "r", None)
@@ -56,8 +56,8 @@ class FakeRunner:
 def test_tables_share_their_cells_and_seeds_come_whole(grid_file):
     planned = cells(load_grid(grid_file))
     assert [cell.name for cell in planned] == [
-        *("reference-seed1", "mean-seed1", "reversed-seed1"),
-        *("reference-seed2", "mean-seed2", "reversed-seed2"),
+        *("reference-seed1", "pooling-mean-seed1", "order-reversed-seed1"),
+        *("reference-seed2", "pooling-mean-seed2", "order-reversed-seed2"),
     ]
 
 
@@ -65,7 +65,8 @@ def test_a_cell_changes_the_recipe(grid_file, tmp_path):
     grid = load_grid(grid_file)
     cell = Cell((("pooling", "mean"), ("order", "reversed")), 2)
     config = cell_config(grid, cell, grid_file.parent, tmp_path / "cells")
-    assert (config.name, config.seed, config.base_layers) == ("mean-reversed-seed2", 2, 2)
+    assert config.name.rpartition("-")[0] == "pooling-mean-order-reversed-seed2"
+    assert (config.seed, config.base_layers) == (2, 2)
     assert config.model.pooling.type == "mean"
     assert [stage.name for stage in config.stages] == ["blend", "retrieval"]
     assert config.output == str(tmp_path / "cells")
@@ -74,7 +75,7 @@ def test_a_cell_changes_the_recipe(grid_file, tmp_path):
 def test_cells_are_run_once_and_the_tables_test_them(grid_file):
     grid, runner = load_grid(grid_file), FakeRunner()
     folder = ablate(grid, grid_file.parent, most_cells=2, runner=runner)
-    assert runner.calls == ["reference-seed1", "mean-seed1"]
+    assert runner.calls == ["reference-seed1", "pooling-mean-seed1"]
     assert "| order reversed | 0 | not run |" in (folder / "ablation.md").read_text()
 
     ablate(grid, grid_file.parent, runner=runner)
@@ -90,22 +91,38 @@ def test_cells_are_run_once_and_the_tables_test_them(grid_file):
     assert float(rows["order reversed"]["difference"]) == 0
     assert float(rows["order reversed"]["p"]) == 1
     assert rows["reference"]["p"] == ""
+    assert float(rows["pooling mean"]["detectable"]) == pytest.approx(0, abs=1e-9)
     assert rows["pooling mean"]["seeds"] == "2"
+
+
+def test_levels_of_one_name_and_changed_recipes_share_no_record(grid_file):
+    text = grid_file.read_text().replace("    latent: {}", "    latent: {}\n    on: {set: {seed: 5}}")
+    text = text.replace("    two-stage: {}", "    two-stage: {}\n    on: {set: {lora.rank: 2}}\n    2: {}")
+    grid_file.write_text(text)
+    grid, runner = load_grid(grid_file), FakeRunner()
+    assert list(grid.factors["order"]) == ["two-stage", "on", "2", "reversed"]
+    ablate(grid, grid_file.parent, runner=runner)
+    assert len(runner.calls) == len(set(runner.calls)) == 2 * (1 + 2 + 3)
+    grid_file.write_text(text.replace("base_layers: 2", "base_layers: 3"))
+    folder = ablate(load_grid(grid_file), grid_file.parent, runner=runner, most_cells=0)
+    assert "| pooling mean | 0 | not run |" in (folder / "ablation.md").read_text()
 
 
 def test_a_failed_cell_costs_only_itself(grid_file):
     grid, runner = load_grid(grid_file), FakeRunner()
 
     def fails_once(grid, config, folder):
-        if config.name == "mean-seed1":
+        if config.name.startswith("pooling-mean-seed1"):
             raise OSError("no space")
         runner(grid, config, folder)
 
-    with pytest.raises(RuntimeError, match="1 cells failed, run again to repeat them: mean-seed1: no space"):
+    with pytest.raises(
+        RuntimeError, match="1 cells failed, run again to repeat them: pooling-mean-seed1: no space"
+    ):
         ablate(grid, grid_file.parent, runner=fails_once)
     assert len(runner.calls) == 5
     ablate(grid, grid_file.parent, runner=runner)
-    assert runner.calls[5:] == ["mean-seed1"]
+    assert runner.calls[5:] == ["pooling-mean-seed1"]
 
 
 def test_a_bad_grid_is_refused_before_anything_runs(grid_file):

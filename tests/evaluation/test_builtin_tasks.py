@@ -109,7 +109,7 @@ def test_scores_equal_what_pytrec_eval_says_of_the_vectors(data_dir, name, measu
     result = evaluate_task(EngineEncoder(engine, "fake"), load_task(name, data_dir))
     assert 0 < expected < 1
     assert result.get_score() == pytest.approx(expected, abs=1e-5)
-    kept = result.scores["test"][0]["per_query"]
+    kept = result.scores["test"][0]["rayembed"]["samples"]
     assert kept == {query: pytest.approx(scores[measure], abs=1e-5) for query, scores in per_query.items()}
 
 

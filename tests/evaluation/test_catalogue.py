@@ -1,7 +1,9 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import mteb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,8 +12,9 @@ from rayembed.common.errors import ConfigError, DataError, ResourceError, UserEr
 from rayembed.data.sources import SOURCES
 from rayembed.evaluation.builtin_tasks import TASKS
 from rayembed.evaluation.catalogue import OFFLINE, PACKAGES, QUICKSTART, Catalogue
-from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
+from rayembed.evaluation.encoder import ENCODE_OPTIONS, OURS, EngineEncoder, evaluate_task
 from rayembed.evaluation.local_tasks import LOCAL_TYPES
+from rayembed.evaluation.results import Candidate, ResultStore
 from tests.evaluation.conftest import WordEngine
 
 ROWS = {
@@ -66,12 +69,45 @@ def test_own_tasks_of_all_types_are_scored(task_file, tmp_path):
     catalogue = Catalogue(tmp_path, (task_file,))
     selection = catalogue.select("own")
     assert {name.removeprefix("Own") for name in selection.tasks} == set(LOCAL_TYPES)
-    scores = {
-        reference.name: evaluate_task(
-            EngineEncoder(WordEngine(), "own"), catalogue.load(reference)
-        ).get_score()
-        for reference in selection.references
-    }
+    store, candidate = ResultStore(tmp_path / "ours"), Candidate("own model", "a" * 64, Path("none"))
+    theirs = mteb.ResultCache(tmp_path / "theirs")
+    scores = {}
+    for reference in selection.references:
+        encoder = EngineEncoder(WordEngine("a" * 64), "own model")
+        result = evaluate_task(encoder, catalogue.load(reference))
+        scores[reference.name] = result.get_score()
+        store.save(candidate, result)
+        loaded = store.load(candidate, catalogue.load(reference))
+        assert loaded.get_score() == pytest.approx(result.get_score(), abs=1e-6)
+        assert loaded.scores["test"][0][OURS] == result.scores["test"][0][OURS]
+        mteb.evaluate(
+            encoder, catalogue.load(reference), cache=theirs, co2_tracker=False, encode_kwargs=ENCODE_OPTIONS
+        )
+    # mteb reads our folder as its own and finds there what it would have written itself
+    frames = [
+        mteb.ResultCache(cache.cache_path).load_results().to_dataframe().set_index("task_name").sort_index()
+        for cache in (mteb.ResultCache(tmp_path / "ours"), theirs)
+    ]
+    assert frames[0].equals(frames[1])
+    assert set(frames[0].index) == set(selection.tasks)
+    found = [
+        {path.relative_to(root): path for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "ours" / "results", tmp_path / "theirs" / "results")
+    ]
+    assert found[0].keys() == found[1].keys()
+    for name, path in found[0].items():
+        if name.suffix == ".json":
+            mine, other = (json.loads(text.read_text()) for text in (path, found[1][name]))
+            assert mine.keys() == other.keys()
+            assert json.dumps(mine.get("scores"), sort_keys=True) == json.dumps(
+                other.get("scores"), sort_keys=True
+            )
+    samples = store.load(
+        candidate, catalogue.load(catalogue.select(tasks=["OwnClassification"]).references[0])
+    )
+    rows = samples.scores["test"][0][OURS]["samples"]
+    assert len(rows) == 20  # of the test rows, not of the ten draws
+    assert np.mean(list(rows.values())) == pytest.approx(scores["OwnClassification"], abs=1e-5)
     for perfect in ("OwnRetrieval", "OwnReranking", "OwnPairClassification", "OwnBitextMining", "OwnSTS"):
         assert scores[perfect] == pytest.approx(1.0), scores
     assert scores["OwnClustering"] > 0.5

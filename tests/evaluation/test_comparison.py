@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -41,6 +42,11 @@ def test_a_difference_is_told_from_noise():
     assert noise.low < 0 < noise.high
     assert noise.p_value > 0.5
     assert paired([1.0, 2.0], [1.0, 2.0]) is None
+    generator = np.random.default_rng(0)
+    least = paired(np.zeros(200), generator.normal(0, 0.1, 200)).detectable
+    assert least == pytest.approx(2.8 * 0.1 / np.sqrt(200), rel=0.1)
+    seen = [paired(np.zeros(200), generator.normal(least, 0.1, 200)).p_value < 0.05 for _ in range(60)]
+    assert 0.65 < np.mean(seen) < 0.95
     low, high = interval([0.0, 1.0] * 50)
     assert 0.35 < low < 0.5 < high < 0.65
 

@@ -22,7 +22,7 @@ def test_queries_get_the_instruction_and_documents_do_not(data_dir):
     instruction_of = {text: instruction for instruction, texts in engine.calls for text in texts}
     assert instruction_of["sort the list number 3"] == prompt
     assert instruction_of["def sort_3(): sort list number 3"] is None
-    recorded = result.scores["test"][0]["instructions"]
+    recorded = result.scores["test"][0]["rayembed"]["instructions"]
     assert recorded == {"query": prompt, "document": None, "origin": "mteb"}
 
 
@@ -32,7 +32,7 @@ def test_every_text_of_a_symmetric_task_gets_the_trained_instruction(data_dir):
     encoder = EngineEncoder(engine, "fake")
     by_source = evaluate_task(encoder, load_task("VaderTweets", data_dir))
     assert {instruction for instruction, _ in engine.calls} == {"Tell the mood"}
-    assert by_source.scores["test"][0]["instructions"]["origin"] == "contract"
+    assert by_source.scores["test"][0]["rayembed"]["instructions"]["origin"] == "contract"
     engine.calls.clear()
     evaluate_task(encoder, load_task("WordSim353", data_dir))
     assert {instruction for instruction, _ in engine.calls} == {"Same meaning"}

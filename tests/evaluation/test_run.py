@@ -47,8 +47,8 @@ def test_one_run_leaves_the_scores_the_table_and_a_result_a_task(engines, data_d
     assert scores["DocstringRetrieval"]["bm25"] > 0.9
     assert scores["WordSim353"]["bm25"] is None
     assert all(0 < row[column] <= 1 for row in scores.values() for column in ("base", "trained"))
-    assert (tmp_path / "trained" / ("good" * 4) / "VaderTweets.json").is_file()
-    assert (tmp_path / "untrained" / ("base" * 4) / "WordSim353.json").is_file()
+    assert (tmp_path / "results" / "rayembed__trained" / ("good" * 16) / "VaderTweets.json").is_file()
+    assert (tmp_path / "untrained" / ("base" * 4) / "WordSim353.details.json").is_file()
     assert "DocstringRetrieval" in capsys.readouterr().out
 
 
@@ -65,7 +65,7 @@ def test_a_second_run_encodes_nothing(engines, data_dir, tmp_path):
 def test_a_torn_result_is_run_again_with_a_warning(engines, data_dir, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("rayembed"), "propagate", True)
     evaluate(data_dir, tmp_path)
-    torn = tmp_path / "trained" / ("good" * 4) / "WordSim353.json"
+    torn = tmp_path / "results" / "rayembed__trained" / ("good" * 16) / "WordSim353.json"
     whole = json.loads(torn.read_text())
     torn.write_text(torn.read_text()[:40])
     engines["good"].calls.clear()

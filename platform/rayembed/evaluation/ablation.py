@@ -2,7 +2,8 @@
 
 A factor is one choice, such as the pooling; its levels are changes of the recipe, and the first is the
 reference. A table is the product of some factors with all others at their reference. Cells that tables
-share are run once, and a cell that is scored is never run again. Two factors with two levels each:
+share are run once, and a cell that is scored is not run again while its recipe, tasks and data files stay the
+same. Two factors with two levels each:
 
     table [pooling]         -> latent (reference), mean
     table [order]           -> two-stage (reference), reversed
@@ -20,15 +21,17 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayembed.common.errors import ConfigError
 from rayembed.common.paths import atomic_write, resolve
 from rayembed.common.settings import Frozen
 from rayembed.config.loading import load_recipe
 from rayembed.config.run import RunConfig
+from rayembed.data.plan import fingerprint
 from rayembed.evaluation.comparison import Comparison, adjusted, paired
 from rayembed.evaluation.results import RECORD_FILE, ModelRecord, read_record
+from rayembed.records import find_files
 
 _NAME = r"^[a-z0-9][a-z0-9-]*$"
 
@@ -63,6 +66,23 @@ class Grid(Frozen):
     factors: dict[str, dict[str, Level]] = Field(description="factor -> level -> change; first: reference")
     tables: tuple[Table, ...] = Field(min_length=1, description="what is compared")
 
+    @field_validator("factors", mode="before")
+    @classmethod
+    def _names_as_text(cls, factors: Any) -> Any:
+        """YAML reads the names on, off and 2 of levels as truth values and numbers."""
+        if not isinstance(factors, dict):
+            return factors
+        words = {True: "on", False: "off"}
+        return {
+            factor: {
+                words[level] if isinstance(level, bool) else str(level): change
+                for level, change in levels.items()
+            }
+            if isinstance(levels, dict)
+            else levels
+            for factor, levels in factors.items()
+        }
+
     @model_validator(mode="after")
     def _known_factors(self) -> "Grid":
         if empty := [name for name, levels in self.factors.items() if not levels]:
@@ -96,7 +116,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of the cell's folder."""
-        return "-".join([level for _, level in self.levels] or ["reference"]) + f"-seed{self.seed}"
+        levels = [f"{factor}-{level}" for factor, level in self.levels]
+        return "-".join([*(levels or ["reference"]), f"seed{self.seed}"])
 
 
 def load_grid(path: Path) -> Grid:
@@ -158,7 +179,21 @@ def cell_config(grid: Grid, cell: Cell, base: Path, folder: Path) -> RunConfig:
                 )
     except ConfigError as error:
         raise ConfigError(f"cell {cell.choice}: {error}") from error
-    return config
+    return config.model_copy(update={"name": f"{cell.name}-{_fingerprint(grid, config)}"})
+
+
+def _fingerprint(grid: Grid, config: RunConfig) -> str:
+    """Names all that a record depends on; a change of any makes another cell, which is run."""
+    files = {
+        name: sorted((file.name, file.size, file.changed) for file in find_files(source))
+        for name, source in config.data.sources.items()
+    }
+    made_from: dict[str, object] = {
+        "recipe": config.model_dump(mode="json", exclude={"name", "output"}),
+        "tasks": [grid.benchmark, grid.tasks],
+        "files": files,
+    }
+    return fingerprint(made_from)[:8]
 
 
 def _ordered(config: RunConfig, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -177,7 +212,8 @@ def write_tables(grid: Grid, records: Mapping[Cell, ModelRecord], folder: Path) 
     )
     lines.append(
         "Differences and p-values pair the tasks with those of the reference, each a mean over the seeds "
-        "that both have; p is Holm-corrected in a table."
+        "that both have; p is Holm-corrected in a table. The last column is the difference that "
+        "these tasks would have shown 8 times of 10."
     )
     rows: list[dict[str, Any]] = []
     for table in grid.tables:
@@ -215,6 +251,7 @@ def _rows(grid: Grid, table: Table, records: Mapping[Cell, ModelRecord]) -> list
                     row[category] = float(np.mean([means[category] for means in by_category]))
         if test is not None:
             row |= {"difference": test.difference, "low": test.low, "high": test.high, "p": next(corrected)}
+            row["detectable"] = test.detectable
         rows.append(row)
     return rows
 
@@ -242,9 +279,9 @@ def _against_reference(
 
 
 def _markdown(rows: list[dict[str, Any]]) -> list[str]:
-    fixed = ("table", "choice", "seeds", "mean", "spread", "difference", "low", "high", "p")
+    fixed = ("table", "choice", "seeds", "mean", "spread", "difference", "low", "high", "p", "detectable")
     categories = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in fixed]
-    header = ["choice", "seeds", "mean", *categories, "difference", "p"]
+    header = ["choice", "seeds", "mean", *categories, "difference", "p", "seen 8 of 10"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for row in rows:
         if "mean" not in row:
@@ -258,7 +295,10 @@ def _markdown(rows: list[dict[str, Any]]) -> list[str]:
             )
             cells = [row["choice"], str(row["seeds"]), f"{row['mean']:.4f}{spread}"]
             cells += [f"{row[name]:.3f}" if name in row else "" for name in categories]
-            cells += [difference, f"{row['p']:.3f}" if "p" in row else ""]
+            cells += [
+                difference,
+                *(f"{row[name]:.3f}" if name in row else "" for name in ("p", "detectable")),
+            ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -288,32 +328,32 @@ def ablate(grid: Grid, base: Path, runner: Runner, *, most_cells: int | None = N
     folder = resolve(grid.output) / grid.name
     runs = folder / "cells"
     planned = {cell: cell_config(grid, cell, base, runs) for cell in cells(grid)}
-    left = [cell for cell in planned if not _is_scored(runs, cell)]
+    left = [cell for cell, config in planned.items() if not _is_scored(runs / config.name)]
     logger.info("%d cells, %d to run", len(planned), len(left))
     failed: dict[Cell, Exception] = {}
     for number, cell in enumerate(left[:most_cells], start=1):
         logger.info("cell %d of %d: %s, seed %d", number, len(left), cell.choice, cell.seed)
         try:
-            runner(grid, planned[cell], runs / cell.name)
+            runner(grid, planned[cell], runs / planned[cell].name)
         except Exception as error:  # noqa: BLE001 - a cell that fails must not cost the others
             logger.warning("cell %s failed: %s", cell.name, error)
             failed[cell] = error
-        write_tables(grid, records(grid, runs), folder)
-    write_tables(grid, records(grid, runs), folder)
+        write_tables(grid, _records(planned, runs), folder)
+    write_tables(grid, _records(planned, runs), folder)
     if failed:
         reasons = "; ".join(f"{cell.name}: {error}" for cell, error in failed.items())
         raise RuntimeError(f"{len(failed)} cells failed, run again to repeat them: {reasons}")
     return folder
 
 
-def records(grid: Grid, runs: Path) -> dict[Cell, ModelRecord]:
+def _records(planned: Mapping[Cell, RunConfig], runs: Path) -> dict[Cell, ModelRecord]:
     """Records of the cells that have been scored."""
     return {
-        cell: read_record(runs / cell.name / "results" / LABEL)
-        for cell in cells(grid)
-        if _is_scored(runs, cell)
+        cell: read_record(runs / config.name / "results" / LABEL)
+        for cell, config in planned.items()
+        if _is_scored(runs / config.name)
     }
 
 
-def _is_scored(runs: Path, cell: Cell) -> bool:
-    return (runs / cell.name / "results" / LABEL / RECORD_FILE).is_file()
+def _is_scored(cell: Path) -> bool:
+    return (cell / "results" / LABEL / RECORD_FILE).is_file()

@@ -11,6 +11,8 @@ from rayembed.evaluation.results import ModelRecord, TaskRecord
 
 _SEED = 0
 _RESAMPLES = 2000
+_AT_A_TIME = 100  # resamples in memory
+_TWO_SIDED_80 = 1.960 + 0.842  # quantiles of the normal distribution: level 5 %, power 80 %
 _LEAST = 3
 
 
@@ -23,6 +25,7 @@ class Comparison:
         low, high: 95 % bootstrap interval of the difference.
         p_value: two-sided paired permutation test of the mean difference.
         samples: how many pairs.
+        detectable: smallest true difference that such a test would see 8 times of 10, at 5 %.
     """
 
     difference: float
@@ -30,6 +33,7 @@ class Comparison:
     high: float
     p_value: float
     samples: int
+    detectable: float
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -43,6 +47,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
         np.mean,
         n_resamples=_RESAMPLES,
         method="percentile",
+        batch=_AT_A_TIME,
         rng=np.random.default_rng(_SEED),
     ).confidence_interval
     return float(found.low), float(found.high)
@@ -59,9 +64,13 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Comparison | None
         np.mean,
         permutation_type="samples",
         n_resamples=_RESAMPLES,
+        batch=_AT_A_TIME,
         rng=np.random.default_rng(_SEED),
     )
-    return Comparison(float(differences.mean()), *bounds, float(test.pvalue), len(differences))
+    detectable = _TWO_SIDED_80 * differences.std(ddof=1) / np.sqrt(len(differences))
+    return Comparison(
+        float(differences.mean()), *bounds, float(test.pvalue), len(differences), float(detectable)
+    )
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
@@ -144,11 +153,12 @@ def compare(first: ModelRecord, second: ModelRecord) -> ModelComparison:
 def format_comparison(result: ModelComparison) -> str:
     """The comparison as aligned text."""
     header = f"{'task':34} {result.first.label:>10} {result.second.label:>10}"
-    lines = [f"{header} {'change':>8}  95 % interval     p (Holm)"]
+    lines = [f"{header} {'change':>8}  95 % interval     p (Holm)  seen 8 of 10"]
     for row in result.tasks:
         line = f"{row.task.name:34} {row.first:10.3f} {row.second:10.3f} {row.second - row.first:+8.3f}"
         if row.test is not None:
-            line += f"  {row.test.low:+.3f} to {row.test.high:+.3f}  {row.adjusted_p:.3f}"
+            line += f"  {row.test.low:+.3f} to {row.test.high:+.3f}  {row.adjusted_p:8.3f}"
+            line += f"  {row.test.detectable:12.3f}"
         lines.append(line)
     if result.overall is not None:
         lines.append(overall_sentence(result.overall))
@@ -161,7 +171,8 @@ def overall_sentence(test: Comparison) -> str:
     """The comparison over all tasks in words."""
     return (
         f"over {test.samples} tasks: {test.difference:+.4f}, 95 % interval {test.low:+.4f} to "
-        f"{test.high:+.4f}, p = {test.p_value:.3f} (paired permutation test)"
+        f"{test.high:+.4f}, p = {test.p_value:.3f} (paired permutation test); a difference of "
+        f"{test.detectable:.4f} would be seen 8 times of 10"
     )
 
 

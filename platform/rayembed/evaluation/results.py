@@ -1,4 +1,10 @@
-"""Results on disk: <output>/<model label>/<checkpoint digest>/<Task>.json, in mteb's own format."""
+"""Results on disk.
+
+<output>/results/rayembed__LABEL/DIGEST/Task.json    mteb's own, with model_meta.json and run_settings.jsonl:
+                                                     `mteb.ResultCache(OUTPUT)` lists and loads them
+<output>/LABEL/DIGEST/Task.details.json              ours: instructions, precision, scores of queries or rows
+<output>/LABEL/record.json                           what a comparison of two models needs
+"""
 
 import contextlib
 import json
@@ -7,7 +13,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +22,13 @@ import mteb
 import yaml
 from filelock import FileLock, Timeout
 from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.results import TaskResult
 
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.common.paths import atomic_file, atomic_write
+from rayembed.common.paths import atomic_write
 from rayembed.evaluation.builtin_tasks import TASKS
+from rayembed.evaluation.encoder import ENCODE_OPTIONS, OURS
 from rayembed.evaluation.endpoint import Endpoint
 from rayembed.evaluation.instructions import Instructions
 
@@ -89,8 +97,13 @@ class ResultStore:
             ) from None
 
     def path(self, candidate: Candidate, task: str) -> Path:
-        """Where the result of `candidate` on `task` is kept."""
-        return self.output / candidate.label / candidate.digest[:_DIGEST_CHARACTERS] / f"{task}.json"
+        """Where mteb's result of `candidate` on `task` is kept."""
+        return mteb.ResultCache(self.output).get_task_result_path(task, model_meta(candidate))
+
+    def details_path(self, candidate: Candidate, task: str) -> Path:
+        """Where our part of that result is kept."""
+        folder = self.output / candidate.label / candidate.digest[:_DIGEST_CHARACTERS]
+        return folder / f"{task}.details.json"
 
     def load(
         self,
@@ -100,12 +113,16 @@ class ResultStore:
         precision: str = "auto",
     ) -> TaskResult | None:
         """A stored result of the same rows and instructions; None where the task has to be run (again)."""
-        path = self.path(candidate, task.metadata.name)
-        if not path.is_file():
+        path, details = (place(candidate, task.metadata.name) for place in (self.path, self.details_path))
+        if not (path.is_file() and details.is_file()):
             return None
         try:
             result = TaskResult.from_disk(path, load_historic_data=False)
-        except ValueError:
+            ours = json.loads(details.read_text())
+            for split, entries in result.scores.items():
+                for entry, own in zip(cast(list[dict[str, Any]], entries), ours[split], strict=True):
+                    entry[OURS] = own
+        except (ValueError, KeyError):
             logger.warning("%s is not a complete result; the task is run again", path)
             return None
         if result.dataset_revision != task.metadata.revision or result.get_missing_evaluations(task):
@@ -117,19 +134,45 @@ class ResultStore:
         return result
 
     def save(self, candidate: Candidate, result: TaskResult) -> None:
-        """Write `result` so that a reader never sees a part of it."""
-        with atomic_file(self.path(candidate, result.task_name)) as temporary:
-            result.to_disk(temporary)
+        """Write mteb's files as mteb does, and our part next to the model's record.
+
+        A run that is cut off in between leaves no mteb result, and the task is run again.
+        """
+        plain = result.model_copy(deep=True)
+        ours: dict[str, list[dict[str, Any]]] = {}
+        for split, entries in plain.scores.items():
+            ours[split] = [entry.pop(OURS, {}) for entry in cast(list[dict[str, Any]], entries)]
+        self.path(candidate, result.task_name).unlink(missing_ok=True)
+        atomic_write(self.details_path(candidate, result.task_name), json.dumps(ours) + "\n")
+        mteb.ResultCache(self.output).save_to_cache(
+            plain, model_meta(candidate), encode_kwargs=ENCODE_OPTIONS
+        )
+
+
+def model_meta(candidate: Candidate) -> ModelMeta:
+    """What mteb's files say of a model; its name and revision are their folders."""
+    return ModelMeta.create_empty(
+        overwrites={
+            "name": f"rayembed/{candidate.label}",
+            "revision": candidate.digest,
+            "similarity_fn_name": ScoringFunction.COSINE if candidate.encodes else None,
+            "modalities": ["text"],
+            "use_instructions": candidate.encodes,
+        }
+    )
 
 
 def _recorded(result: TaskResult) -> list[tuple[dict[str, Any], str]]:
     """The distinct instructions and precisions of a result's entries."""
-    entries = [cast(dict[str, Any], entry) for entries in result.scores.values() for entry in entries]
     found: list[tuple[dict[str, Any], str]] = []
-    for entry in entries:
-        if (used := (entry.get("instructions", {}), entry.get("precision", ""))) not in found:
+    for ours in map(_ours, (entry for entries in result.scores.values() for entry in entries)):
+        if (used := (ours.get("instructions", {}), ours.get("precision", ""))) not in found:
             found.append(used)
     return found
+
+
+def _ours(entry: Any) -> dict[str, Any]:
+    return entry.get(OURS) or {}
 
 
 RECORD_FILE = "record.json"
@@ -142,8 +185,8 @@ class TaskRecord:
     Attributes:
         name, type, metric: of mteb.
         score: main score.
-        samples: what the score is the mean of, by name (query id or number of the draw); empty where mteb
-        tells the score alone.
+        samples: what the score is the mean of, by name (query id or number of the test row); empty where it
+            is no mean over rows, as for clustering and correlations, and where there are several subsets.
         instructions: per side, and who chose them.
         revision: of the rows.
         overlap: what the training data had of the task.
@@ -194,8 +237,8 @@ def task_record(result: TaskResult, *, type: str, metric: str, overlap: str | No
         type,
         metric,
         result.get_score(),
-        _samples(entries, metric),
-        entries[0].get("instructions"),
+        dict(_ours(entries[0]).get("samples") or {}) if len(entries) == 1 else {},
+        _ours(entries[0]).get("instructions"),
         str(result.dataset_revision),
         overlap,
     )
@@ -227,21 +270,6 @@ def read_record(folder: Path) -> ModelRecord:
         raise DataError(
             f"{path} is not the record of an evaluation ({error}); run the evaluation again"
         ) from error
-
-
-def _samples(entries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
-    """The values that the main score is the mean of, where a result of one subset keeps them."""
-    if len(entries) != 1:
-        return {}
-    entry = entries[0]
-    if "per_query" in entry:
-        return dict(entry["per_query"])
-    if metric == "v_measure":
-        draws = entry.get("v_measures") or []
-        draws = [value for values in draws.values() for value in values] if isinstance(draws, dict) else draws
-    else:
-        draws = [draw[metric] for draw in entry.get("scores_per_experiment") or [] if metric in draw]
-    return {str(number): float(value) for number, value in enumerate(draws)}
 
 
 def trained_sources(checkpoint: Path) -> tuple[str, ...] | None:
