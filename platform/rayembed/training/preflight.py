@@ -37,7 +37,7 @@ class Memory:
 
     Attributes:
         weights: of the whole model.
-        gradients: in the model's number format, and in fp32 where chunks add up.
+        gradients: in the model's number format, and in fp32 where chunks add up at ZeRO 2 and 3.
         optimizer: master weights and two moments of Adam, in fp32.
         communication: buckets of DeepSpeed, and NCCL.
         activations: of one chunk at its largest.
@@ -74,7 +74,8 @@ def memory_of_worker(model: ModelSpec, training: TrainingConfig, *, device: str,
     dtype = number_format(training, device)
     workers = training.workers
     split = {stage: workers if training.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    accumulators = 4 if training.tokens_per_chunk else 0
+    sums_in_fp32 = training.tokens_per_chunk and training.zero_stage >= 2 and dtype is torch.bfloat16
+    accumulators = 4 if sums_in_fp32 else 0  # as `deepspeed_config` sets them
     master = 4 if dtype is not torch.float32 else 0
     buckets = 2 * min(trainable, _BUCKET) * dtype.itemsize if workers > 1 or training.zero_stage > 0 else 0
     chunk = min(tokens, training.chunk_tokens or tokens)
