@@ -1,6 +1,7 @@
 """Each private or unstable name of a library is still there and still means what it is used for."""
 
 import inspect
+import json
 import logging
 import os
 import types
@@ -16,8 +17,20 @@ def test_a_job_is_told_by_its_variable(monkeypatch):
 
     monkeypatch.delenv(RAY_JOB_CONFIG_JSON_ENV_VAR, raising=False)
     assert not ray_compat.runs_inside_job()
+    assert ray_compat.job_variables() == {}
     monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")
     assert ray_compat.runs_inside_job()
+    assert ray_compat.job_variables() == {}
+
+
+def test_variables_that_a_job_was_told_are_not_told_again(monkeypatch):
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+    from ray.runtime_env.runtime_env import _merge_runtime_env
+
+    told = {"env_vars": {"RAYEMBED_HOME": "/mnt/shared"}}
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps({"runtime_env": told}))
+    assert ray_compat.job_variables() == told["env_vars"]
+    assert _merge_runtime_env(told, told) is None, "Ray refuses it"
 
 
 def test_node_types_that_an_autoscaler_reported(monkeypatch):

@@ -15,6 +15,7 @@ from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 from rayembed.common.device import FAKE_GPUS
 from rayembed.common.errors import ConfigError, ResourceError, UserError
 from rayembed.common.ray_compat import (
+    job_variables,
     kuberay_configuration,
     monitor_command,
     reported_node_types,
@@ -73,6 +74,8 @@ def connect(
     environment = {"PYTHONPATH": source_path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | processor_settings()
     environment |= variables or {}
     environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    given = job_variables()
+    environment = {name: value for name, value in environment.items() if name not in given}
     existing = joins_cluster()
     options = {} if existing or worker_niceness is None else worker_niceness_options(worker_niceness)
     ray.init(

@@ -4,6 +4,7 @@ An upgrade of one of them is checked here and in tests/common/test_ray_compat.py
 are imported inside the functions, because a process that serves has no trainer and the reverse.
 """
 
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -16,6 +17,15 @@ def runs_inside_job() -> bool:
     Ray sets the variable for the driver of a job and documents no other way to ask (Ray 2.60).
     """
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def job_variables() -> dict[str, str]:
+    """Environment variables that `ray job submit` was told; empty outside a job.
+
+    A driver that names one of them again is refused (Ray 2.60: ray/_private/worker.py, init).
+    """
+    configuration = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return (configuration.get("runtime_env") or {}).get("env_vars") or {}
 
 
 def reported_node_types() -> list[tuple[int, dict[str, float]]] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rayembed.common.errors import RequestError
-from rayembed.common.settings import Precision
+from rayembed.common.settings import Backend, Precision
 from rayembed.contract import Contract
 from rayembed.contract.instructions import Side, chosen_instruction
 from rayembed.engine.engine import Engine
@@ -43,6 +43,7 @@ class Embedder:
         int8_weights: bool = False,
         compiled: bool = False,
         token_budget: int | None = None,
+        backend: Backend = "auto",
     ) -> "Embedder":
         """Load a checkpoint folder.
 
@@ -55,6 +56,7 @@ class Embedder:
             compiled: build kernels for norms and feed-forward networks with torch's compiler, which takes up
                 to a minute in the first forward pass and needs a C++ compiler on a CPU.
             token_budget: most tokens in one forward pass; bounds memory. None takes what suits the device.
+            backend: auto lets OpenVINO, where it is installed, compute short passes on a CPU.
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or of another shape.
@@ -68,6 +70,7 @@ class Embedder:
             int8_weights=int8_weights,
             compiled=compiled,
             token_budget=token_budget,
+            backend=backend,
         )
         return cls(engine)
 

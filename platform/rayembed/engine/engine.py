@@ -16,12 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from rayembed.common.device import resolve_device
 from rayembed.common.errors import ConfigError, RequestError
 from rayembed.common.paths import resolve
-from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Precision
+from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Backend, Precision
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.contract.vectors import cut
 from rayembed.engine.int8_weights import use_int8_weights
 from rayembed.engine.memory import keep_freed_memory
+from rayembed.engine.openvino import SHORT_PASS, OpenVinoDecoder, short_passes
 from rayembed.model.adapters import Adapters
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.compilation import compile_token_wise_parts
@@ -56,6 +57,7 @@ class Engine:
         name: str,
         device: torch.device | None = None,
         token_budget: int | None = None,
+        short_passes: OpenVinoDecoder | None = None,
     ):
         self.contract: Contract = model.contract
         self.tokenizer: PreTrainedTokenizerBase = model.tokenizer
@@ -66,6 +68,7 @@ class Engine:
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGETS[self.device.type]
         self._embedder = model.embedder.to(self.device).eval()
         self._adapters = Adapters(self._embedder.backbone)
+        self._short_passes = short_passes
 
     @classmethod
     def load(
@@ -78,6 +81,7 @@ class Engine:
         int8_weights: bool = False,
         compiled: bool = False,
         token_budget: int | None = None,
+        backend: Backend = "auto",
     ) -> "Engine":
         """Load a checkpoint folder.
 
@@ -92,6 +96,7 @@ class Engine:
                 to a minute in the first forward pass and needs a C++ compiler on a CPU.
             token_budget: most tokens in one forward pass; bounds memory. None: 4096 on a CPU, whose caches
                 hold no more, 16384 on a GPU.
+            backend: auto lets OpenVINO, where it is installed, compute short passes on a CPU.
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or of another shape.
@@ -102,7 +107,9 @@ class Engine:
         target = resolve_device(device)
         dtype = resolve_precision(precision, target)
         model = load_model(folder, dtype="auto" if fp32_layers else dtype, device=target)
-        engine = cls(model, name=folder.name, device=target, token_budget=token_budget)
+        plain = backend == "auto" and not (fp32_layers or int8_weights or compiled)
+        short = short_passes(model.embedder, dtype, target) if plain else None
+        engine = cls(model, name=folder.name, device=target, token_budget=token_budget, short_passes=short)
         if dtype is not torch.float32:
             use_mixed_precision(engine._embedder, dtype=dtype, fp32_layers=fp32_layers)
         elif fp32_layers:
@@ -204,6 +211,8 @@ class Engine:
     @torch.inference_mode()
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Vectors of one packed batch on the engine's device, fp32 of unit length (N, D)."""
+        if self._short_passes and batch.num_tokens <= SHORT_PASS and not self._adapters.chosen:
+            return self._embedder.pool(self._short_passes(batch), batch)
         return self._embedder(batch.to(self.device))
 
     def _checked_width(self, dimensions: int | None) -> int:

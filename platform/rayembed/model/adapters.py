@@ -26,13 +26,17 @@ _WRAPPERS = ("base_model.model.", "model.")
 
 
 class Adapters:
-    """The adapters of a backbone; to be used from one thread at a time."""
+    """The adapters of a backbone; to be used from one thread at a time.
+
+    Attributes:
+        chosen: name of the one at work; empty: none.
+    """
 
     def __init__(self, backbone: PreTrainedModel):
         """`backbone` is complete, on its device and in its number format."""
         self._backbone = backbone
         self._slots: dict[str, str] = {}
-        self._chosen = ""
+        self.chosen = ""
 
     def add(self, name: str, folder: Path) -> str:
         """Load a LoRA adapter that peft saved; returns the digest of its files.
@@ -92,7 +96,7 @@ class Adapters:
 
     def choose(self, name: str) -> None:
         """Let the adapter of that name take part from now on; the empty name is the backbone alone."""
-        if name != self._chosen:
+        if name != self.chosen:
             self._apply(name)
 
     def _apply(self, name: str) -> None:
@@ -100,7 +104,7 @@ class Adapters:
         for module in self._backbone.modules():
             if isinstance(module, LoraLayer):
                 module.set_adapter(active, inference_mode=True)
-        self._chosen = name
+        self.chosen = name
 
     def _load(self, slot: str, folder: Path) -> None:
         own = {

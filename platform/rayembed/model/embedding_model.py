@@ -49,7 +49,11 @@ class EmbeddingModel(nn.Module):
             ]
         else:
             states = output.last_hidden_state[0].index_select(0, batch.pooled_P)
-        pooled = (states, batch.text_index_P, batch.pooled_lengths)
+        return self.pool(states, batch)
+
+    def pool(self, states_PD: torch.Tensor | list[torch.Tensor], batch: PackedBatch) -> torch.Tensor:
+        """fp32 unit vectors (N, D) from the states of pooled tokens, of each layer where the head asks."""
+        pooled = (states_PD, batch.text_index_P, batch.pooled_lengths)
         if self.checkpoints_pooling:
             # No head draws random numbers, and reading the generator's state would wait for the device.
             vectors_ND = checkpoint(self.pooling, *pooled, use_reentrant=False, preserve_rng_state=False)
