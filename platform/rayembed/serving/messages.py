@@ -27,7 +27,7 @@ class Inputs:
         prompt_name: name of an instruction that the model was trained with.
         input_type: query, passage, document, or the name of an instruction to use where the model has it.
         side: with `prompt_name`, whether the inputs are the task's queries or its documents.
-        max_tokens: limit on each input below the model's own; None for that.
+        max_tokens: limit on each input, its instruction apart, below the model's own; None for that.
     """
 
     texts: Sequence[str] = ()

@@ -36,7 +36,9 @@ class RequestTokenizer:
                 pool.
         """
         instruction = self._instruction(inputs)
-        limit = min(inputs.max_tokens or self.max_length, self.max_length)
+        limit = self.max_length
+        if inputs.max_tokens is not None:
+            limit = min(inputs.max_tokens + self._overhead(instruction), limit)
         if inputs.token_ids:
             self._check_ids(inputs.token_ids)
             tokenized = self._contract.tokenize_ids(self._tokenizer, inputs.token_ids, instruction, limit)
@@ -116,10 +118,7 @@ class RequestTokenizer:
     ) -> TokenizedTexts:
         """Tokenise the long inputs again, from their last tokens."""
         long = [position for position, cut in enumerate(tokenized.truncated) if cut]
-        one = self._contract.tokenize_ids(
-            self._tokenizer, [[self._tokenizer.eos_token_id]], instruction, limit
-        )
-        room = limit - one.lengths[0] + 1  # for an input, next to the instruction and the special tokens
+        room = limit - self._overhead(instruction)
         if inputs.token_ids:
             ids = [list(inputs.token_ids[position]) for position in long]
         else:
@@ -131,6 +130,13 @@ class RequestTokenizer:
         for position, replacement in zip(long, shortened.input_ids, strict=True):
             input_ids[position] = replacement
         return TokenizedTexts(input_ids, tokenized.pool_starts, tokenized.truncated)
+
+    def _overhead(self, instruction: str | None) -> int:
+        """Tokens that the instruction and the special tokens take next to an input."""
+        one = self._contract.tokenize_ids(
+            self._tokenizer, [[self._tokenizer.eos_token_id]], instruction, self.max_length
+        )
+        return one.lengths[0] - 1
 
     def _check_ids(self, token_ids: Sequence[Sequence[int]]) -> None:
         if self._settings.token_inputs == "refuse":

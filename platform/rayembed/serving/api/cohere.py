@@ -46,7 +46,9 @@ class CohereEmbedRequest(Body):
         ["float"]
     )
     output_dimension: Dimensions | None = None
-    max_tokens: Count | None = Field(None, description="limit on each text below the model's own")
+    max_tokens: Count | None = Field(
+        None, description="limit on each text, its instruction apart, below the model's own"
+    )
     truncate: Truncate = "END"
 
     @classmethod

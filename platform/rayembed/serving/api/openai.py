@@ -87,7 +87,9 @@ class EmbeddingRequest(Body):
         "instruction of that name, if the model has it",
     )
     truncate: Truncate = "END"
-    max_tokens: Count | None = Field(None, description="limit on each input below the model's own")
+    max_tokens: Count | None = Field(
+        None, description="limit on each input, its instruction apart, below the model's own"
+    )
     normalize: StrictBool = Field(
         True, description="false: vectors cut by `dimensions` stay shorter than length 1"
     )
