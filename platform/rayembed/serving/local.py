@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 import uvicorn
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from rayembed.common.errors import CheckpointError, ResourceError
@@ -289,7 +289,7 @@ class ReplicaPool:
                 await asyncio.wait_for(replica.actor.check_health.remote(), _LONGEST_CHECK_S)
             except RayActorError:
                 return
-            except (RayError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the model does not work
                 logger.error("a model replica is not healthy: %s", str(error).strip().splitlines()[-1:])
                 self._remove(replica)
                 ray.kill(replica.actor)
