@@ -48,7 +48,8 @@ class BodyLimitMiddleware:
             if complete:  # what follows is only the client leaving
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
             except TimeoutError as error:
                 reason = f"the body did not arrive within {_SLOWEST_S} s"
                 raise ApiError(Problem(408, reason, code="request_timeout")) from error
