@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import ray
 
-from rayembed.common.errors import UserError
+from rayembed.common.errors import ResourceError, UserError
 from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import ATTEMPTS
-from rayembed.evaluation import run
+from rayembed.evaluation import run, worker
 from rayembed.evaluation.builtin_tasks import load_task
-from rayembed.evaluation.catalogue import Catalogue
+from rayembed.evaluation.catalogue import Catalogue, TaskReference
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.results import Candidate, ResultStore
 from rayembed.evaluation.scores import format_table
-from rayembed.evaluation.worker import EvaluationSetup
+from rayembed.evaluation.units import Unit
+from rayembed.evaluation.worker import EvaluationSetup, check_bm25
 from tests.evaluation import conftest
 from tests.evaluation.conftest import WordEngine, WordWorker, pool, units_of
 
@@ -50,6 +51,21 @@ def test_one_run_leaves_the_scores_the_table_and_a_result_a_task(engines, data_d
     assert (tmp_path / "results" / "rayembed__trained" / ("good" * 16) / "VaderTweets.json").is_file()
     assert (tmp_path / "untrained" / ("base" * 4) / "WordSim353.details.json").is_file()
     assert "DocstringRetrieval" in capsys.readouterr().out
+
+
+def test_tasks_of_the_registry_meet_the_bm25_of_mteb(monkeypatch, tmp_path):
+    registry, own = TaskReference("SciFact", "mteb"), TaskReference("Mine", "own")
+    check_bm25([own])
+    monkeypatch.setattr(worker, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match=r"needs the package PyStemmer.*rayembed\[bm25\]"):
+        check_bm25([own, registry])
+    searched = []
+    monkeypatch.setattr(worker, "evaluate_task", lambda model, task: searched.append(model))
+    working = worker.EvaluationWorker(EvaluationSetup(Catalogue(tmp_path), InstructionPolicy(), tmp_path))
+    monkeypatch.setattr(working, "_task", lambda reference: None)
+    for reference in (registry, own):
+        working.run(Unit(Candidate("bm25", "r", None), reference, 1.0))
+    assert [type(model) for model in searched] == [worker.RegistryBM25, worker.BM25Baseline]
 
 
 def test_a_second_run_encodes_nothing(engines, data_dir, tmp_path):

@@ -7,8 +7,9 @@ from rayembed.evaluation import run
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
 from rayembed.evaluation.local_tasks import TaskDescription, local_task
 from rayembed.evaluation.results import Candidate
-from rayembed.evaluation.shards import best_documents, merged, shard_texts
+from rayembed.evaluation.shards import merged, shard_texts
 from rayembed.evaluation.units import Shard, TextSet, UnitQueue, task_units, text_sets
+from rayembed.mining.search import exact_top_k
 
 TASKS = ["DocstringRetrieval", "DocstringReranking", "VaderTweets", "WordSim353"]
 
@@ -71,11 +72,11 @@ def test_a_second_evaluation_of_the_same_folder_is_refused(engines, data_dir, tm
 def test_searching_in_parts_finds_what_searching_the_whole_does():
     random = np.random.default_rng(0)
     queries, documents = random.standard_normal((5, 8)), random.standard_normal((100, 8))
-    parts = [best_documents(queries, documents[start : start + 30], 10) for start in range(0, 100, 30)]
+    parts = [exact_top_k(queries, [documents[start : start + 30]], 10) for start in range(0, 100, 30)]
     best = parts[0]
     for number, (scores, positions) in enumerate(parts[1:], start=1):
         best = merged(best, (scores, positions + 30 * number), 10)
-    whole = best_documents(queries, documents, 10)
+    whole = exact_top_k(queries, [documents], 10)
     assert np.allclose(best[0], whole[0])
     assert np.array_equal(best[1], whole[1])
 

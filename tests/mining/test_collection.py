@@ -33,6 +33,12 @@ def test_texts_are_distinct_and_in_order_of_appearance():
     assert [side.tolist() for side in collection.given] == [[0, 1, 1], [3, 0, 4]]
 
 
+def test_texts_may_take_more_than_two_gibibytes():
+    collection = collect(table(row("a", ["x"], ["n"]), row("b", ["y"])), pa.array(["extra"]))
+    for texts in (collection.queries, collection.instructions, collection.documents, collection.document_ids):
+        assert texts.type == pa.large_string()  # a pa.string() ends at 2 GiB with "offset overflow"
+
+
 def test_positives_of_all_rows_of_a_query_are_excluded_and_so_is_the_query_itself():
     collection = collect(table(row("a", ["x"]), row("a", ["y"]), row("b", ["a"])))
     assert excluded(collection) == {("a", "x"), ("a", "y"), ("b", "a"), ("a", "a")}

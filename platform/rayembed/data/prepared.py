@@ -66,6 +66,11 @@ class PreparedRows:
         """Whether some row has scores of a teacher."""
         return any(batch["teacher_scores"].null_count < batch.num_rows for batch in self._batches)
 
+    def instructions(self) -> set[str]:
+        """The distinct instructions of rows that bring one of their own."""
+        found = (batch["instruction"].unique().to_pylist() for batch in self._batches)
+        return {instruction for part in found for instruction in part if instruction}
+
     def rows_without_negatives(self) -> int:
         """How many rows bring no negatives."""
         counts = (np.asarray(batch["negatives"].value_lengths()) for batch in self._batches)

@@ -17,7 +17,6 @@ from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import ActorPool, pool_resources
 from rayembed.common.settings import Precision
 from rayembed.contract import Contract
-from rayembed.data.bm25 import REVISION
 from rayembed.evaluation.catalogue import QUICKSTART, Catalogue, Selection, TaskReference, aggregate
 from rayembed.evaluation.endpoint import EndpointEngine
 from rayembed.evaluation.instructions import InstructionPolicy
@@ -34,7 +33,14 @@ from rayembed.evaluation.results import (
 from rayembed.evaluation.scores import Scores, format_table, score_table, write_scores
 from rayembed.evaluation.shards import EmbeddingStore
 from rayembed.evaluation.units import SHARD_TOKENS, Unit, UnitQueue, task_units, text_sets
-from rayembed.evaluation.worker import EvaluationSetup, EvaluationWorker, Outcome, UnitProgress
+from rayembed.evaluation.worker import (
+    BM25_REVISION,
+    EvaluationSetup,
+    EvaluationWorker,
+    Outcome,
+    UnitProgress,
+    check_bm25,
+)
 from rayembed.model.checkpoint import read_manifest
 
 logger = logging.getLogger(__name__)
@@ -128,7 +134,8 @@ def run(
     if baseline is not None:
         candidates["base"] = _candidate(baseline[0], baseline[1], None)
     if with_bm25:
-        candidates["bm25"] = Candidate(BM25_LABEL, REVISION, None)
+        check_bm25(selection.references)
+        candidates["bm25"] = Candidate(BM25_LABEL, BM25_REVISION, None)
     plan = EvaluationPlan(
         selection,
         EvaluationSetup(catalogue, policy, output, precision),

@@ -14,19 +14,20 @@ from typing import Any
 
 import mteb
 import numpy as np
-import torch
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.types import PromptType
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rayembed.common.device import resolve_device
 from rayembed.common.paths import atomic_file
 from rayembed.common.ray_compat import task_texts
 from rayembed.contract import Contract
 from rayembed.evaluation.encoder import ENCODE_OPTIONS, EngineEncoder
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.units import Shard
+from rayembed.mining.search import exact_top_k
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +85,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     except (SafetensorError, OSError, ValueError) as error:
         logger.warning("%s is torn (%s) and is computed again", path, error)
         return None
-
-
-_QUERIES_AT_A_TIME = 1024
 
 
 class ShardEncoder(EngineEncoder):
@@ -149,7 +147,9 @@ class ShardEncoder(EngineEncoder):
         documents_ND = self._shard_vectors(task, shard)
         queries_QD = self._query_vectors(task, shard, split)
         first = _bounds(len(split["corpus"]), shard)[0]
-        scores, positions = best_documents(queries_QD, documents_ND, max(task.k_values))  # type: ignore[attr-defined]
+        wanted = min(max(task.k_values), len(documents_ND))  # type: ignore[attr-defined]
+        device = resolve_device("auto")
+        scores, positions = exact_top_k(queries_QD, [documents_ND], wanted, device=device)
         queries = text_digests(split["queries"]["id"])
         write_arrays(path, {"scores": scores, "positions": positions + first, "queries": queries})
 
@@ -241,21 +241,6 @@ def shard_texts(task: mteb.AbsTask, shard: Shard) -> list[str]:
 def is_searched(task: mteb.AbsTask, shard: Shard) -> bool:
     """Whether the shard is of a corpus that all queries search; reranking has lists of its own instead."""
     return shard.side == "document" and _rows(task, shard)["top_ranked"] is None
-
-
-def best_documents(queries_QD: np.ndarray, documents_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best documents of each query: cosines (Q, K), best first, and positions (Q, K) among the N."""
-    documents = torch.from_numpy(documents_ND)
-    wanted = min(k, len(documents_ND))
-    found = [
-        torch.topk(
-            torch.from_numpy(queries_QD[start : start + _QUERIES_AT_A_TIME]) @ documents.T, wanted, dim=1
-        )
-        for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME)
-    ]
-    return torch.cat([part.values for part in found]).numpy(), torch.cat(
-        [part.indices for part in found]
-    ).numpy()
 
 
 def merged(

@@ -3,18 +3,20 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from mteb.abstasks import AbsTaskRetrieval
-from mteb.models.model_implementations.bm25 import BM25Search
+from mteb.models.model_implementations.bm25 import BM25Search, bm25_s
 from mteb.models.model_meta import ModelMeta
 from mteb.results import TaskResult
 
+from rayembed.common.errors import ResourceError
 from rayembed.common.progress import duration
 from rayembed.common.settings import Precision
 from rayembed.data.bm25 import K1, REVISION, B, search_terms
@@ -33,9 +35,9 @@ _TASKS_IN_MEMORY = 2
 
 
 class BM25Baseline(BM25Search):
-    """mteb's own BM25 search model with our terms: it meets the same corpus, queries and scorer as models.
+    """mteb's own BM25 search model with our terms, which split identifiers: for tasks over code.
 
-    It scores retrieval tasks only.
+    It meets the same corpus, queries and scorer as models, and scores retrieval tasks only.
     """
 
     mteb_model_meta = ModelMeta.create_empty(
@@ -44,6 +46,24 @@ class BM25Baseline(BM25Search):
 
     def __init__(self) -> None:
         super().__init__(tokenizer=search_terms, freq_threshold=0, k1=K1, b=B)
+
+
+class RegistryBM25(BM25Search):
+    """mteb's published baseline, with stop words and a stemmer by language: for tasks of its registry."""
+
+    mteb_model_meta = bm25_s
+
+
+BM25_REVISION = f"{REVISION}-mteb-{bm25_s.revision}-on-its-registry"
+
+
+def check_bm25(references: Iterable[TaskReference]) -> None:
+    """Raise ResourceError where a task needs a stemmer that is not installed."""
+    if any(reference.origin == "mteb" for reference in references) and find_spec("Stemmer") is None:
+        raise ResourceError(
+            "BM25 on tasks of mteb's registry needs the package PyStemmer; install it with "
+            "`pip install 'rayembed[bm25]'`, or leave out --bm25"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,8 @@ class EvaluationWorker:
         started = time.monotonic()
         task = self._task(unit.reference)
         if not unit.candidate.encodes:
-            return Outcome(evaluate_task(BM25Baseline(), task), 0, time.monotonic() - started)
+            search = RegistryBM25() if unit.reference.origin == "mteb" else BM25Baseline()
+            return Outcome(evaluate_task(search, task), 0, time.monotonic() - started)
         encoder = self._encoder(unit.candidate)
         before = encoder.tokens
         encoder.attach(task, unit.shards)

@@ -85,7 +85,7 @@ def read_corpus(path: Path) -> pa.Array:
     table = read_parquet(path) if path.suffix == ".parquet" else _read_records(path)
     if "text" not in table.column_names:
         raise DataError(f"{path} has no column `text`; it has {', '.join(table.column_names)}")
-    return _flat(table["text"].cast(pa.string())).drop_null()
+    return _flat(table["text"].cast(pa.large_string())).drop_null()
 
 
 def _read_records(path: Path) -> pa.Table:
@@ -119,8 +119,9 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
     first_row = pa.array(first_rows)
     row_of_positive, positive_texts, positive_ids = _documents(table, "positives")
     row_of_negative, negative_texts, negative_ids = _documents(table, "negatives")
-    extra = extra_documents if extra_documents is not None else pa.array([], pa.string())
-    extra_ids = pa.array([document_id(text) for text in extra.to_pylist()], pa.string())
+    extra = extra_documents if extra_documents is not None else pa.array([], pa.large_string())
+    extra = extra.cast(pa.large_string())
+    extra_ids = pa.array((document_id(text.as_py()) for text in extra), pa.large_string())
     document_of_text, first_texts = _codes(pa.concat_arrays([positive_ids, negative_ids, extra_ids]))
     first = pa.array(first_texts)
     documents = pa.concat_arrays([positive_texts, negative_texts, extra]).take(first)
@@ -169,7 +170,13 @@ def _counts(table: pa.Table, column: str) -> np.ndarray:
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
+    """One array of a column, with offsets of 64 bits: texts of a corpus take more than 2 GiB."""
+    kind = column.type
+    if pa.types.is_string(kind):
+        kind = pa.large_string()
+    elif pa.types.is_list(kind):
+        kind = pa.large_list(pa.large_string())
+    combined = column.cast(kind).combine_chunks()
     return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayembed.common.errors import ConfigError, DataError, all_mistakes
+from rayembed.common.errors import ConfigError, DataError, RequestError, all_mistakes
 from rayembed.common.settings import differences
 from rayembed.config.blend import SourceConfig
 from rayembed.config.run import RunConfig
@@ -68,8 +68,10 @@ class StageData:
         paths = tuple(source.prepare(origins[source.name]) for source in self.sources)
         rows = [PreparedRows.open(path) for path in paths]
         if stage.kind == "contrastive":
+            loaded = load_tokenizer(tokenizer)
             for entry, source in zip(stage.blend, rows, strict=True):
                 check_negatives(source, entry)
+                check_instructions(source, entry, self.contract, loaded)
             check_scores(rows, stage)
         description = self._description(origins, paths)
         stored = stored_description(plan)
@@ -218,6 +220,15 @@ def planned_source(entry: SourceConfig, rows: PreparedRows) -> PlannedSource:
         epochs=entry.epochs,
         keys=rows.clash_keys,
     )
+
+
+def check_instructions(rows: PreparedRows, entry: SourceConfig, contract: Contract, tokenizer: Any) -> None:
+    """Raise DataError where an instruction that a row brings leaves no room for its text."""
+    for instruction in sorted(rows.instructions()):
+        try:
+            contract.tokenize(tokenizer, ["a"], instruction)
+        except RequestError as error:
+            raise DataError(f"source {entry.source}, instruction {instruction[:60]!r}: {error}") from error
 
 
 def check_negatives(rows: PreparedRows, entry: SourceConfig) -> None:
