@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from rayembed.common.errors import DataError
 from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import PART_BYTES, Part, Reader, Row, Unreadable
-from rayembed.records.locations import StoredFile
+from rayembed.records.locations import StoredFile, open_location
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _parquet_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: 
 
 
 def _parts_of(file: StoredFile) -> Iterator[Part]:
-    with open_parquet(file) as opened:
+    with open_parquet(file.uri) as opened:
         metadata = opened.metadata
         start, size = 0, 0
         for group in range(metadata.num_row_groups):
@@ -67,19 +67,20 @@ def _parts_of(file: StoredFile) -> Iterator[Part]:
                 start, size = group + 1, 0
 
 
-def open_parquet(file: StoredFile) -> pq.ParquetFile:
+def open_parquet(uri: str | Path) -> pq.ParquetFile:
     """Open a file; DataError when it is cut short or of another kind."""
+    filesystem, path = open_location(str(uri))
     try:
-        return pq.ParquetFile(file.open())
+        return pq.ParquetFile(filesystem.open_input_file(path))
     except pa.ArrowException as error:
         raise DataError(
-            f"{file.uri} is not a complete Parquet file ({error}); write or download it again"
+            f"{uri} is not a complete Parquet file ({error}); write or download it again"
         ) from error
 
 
 def _read_parquet(part: Part) -> Iterator[Row]:
     """Rows of the part's row groups."""
-    with open_parquet(part.file) as opened:
+    with open_parquet(part.file.uri) as opened:
         groups = range(part.start, part.stop or opened.metadata.num_row_groups)
         try:
             yield from _rows(opened.schema_arrow, opened.iter_batches(_ROWS, row_groups=list(groups)))

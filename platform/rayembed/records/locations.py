@@ -77,7 +77,7 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
 def list_files(uri: str) -> list[StoredFile]:
     """The file at `uri`, or all files below the folder, hidden ones left out, sorted by path.
 
-    A name with `*` stands for the files that it fits: `texts/2026-*.jsonl`, `texts/**/*.parquet`.
+    A name with `*` or `[ab]` stands for the files that it fits: `texts/2026-*.jsonl`, `texts/**/*.parquet`.
 
     Raises:
         DataError: there is nothing at `uri`.
@@ -85,7 +85,7 @@ def list_files(uri: str) -> list[StoredFile]:
     """
     filesystem, path = open_location(uri)
     given = _answered(uri, lambda: filesystem.get_file_info(path))
-    if given.type == fs.FileType.NotFound and "*" in uri:
+    if given.type == fs.FileType.NotFound and re.search(r"[*\[]", uri):
         return _fitting(uri)
     if given.type == fs.FileType.NotFound:
         raise DataError(f"{uri} does not exist; give a file, a folder, or a URI of one ({_SCHEMES})")
@@ -103,8 +103,8 @@ def list_files(uri: str) -> list[StoredFile]:
 
 
 def _fitting(pattern: str) -> list[StoredFile]:
-    """Files whose path fits a pattern, under their names below the folder in front of the first `*`."""
-    folder, _, rest = re.sub(r"/?([^/]*\*.*)", r"\0\1", pattern, count=1).partition("\0")
+    """Files whose path fits a pattern, under their names below the folder in front of the pattern."""
+    folder, _, rest = re.sub(r"/?([^/]*[*\[].*)", r"\0\1", pattern, count=1).partition("\0")
     rest, _, query = rest.partition("?")
     matches = re.compile(glob_translate(rest)).match
     found = [

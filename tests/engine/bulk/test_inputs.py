@@ -100,7 +100,7 @@ def test_unusable_inputs_are_refused_with_the_remedy(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     for pattern, message in [
         ("s3://bucket/texts", "is a URL"),
-        (tmp_path / "nothing.parquet", "has no files"),
+        (tmp_path / "nothing.parquet", "does not exist"),
         (tmp_path / "notes.txt", "does not end in"),
     ]:
         with pytest.raises(DataError, match=message):

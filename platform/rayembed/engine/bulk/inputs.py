@@ -5,9 +5,9 @@ of rows can be read without what comes before it. Files of the other formats tha
 JSON arrays, compressed files) are read from their beginning for every range.
 """
 
-import glob
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import file_digest, resolve
 from rayembed.config.data import UserSourceConfig
 from rayembed.records import READERS, Unreadable, find_parts, read_part
-from rayembed.records.locations import COMPRESSED, list_files
+from rayembed.records.columnar import open_parquet
+from rayembed.records.layout import is_bookkeeping
+from rayembed.records.locations import list_files
 from rayembed.records.text_files import JSON, is_array
 
 PARQUET_SUFFIX = ".parquet"
@@ -104,31 +105,15 @@ def find_files(pattern: str | Path) -> list[Path]:
     """
     if "://" in str(pattern):
         raise DataError(f"{pattern} is a URL; mount or copy the files and give their path")
-    path = resolve(pattern)
-    if path.is_dir():
-        inner = (file.relative_to(path) for file in path.rglob("*") if _is_known(file))
-        found = [path / file for file in inner if not any(part[0] in "._" for part in file.parts)]
-    else:
-        found = [
-            Path(name) for name in ([str(path)] if path.exists() else glob.glob(str(path), recursive=True))
-        ]
-    if not found:
-        raise DataError(
-            f"{path} has no files; give a file, a folder or a glob of {', '.join(_SUFFIXES)} files"
-        )
-    for file in found:
-        if not _is_known(file):
-            raise DataError(
-                f"{file} does not end in {', '.join(_SUFFIXES)}; convert it or name only such files"
-            )
-    return sorted(found)
-
-
-def _is_known(file: Path) -> bool:
-    name = file.name.lower()
-    for suffix in COMPRESSED:
-        name = name.removesuffix(suffix)
-    return name.endswith(_SUFFIXES)
+    files = list_files(str(pattern))
+    known = [file for file in files if any(reader.takes(file) for reader in READERS.values())]
+    found = [file for file in known if not is_bookkeeping(file.name)]
+    if resolve(pattern).is_dir() and not found:
+        raise DataError(f"{pattern} has no files that end in {', '.join(_SUFFIXES)}")
+    for file in files:
+        if file not in known and not resolve(pattern).is_dir():
+            raise DataError(f"{file.uri} does not end in {', '.join(_SUFFIXES)}; convert it or leave it out")
+    return [Path(file.uri) for file in found]
 
 
 def index_files(paths: Sequence[Path], known: Sequence[dict[str, Any]] = ()) -> InputRows:
@@ -186,14 +171,6 @@ def _index_lines(path: Path) -> tuple[int, tuple[int, ...], str]:
                 rows += 1
             position += len(line)
     return rows, tuple(offsets), digest.hexdigest()
-
-
-def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """Open a Parquet file; DataError when it is cut short or another kind of file."""
-    try:
-        return pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise DataError(f"{path} is not a complete Parquet file ({error}); write it again") from error
 
 
 BadRows = Literal["error", "skip", "null-vector"]
@@ -331,20 +308,18 @@ def _texts(column: pa.ChunkedArray) -> list[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        return [_text_at(column, position) for position in range(len(column))]
+        if len(column) == 1:
+            return [Unreadable("text is not UTF-8", "")]
+        return [text for position in range(len(column)) for text in _texts(column.slice(position, 1))]
 
 
-def _text_at(column: pa.ChunkedArray, position: int) -> Any:
-    try:
-        return column[position].as_py()
-    except UnicodeDecodeError:
-        return Unreadable("text is not UTF-8", "")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _is_broken(value: Any) -> bool:
     """Whether some text in a value of JSON cannot be written as UTF-8."""
     if isinstance(value, str):
-        return any("\ud800" <= character <= "\udfff" for character in value) if not value.isascii() else False
+        return bool(_SURROGATE.search(value))
     if isinstance(value, dict):
         return any(map(_is_broken, value)) or any(map(_is_broken, value.values()))
     return isinstance(value, list) and any(map(_is_broken, value))
@@ -396,10 +371,9 @@ def _records(piece: Piece) -> Iterator[Any]:
 def _column(rows: list[dict], field: pa.Field, piece: Piece) -> pa.Array:
     values = [row.get(field.name) for row in rows]
     try:
-        if pa.types.is_integer(field.type):  # pyarrow would cut fractions off
-            for value in values:
-                if isinstance(value, float) and not value.is_integer():
-                    raise ValueError(f"{value} is no whole number")
+        cut = [value for value in values if isinstance(value, float) and not value.is_integer()]
+        if cut and pa.types.is_integer(field.type):  # pyarrow would cut the fraction off
+            raise ValueError(f"{cut[0]} is no whole number")
         return pa.array(values, type=field.type)
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from rayembed.common.errors import DataError
 from rayembed.common.paths import atomic_write
 from rayembed.common.settings import differences
-from rayembed.engine.bulk.inputs import open_parquet
+from rayembed.records.columnar import open_parquet
 
 VECTOR_COLUMN = "vector"
 VECTORS_FOLDER = "vectors"
