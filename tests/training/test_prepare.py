@@ -40,6 +40,16 @@ def test_a_stage_is_prepared_once(home):
     assert [len(PreparedRows.open(path)) for path in first.sources] == [24, 18]
 
 
+def test_an_instruction_of_a_row_that_fills_the_length_is_refused_before_training(home, tiny_base):
+    path = home / "pairs.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[3]["instruction"] = "Find " * 200
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [stage] = resolve_data(recipe(PAIRS))
+    with pytest.raises(DataError, match=r"instruction 'Find Find .*: the instruction takes \d+ tokens"):
+        stage.prepare(home / "runs" / "long", str(tiny_base))
+
+
 def test_rows_are_shared_by_entries_that_need_the_same(home):
     first = prepare(home, recipe(PAIRS, LABELS))
     other = PAIRS | {"weight": 1, "instruction": "Find", "cap": 20, "epochs": 9, "negatives_per_query": 1}

@@ -68,10 +68,9 @@ class StageData:
         paths = tuple(source.prepare(origins[source.name]) for source in self.sources)
         rows = [PreparedRows.open(path) for path in paths]
         if stage.kind == "contrastive":
-            loaded = load_tokenizer(tokenizer)
             for entry, source in zip(stage.blend, rows, strict=True):
                 check_negatives(source, entry)
-                check_instructions(source, entry, self.contract, loaded)
+                check_instructions(source, entry, self.contract, tokenizer)
             check_scores(rows, stage)
         description = self._description(origins, paths)
         stored = stored_description(plan)
@@ -222,11 +221,13 @@ def planned_source(entry: SourceConfig, rows: PreparedRows) -> PlannedSource:
     )
 
 
-def check_instructions(rows: PreparedRows, entry: SourceConfig, contract: Contract, tokenizer: Any) -> None:
+def check_instructions(rows: PreparedRows, entry: SourceConfig, contract: Contract, tokenizer: str) -> None:
     """Raise DataError where an instruction that a row brings leaves no room for its text."""
-    for instruction in sorted(rows.instructions()):
+    instructions = sorted(rows.instructions())
+    loaded = load_tokenizer(tokenizer) if instructions else None
+    for instruction in instructions:
         try:
-            contract.tokenize(tokenizer, ["a"], instruction)
+            contract.tokenize(loaded, ["a"], instruction)
         except RequestError as error:
             raise DataError(f"source {entry.source}, instruction {instruction[:60]!r}: {error}") from error
 
