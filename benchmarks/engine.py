@@ -2,6 +2,8 @@
 
 python benchmarks/engine.py [--quick] [--layers N] [--precision bf16|fp32] --json OUT
 
+Where OpenVINO and ONNX Runtime are installed, they are peers too, on padded batches sorted by length.
+
 The model is SmolLM2-135M without its causal mask, mean-pooled. sentence-transformers gets the same weights in
 its own `Transformer`, `Pooling` and `Normalize` modules, in the same number format, with the same threads and
 the batch size that serves it best. Vectors are compared in fp32 before anything is timed. Texts are distinct,
@@ -10,6 +12,8 @@ and each round embeds other ones, so that nobody profits from sizes seen before.
 engine_natural   one list of docstrings, code and glosses
 engine_equal     texts of 64 tokens each
 engine_skewed    the natural list, unsorted, in calls of 32 texts, the peer's own batch size
+engine_single    one text of 12 tokens: time over that of the best peer
+engine_*_best    natural, equal and skewed against the best of all peers
 engine_limit     forward passes over packed batches, as a share of the engine's whole time
 engine_memory    peak memory of a process that embeds the natural list, ours over the peer's
 """
@@ -17,6 +21,7 @@ engine_memory    peak memory of a process that embeds the natural list, ours ove
 import argparse
 import multiprocessing
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,6 +35,7 @@ import numpy as np
 import torch
 from harness import Bar, arguments, interleave, ratio_bar, write_report
 from inputs import natural_texts
+from peers.runtimes import load_runtimes
 
 from rayembed.common.paths import workspace
 from rayembed.contract import Contract
@@ -42,6 +48,7 @@ Encode = Callable[[Sequence[str]], Any]
 PEER_BATCH_SIZES = (16, 32, 64)
 CALL = 32  # texts of a call in engine_skewed, and the peer's own batch size
 EQUAL_LENGTH = 64
+SINGLE_LENGTH, SINGLE_CALLS = 12, 20
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -114,6 +121,21 @@ def forward_only(engine: Engine, texts: Sequence[str], size: int, rounds: int) -
     return run
 
 
+def best(times: dict[str, list[float]], names: Sequence[str]) -> list[float]:
+    """Seconds of the fastest of some contestants."""
+    return min((times[name] for name in names), key=statistics.median)
+
+
+def repeated(encode: Encode, texts: Sequence[str]) -> Callable[[int], None]:
+    """Embed one text at a time, so many in a round that its time can be measured."""
+
+    def run(turn: int) -> None:
+        for text in texts:
+            encode([text])
+
+    return run
+
+
 def check_agreement(checkpoint: Path, texts: Sequence[str]) -> float:
     """Smallest cosine between the two in fp32; ends the program when they do not compute the same."""
     ours = Engine.load(checkpoint, precision="fp32").encode(texts).vectors
@@ -159,6 +181,15 @@ def measure(options: argparse.Namespace, checkpoint: Path) -> list[Bar]:
     peer = load_peer(checkpoint, options.precision)
     batch_size = best_batch_size(peer, texts[:size])
     peers = partial(peer_encode, peer, batch_size=batch_size)
+    runtimes = {
+        name: runtime.encode
+        for name, runtime in load_runtimes(
+            checkpoint / "backbone", engine.tokenizer, options.precision, checkpoint.parent
+        ).items()
+    }
+    for name, encode in runtimes.items():
+        cosines = (encode(texts[:20]) * engine.encode(texts[:20]).vectors).sum(axis=1)
+        assert cosines.min() > 1 - 1e-3, f"{name} disagrees: smallest cosine {cosines.min()}"
     setting = {
         "precision": options.precision,
         "fp32_layers": options.fp32_layers,
@@ -180,20 +211,53 @@ def measure(options: argparse.Namespace, checkpoint: Path) -> list[Bar]:
             "peer_in_calls_best": by_call(peers, texts, size),
             "ours_in_calls": by_call(engine.encode, texts, size),
             "forward_only": forward_only(engine, texts, size, rounds),
-        },
+        }
+        | {name: by_round(encode, texts, size) for name, encode in runtimes.items()}
+        | {f"{name}_in_calls": by_call(encode, texts, size) for name, encode in runtimes.items()},
         rounds,
     )
     equal = equal_texts(engine, texts, size // 4 * (rounds + 1))
     equal_times = interleave(
-        {"ours": by_round(engine.encode, equal, size // 4), "peer": by_round(peers, equal, size // 4)}, rounds
+        {
+            name: by_round(encode, equal, size // 4)
+            for name, encode in {"ours": engine.encode, "peer": peers, **runtimes}.items()
+        },
+        rounds,
+    )
+    single = [
+        engine.tokenizer.decode(engine.tokenize([text]).input_ids[0][:SINGLE_LENGTH])
+        for text in texts[:SINGLE_CALLS]
+    ]
+    single_times = interleave(
+        {
+            name: repeated(encode, single)
+            for name, encode in {"ours": engine.encode, "peer": peers, **runtimes}.items()
+        },
+        rounds,
     )
     memory = {
         name: peak_memory(name, checkpoint, options.precision, texts[:size]) for name in ("ours", "peer")
     }
     share = memory["ours"] / memory["peer"]
-    ours, detail = natural["ours"], setting | {"seconds": natural}
+    every = ["peer", *runtimes]
+    in_calls = ["peer_in_calls", "peer_in_calls_best", *(f"{name}_in_calls" for name in runtimes)]
+    against_all = [
+        ratio_bar(
+            "engine_single", single_times["ours"], best(single_times, every), goal=1.0, better="lower",
+            detail=setting | {"calls": len(single), "seconds": single_times},
+        ),
+        ratio_bar("engine_natural_best", best(natural, every), natural["ours"], goal=1.0, detail=setting),
+        ratio_bar(
+            "engine_equal_best", best(equal_times, every), equal_times["ours"], goal=1.0, detail=setting
+        ),
+        ratio_bar(
+            "engine_skewed_best", best(natural, in_calls), natural["ours_in_calls"], goal=3.0, detail=setting
+        ),
+    ]  # fmt: skip
+    detail = setting | {"seconds": natural}
     return [
-        ratio_bar("engine_natural", natural["peer"], ours, goal=1.15, detail=detail),
+        *against_all,
+        ratio_bar("engine_natural", natural["peer"], natural["ours"], goal=1.15, detail=detail),
         ratio_bar(
             "engine_equal",
             equal_times["peer"],
@@ -204,7 +268,7 @@ def measure(options: argparse.Namespace, checkpoint: Path) -> list[Bar]:
         ratio_bar(
             "engine_skewed", natural["peer_in_calls"], natural["ours_in_calls"], goal=4.0, detail=detail
         ),
-        ratio_bar("engine_limit", natural["forward_only"], ours, goal=0.95, detail=detail),
+        ratio_bar("engine_limit", natural["forward_only"], natural["ours"], goal=0.95, detail=detail),
         Bar("engine_memory", share, 1.0, "lower", (share, share), setting | {"peak_mb": memory}),
     ]
 
