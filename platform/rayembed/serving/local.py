@@ -243,7 +243,7 @@ class ReplicaPool:
             raise BackPressureError(self._calls, most)
         self._calls += 1
         try:
-            if not self._replicas:
+            while not self._replicas:
                 await asyncio.wait_for(self._some_ready.wait(), _LONGEST_WAIT_S)
             replica = min(self._replicas, key=lambda replica: replica.work)
             return await self._ask(replica, method, *arguments)
