@@ -278,6 +278,11 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_sentence(tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", no_network)
     with pytest.raises(ResourceError, match=r"nobody/nothing is not in the cache.*\(no network\).*give path"):
         locations.hub_location("nobody/nothing", None)
+    (tmp_path / "README.md").write_text(CARD)
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+        with pytest.raises(ResourceError, match="the hub does not answer"):
+            locations.hub_location("nobody/card-only", None)
     with pytest.raises(DataError, match="no name of a data set"):
         locations.hub_location("a/b/c", None)
 

@@ -11,8 +11,8 @@ import typer
 from rayembed.cli.options import FilePath, Recipe, Set
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_write, resolve
-from rayembed.config.data import SourceFormat, SourceKind, UserSourceConfig
-from rayembed.data.build import REJECTS_FILE, build_user_source
+from rayembed.config.data import DataConfig, SourceFormat, SourceKind, UserSourceConfig
+from rayembed.data.build import REJECTS_FILE, build_user_source, declared_source
 from rayembed.data.card import built_names, full_card, read_card, readable_card
 from rayembed.data.sample import sample_source
 from rayembed.data.sources import SOURCES
@@ -67,7 +67,8 @@ def build(
     """Build sources that are missing or out of date."""
     from rayembed.config.loading import load_config  # torch takes seconds to import; --help does without
 
-    declared = load_config(config).data.sources if config else {}
+    data = load_config(config).data if config else DataConfig()
+    declared = data.sources
     if bool(names) == every:
         known = ", ".join([*declared, *SOURCES])
         raise DataError(f"give either names or --all; the names are {known}")
@@ -79,7 +80,7 @@ def build(
             typer.echo(f"{name}: skipped, {reason}")
             continue
         if name in declared:
-            folder = build_user_source(name, declared[name], resolve(out))
+            folder = build_user_source(name, declared_source(data, name), resolve(out))
         else:
             folder = build_source(name, resolve(out))
         typer.echo(f"{name}: {_rows(folder)} rows in {folder}")

@@ -116,6 +116,7 @@ def _fitting(pattern: str) -> list[StoredFile]:
 
 
 HUB_SECONDS = 10.0
+_DESCRIPTIONS = ("README.md", "dataset_info.json", "dataset_infos.json")
 
 
 def hub_location(name: str, revision: str | None) -> str:
@@ -132,9 +133,11 @@ def hub_location(name: str, revision: str | None) -> str:
     if resolve(name).is_dir():
         return name
     try:
-        return huggingface_hub.snapshot_download(
+        cached = huggingface_hub.snapshot_download(
             name, repo_type="dataset", revision=revision, local_files_only=True
         )
+        if any(file.name not in _DESCRIPTIONS for file in list_files(cached)):
+            return cached  # else only its card was looked at
     except huggingface_hub.errors.HFValidationError as error:
         raise DataError(f"hub: {name} is no name of a data set; give OWNER/NAME") from error
     except LocalEntryNotFoundError:

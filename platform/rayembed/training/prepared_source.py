@@ -17,7 +17,7 @@ from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_directory, atomic_write, clear_disk_errors, file_digest, resolve
 from rayembed.config.blend import SourceConfig
 from rayembed.config.data import DataConfig
-from rayembed.data.build import build_any
+from rayembed.data.build import build_any, declared_source
 from rayembed.data.contamination import (
     ContaminationGuard,
     ContaminationReport,
@@ -238,7 +238,8 @@ def kind_of(data: DataConfig, name: str) -> Kind:
 
 def usually_symmetric(data: DataConfig, entry: SourceConfig) -> bool:
     """Whether the instruction of a source usually goes in front of its documents too."""
-    source = data.sources.get(entry.source) or SOURCES[entry.source]
+    known = entry.source in data.sources
+    source = declared_source(data, entry.source) if known else SOURCES[entry.source]
     return is_symmetric(source.kind, source.task_type, entry.labels)
 
 
