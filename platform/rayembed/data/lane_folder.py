@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
@@ -159,7 +160,7 @@ class LaneFolder:
 
     def _put(self, name: str, data: bytes | pa.Buffer) -> None:
         temporary = f".{name}.{uuid4().hex}"
-        with clear_disk_errors(self._store.base_path):
+        with clear_disk_errors(Path(self._store.base_path)):
             with self._store.open_output_stream(temporary) as stream:
                 stream.write(data)
             self._store.move(temporary, name)
