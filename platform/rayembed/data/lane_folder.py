@@ -60,6 +60,7 @@ class LaneFolder:
 
     def begin(self) -> "LaneFolder":
         """Make the folder, or take over the layout that it began with; called before anything is written."""
+        self._store.base_fs.create_dir(self._store.base_path)
         stored = self._get(_LAYOUT)
         if stored is None:
             content = {"lanes": self.lanes, "steps_of_a_range": self.steps_of_a_range}
@@ -168,5 +169,4 @@ class LaneFolder:
     @cached_property
     def _store(self) -> fs.SubTreeFileSystem:
         filesystem, path = open_location(self.location)
-        filesystem.create_dir(f"{path}/{self.name}")
         return fs.SubTreeFileSystem(f"{path}/{self.name}", filesystem)
