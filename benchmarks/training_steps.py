@@ -130,7 +130,7 @@ def _rows(rows: PreparedRows, negatives: int) -> Iterator[dict[str, Any]]:
     generator = random.Random(0)
     while True:
         for number in generator.sample(range(len(rows)), len(rows)):
-            [values] = rows.row(number).to_pylist()
+            [values] = rows.take(np.array([number]), ["query", "positives", "negatives"])
             if len(values["negatives"]) >= negatives:
                 yield _row(values["query"], values["positives"][0], values["negatives"][:negatives])
 
