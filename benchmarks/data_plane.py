@@ -1,45 +1,55 @@
 """The data plane: time and memory of a large plan, speed of the stream, and how long a step waits for data.
 
-    python benchmarks/data_plane.py [--quick] [--only plan stream wait memory] --json OUT
+    python benchmarks/data_plane.py [--quick] [--only plan lanes stream wait memory] --json OUT
 
 - plan: row references of ten synthetic sources (a fifth of the rows shares documents) are planned and stored.
-- stream: one worker takes batches of the quickstart's first stage from Ray Data as fast as they come.
+- lanes: rows are joined with their plan, tokenised, cut and written, in processor seconds next to those of
+  the tokenizer alone; and one rank of 64 reads its part of a step next to one rank that reads all.
+- stream: one worker takes batches of the quickstart's first stage as fast as a Ray Data job writes them.
 - wait: the quickstart's own first stage is trained for some steps; the share of the steps' time that was
   spent waiting is read from its metrics. The first step is reported apart.
 - memory: a consumer that does nothing takes a hundred thousand small steps; the slope of its memory and of
-  the process that fetches is fitted over the second half.
+  the process that writes lanes is fitted over the second half.
 
 The quickstart's data and base model are taken from the workspace (RAYEMBED_HOME) or built there. What the
 quickstart consumes is in CONSUMED, measured on two cores with AMX.
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from harness import Bar, arguments, write_report
 from inputs import quickstart
 
 from rayembed.common.paths import resolve
 from rayembed.common.ray_cluster import connect
+from rayembed.config.blend import SourceConfig
 from rayembed.config.run import RunConfig
+from rayembed.contract.tokenizer import load_tokenizer
+from rayembed.data.lane_folder import LaneFolder
 from rayembed.data.plan import PlannedSource, plan_batches
-from rayembed.data.plan_store import write_plan
-from rayembed.data.stream import StreamSpec, local_batches, stream_batches
+from rayembed.data.plan_store import PlanReader, write_plan
+from rayembed.data.prepared import PreparedRows, write_rows
+from rayembed.data.stream import StreamSpec, lanes_written, local_batches, stream_batches
 from rayembed.model.base_model import prepare_base_model
-from rayembed.training.prepare import resolve_data
+from rayembed.records.schema import pair_row, to_table
+from rayembed.training.prepare import planned_source, resolve_data
 
 CONSUMED = 3400.0  # tokens per second that the quickstart's training consumes
 BATCH_SIZE = 128
-PARTS = ("plan", "stream", "wait", "memory")
+PARTS = ("plan", "lanes", "stream", "wait", "memory")
 
 
 def synthetic_source(name: str, rows: int, seed: int) -> PlannedSource:
@@ -83,15 +93,92 @@ def plan_bars(quick: bool) -> list[Bar]:
     detail = {"rows": rows, "batch_size": BATCH_SIZE, "sources": 10}
     detail |= {"stored_mb": last["stored_mb"], "cpu_seconds_with_imports": last["cpu_seconds"]}
     return [
-        _lower("plan_rows", [result["seconds"] for result in results], 120, detail | {"unit": "s"}),
+        _lower("plan_rows", [result["seconds"] for result in results], 40, detail | {"unit": "s"}),
         _lower(
-            "plan_memory", [result["peak_gb"] for result in results], 2, detail | {"unit": "GB, peak RSS"}
+            "plan_memory", [result["peak_gb"] for result in results], 1.2, detail | {"unit": "GB, peak RSS"}
         ),
     ]
 
 
 def _lower(name: str, values: list[float], goal: float, detail: dict[str, Any]) -> Bar:
     return Bar(name, statistics.median(values), goal, "lower", (min(values), max(values)), detail)
+
+
+def lanes_bars(quick: bool) -> list[Bar]:
+    """`lanes_rows` and `rank_cost`, on rows of a query, a positive and two negatives of 10 to 100 words."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a rate for each core
+    torch.set_num_threads(1)  # as where batches are read
+    rows, steps = (2048, 2) if quick else (4096, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = _long_batches(Path(folder), rows, steps)
+        cutter, plan = spec.cutter(), PlanReader(spec.plan)
+        lanes, tokenizer = spec.lanes.begin(), load_tokenizer(spec.tokenizer)
+        ratios, rates = [], []
+        for number in lanes.missing():
+            [step] = lanes.steps_in(number)
+            started = time.process_time()
+            lanes.write(number, [cutter.cut(plan.read(step))])
+            ours = time.process_time() - started
+            texts = _texts_of(spec, step)
+            started = time.process_time()
+            for instruction, group in texts.items():
+                spec.contract.tokenize(tokenizer, group, instruction or None)
+            ratios.append((time.process_time() - started) / ours)
+            rates.append(rows / ours)
+        costs: dict[int, list[float]] = {1: [], 64: []}
+        for _ in range(2 if quick else 5):
+            for ranks, found in costs.items():
+                started = time.process_time()
+                for batch in lanes.batches(0, steps, rank=ranks - 1, world_size=ranks):
+                    assert batch.num_queries >= rows // ranks
+                found.append((time.process_time() - started) / steps)
+    shares = [many / one for many, one in zip(costs[64], costs[1], strict=True)]
+    detail = {"rows_of_a_batch": rows, "rows_per_second_of_a_core": statistics.median(rates)}
+    cost = {"seconds_at_1": statistics.median(costs[1]), "seconds_at_64": statistics.median(costs[64])}
+    return [
+        Bar("lanes_rows", statistics.median(ratios), 0.8, "higher", (min(ratios), max(ratios)), detail),
+        _lower("rank_cost", shares, 1 / 32, {"rows_of_a_batch": rows} | cost),
+    ]
+
+
+def _long_batches(folder: Path, rows: int, steps: int) -> StreamSpec:
+    """A stage of made-up rows."""
+    config = quickstart(steps=steps)
+    generator = np.random.default_rng(1)
+    beginnings, ends = ("re", "in", "de", "con", "per"), ("form", "tain", "fer", "port")
+    words = np.array([beginning + end for beginning in beginnings for end in ends])
+
+    def text(number: int, least: int, most: int) -> str:
+        return f"{' '.join(generator.choice(words, generator.integers(least, most)))} {number}"
+
+    made = (
+        pair_row(
+            text(row, 5, 20),
+            [text(row, 10, 100)],
+            [text(row + rows * steps * n, 10, 100) for n in (1, 2)],
+            dataset="made",
+            task_type="retrieval",
+        )
+        for row in range(rows * steps)
+    )
+    write_rows([to_table(made, "pairs")], folder / "rows.arrow")
+    entry = SourceConfig(source="made", weight=1, in_batch_negatives=True, negatives_per_query=2)
+    source = planned_source(entry, PreparedRows.open(folder / "rows.arrow"))
+    write_plan(folder / "plan", plan_batches([source], batch_size=rows, steps=steps, seed=1), {"made": rows})
+    base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
+    lanes = LaneFolder.of(str(folder), "lanes", steps=steps, batch_size=rows, workers=1)
+    sources = (folder / "rows.arrow",)
+    return StreamSpec(folder / "plan", sources, (entry,), config.contract, str(base), 1, lanes)
+
+
+def _texts_of(spec: StreamSpec, step: int) -> dict[str, list[str]]:
+    """Texts of a step by the instruction in front of them."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in spec.chooser().choose(PlanReader(spec.plan).read(step)):
+        texts[row.instruction].append(row.query)
+        for (_, instruction), document in row.texts.items():
+            texts[instruction].append(document)
+    return texts
 
 
 def prepared(config: RunConfig, folder: Path) -> StreamSpec:
@@ -112,11 +199,12 @@ def stream_bars(quick: bool) -> list[Bar]:
         rates, first = [], []
         for _ in range(rounds):
             started = time.perf_counter()
-            stream = stream_batches(spec, start=0, stop=steps, rank=0, world_size=1)
-            tokens = [next(stream).packed.num_tokens]
-            first.append(time.perf_counter() - started)
-            tokens += [batch.packed.num_tokens for batch in stream]
-            rates.append(sum(tokens) / (time.perf_counter() - started - first[-1]))
+            with lanes_written(spec) as written:
+                stream = stream_batches(written, start=0, stop=steps, rank=0, world_size=1)
+                tokens = [next(stream).packed.num_tokens]
+                first.append(time.perf_counter() - started)
+                tokens += [batch.packed.num_tokens for batch in stream]
+                rates.append(sum(tokens) / (time.perf_counter() - started - first[-1]))
     ratios = [rate / CONSUMED for rate in rates]
     detail = {
         "tokens_per_second": statistics.median(rates),
@@ -165,19 +253,20 @@ def memory_bars(quick: bool) -> list[Bar]:
         process = psutil.Process()
         samples: list[tuple[int, float, float]] = []
         started = time.perf_counter()
-        for batch in stream_batches(spec, start=0, stop=steps, rank=0, world_size=1):
-            if batch.step % max(steps // 200, 1) == 0:
-                samples.append((batch.step, _own_memory(process), _memory_of_fetchers(process)))
+        with lanes_written(spec) as written:
+            for batch in stream_batches(written, start=0, stop=steps, rank=0, world_size=1):
+                if batch.step % max(steps // 200, 1) == 0:
+                    samples.append((batch.step, _own_memory(process), _memory_of_writers(process)))
         seconds = time.perf_counter() - started
     late = np.array(samples[len(samples) // 2 :])
     slopes = [float(np.polyfit(late[:, 0], late[:, column], 1)[0]) * 1e5 for column in (1, 2)]
     detail = {
         "steps": steps,
-        "unit": "MB a 100,000 steps, consumer and fetching process together",
+        "unit": "MB a 100,000 steps, consumer and writing process together",
         "consumer_slope": slopes[0],
-        "fetcher_slope": slopes[1],
+        "writer_slope": slopes[1],
         "consumer_mb_at_half_and_end": [late[0, 1], late[-1, 1]],
-        "fetcher_mb_at_half_and_end": [late[0, 2], late[-1, 2]],
+        "writer_mb_at_half_and_end": [late[0, 2], late[-1, 2]],
         "seconds": seconds,
     }
     return [Bar("stream_memory", sum(slopes), 50, "lower", (min(slopes), max(slopes)), detail)]
@@ -188,9 +277,9 @@ def _own_memory(process: psutil.Process) -> float:
     return process.memory_full_info().uss / 1e6
 
 
-def _memory_of_fetchers(process: psutil.Process) -> float:
-    fetchers = [child for child in process.children(recursive=True) if "MapWorker" in child.name()]
-    named = fetchers or [
+def _memory_of_writers(process: psutil.Process) -> float:
+    writers = [child for child in process.children(recursive=True) if "MapWorker" in child.name()]
+    named = writers or [
         child for child in process.children(recursive=True) if "MapWorker" in " ".join(child.cmdline())
     ]
     return sum(_own_memory(child) for child in named)
@@ -205,7 +294,8 @@ def main() -> None:
     if options.plan_rows:
         plan_once(options.plan_rows)
         return
-    measures = {"plan": plan_bars, "stream": stream_bars, "wait": wait_bars, "memory": memory_bars}
+    measures = {"plan": plan_bars, "lanes": lanes_bars, "stream": stream_bars, "wait": wait_bars}
+    measures["memory"] = memory_bars
     bars: list[Bar] = []
     for part in options.only:
         bars += measures[part](options.quick)

@@ -15,7 +15,9 @@ import torch.distributed as dist
 from rayembed.config.run import RunConfig
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
+from rayembed.data.choose import RowChooser
+from rayembed.data.collate import TrainingBatch, to_training_batch
+from rayembed.data.lanes import LaneCutter
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.model.configuration import ModelConfig
@@ -128,7 +130,7 @@ def _rows(rows: PreparedRows, negatives: int) -> Iterator[dict[str, Any]]:
     generator = random.Random(0)
     while True:
         for number in generator.sample(range(len(rows)), len(rows)):
-            [values] = rows.row(number).to_pylist()
+            [values] = rows.take(np.array([number]), ["query", "positives", "negatives"])
             if len(values["negatives"]) >= negatives:
                 yield _row(values["query"], values["positives"][0], values["negatives"][:negatives])
 
@@ -158,7 +160,7 @@ class Ours:
     ):
         [self._stage] = config.stages
         self._budget = config.training.tokens_per_chunk
-        self._collator, self._planned = _collator(config, base, batches, folder)
+        self._cutter, self._planned = _cutter(config, base, batches, folder)
         embedder = ModelSpec.of(config, base).build(dtype)
         self.adapters = trainable_weights(embedder)
         prepare_for_stage(embedder, self._stage, config.training)
@@ -169,7 +171,7 @@ class Ours:
 
     def batch(self, index: int) -> TrainingBatch:
         """Tensors of a batch, tokenised now."""
-        return to_training_batch(self._collator.record(self._planned[index]))
+        return to_training_batch(index, self._cutter.cut(self._planned[index]), rank=0, world_size=1)
 
     def step(self, index: int) -> torch.Tensor:
         """One step on a batch; returns the loss before it."""
@@ -183,10 +185,10 @@ class Ours:
         return output.loss.detach()
 
 
-def _collator(
+def _cutter(
     config: RunConfig, base: Path, batches: Sequence[Batch], folder: Path
-) -> tuple[Collator, list[PlannedBatch]]:
-    """Collator over exactly these rows, and a plan of one step for each batch."""
+) -> tuple[LaneCutter, list[PlannedBatch]]:
+    """Cutter over exactly these rows, and a plan of one step for each batch."""
     [stage] = config.stages
     folder.mkdir(parents=True)
     rows: list[list[dict[str, Any]]] = [[] for _ in stage.blend]
@@ -200,10 +202,8 @@ def _collator(
         write_rows([to_table(values, "pairs")], folder / f"{source}.arrow")
     prepared = [PreparedRows.open(folder / f"{source}.arrow") for source in range(len(rows))]
     tokenizer = load_tokenizer(base)
-    collator = Collator(
-        prepared, stage.blend, config.contract, tokenizer, seed=config.seed, rank=0, world_size=1
-    )
-    return collator, planned
+    chooser = RowChooser(prepared, stage.blend, seed=config.seed)
+    return LaneCutter(chooser, stage.blend, config.contract, tokenizer, 1), planned
 
 
 def _single_process_group() -> None:

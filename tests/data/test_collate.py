@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
-from rayembed.data.collate import ChosenRow, Collator, TrainingBatch, to_training_batch
+from rayembed.data.choose import ChosenRow, RowChooser
+from rayembed.data.collate import TrainingBatch, to_training_batch
+from rayembed.data.lanes import LaneCutter
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import local_batches
@@ -67,11 +68,19 @@ class Part:
     documents: list[Document]
 
 
+def cutter(sources, blend, *, lanes: int = 10, seed: int = 1) -> LaneCutter:
+    return LaneCutter(RowChooser(sources, blend, seed=seed), blend, CONTRACT, TOKENIZER, lanes)
+
+
+def of_rank(lanes: pa.Table, rank: int, world_size: int) -> pa.Table:
+    return lanes.take(list(range(rank, len(lanes), world_size)))
+
+
 def collate(world_size: int, *, step: int = 5, seed: int = 1) -> list[Part]:
     parts = []
+    lanes = cutter(SOURCES, BLEND, seed=seed).cut(replace(BATCH, step=step))
     for rank in range(world_size):
-        collator = Collator(SOURCES, BLEND, CONTRACT, TOKENIZER, seed=seed, rank=rank, world_size=world_size)
-        batch = to_training_batch(collator.record(replace(BATCH, step=step)))
+        batch = to_training_batch(step, of_rank(lanes, rank, world_size), rank=rank, world_size=world_size)
         packed = batch.packed
         ids = packed.input_ids_T.split(packed.lengths.texts)
         texts = [TOKENIZER.decode(ids[position], skip_special_tokens=True) for position in packed.order_N]
@@ -92,7 +101,7 @@ def row_of(part: Part, query: int) -> tuple[SourceConfig, dict]:
     return BLEND[source], TABLES[source].slice(part.batch.rows[query], 1).to_pylist()[0]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_each_distinct_document_is_encoded_once_by_one_worker(world_size):
     parts = collate(world_size)
     documents = [document for part in parts for document in part.documents]
@@ -111,17 +120,15 @@ def test_long_documents_are_spread_over_the_workers(world_size):
     texts = [" ".join([f"word{row}"] * (25 if row % 6 == 0 else 2)) for row in range(36)]
     source = PreparedRows(table(*((f"q{row}", [text], []) for row, text in enumerate(texts))).to_batches())
     batch = PlannedBatch(step=0, sources=np.zeros(36, dtype=int), rows=np.arange(36))
-    tokens = []
+    tokens, lanes = [], cutter([source], BLEND[:1], lanes=36).cut(batch)
     for rank in range(world_size):
-        collator = Collator(
-            [source], BLEND[:1], CONTRACT, TOKENIZER, seed=1, rank=rank, world_size=world_size
-        )
-        tokens.append(sum(len(ids) for ids in collator.record(batch)["input_ids"]))
+        own = of_rank(lanes, rank, world_size)
+        tokens.append(to_training_batch(0, own, rank=rank, world_size=world_size).packed.num_tokens)
     longest = len(CONTRACT.tokenize(TOKENIZER, [texts[0]], None).input_ids[0])
     assert max(tokens) - min(tokens) < longest
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_the_workers_share_the_rows_of_the_plan(world_size):
     parts = collate(world_size)
     rows = [
@@ -137,7 +144,7 @@ def test_the_workers_share_the_rows_of_the_plan(world_size):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_targets_and_candidates_are_right_by_their_texts(world_size, seed):
     parts = collate(world_size, seed=seed)
     documents = [document for part in parts for document in part.documents]
@@ -161,7 +168,7 @@ def test_targets_and_candidates_are_right_by_their_texts(world_size, seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_only_queries_that_the_positive_does_not_answer_compete_for_it(world_size, seed):
     parts = collate(world_size, seed=seed)
     documents = [document for part in parts for document in part.documents]
@@ -191,7 +198,7 @@ def test_another_number_of_workers_compares_the_same_texts(seed):
             for query, text in enumerate(part.queries)
         }
 
-    assert comparisons(1) == comparisons(2) == comparisons(3)
+    assert comparisons(1) == comparisons(2) == comparisons(3) == comparisons(10)
 
 
 def test_choices_depend_on_seed_and_step():
@@ -209,10 +216,8 @@ def test_every_row_draws_one_wording_for_its_query_and_its_own_documents():
     entry = BLEND[2].model_copy(update={"paraphrases": wordings[1:], "in_batch_negatives": False})
 
     def chosen(step: int, seed: int = 1) -> list[ChosenRow]:
-        collator = Collator(
-            SOURCES, (*BLEND[:2], entry), CONTRACT, TOKENIZER, seed=seed, rank=0, world_size=1
-        )
-        return [row for row in collator.choose(replace(BATCH, step=step)) if row.source == 2]
+        chooser = RowChooser(SOURCES, (*BLEND[:2], entry), seed=seed)
+        return [row for row in chooser.choose(replace(BATCH, step=step)) if row.source == 2]
 
     drawn = [row for step in range(8) for row in chosen(step)]
     assert {row.instruction for row in drawn} == set(wordings)
@@ -230,16 +235,6 @@ def test_instructions_attend_but_are_not_pooled():
         pooled = packed.input_ids_T[packed.pooled_P[packed.text_index_P == position]]
         assert pooled[-1] == TOKENIZER.eos_token_id
         assert TOKENIZER.decode(pooled, skip_special_tokens=True).strip() == split_instruction(text)[0]
-
-
-def test_a_record_survives_arrow():
-    """Ray Data carries records between processes as Arrow rows."""
-    record = Collator(SOURCES, BLEND, CONTRACT, TOKENIZER, seed=1, rank=0, world_size=2).record(BATCH)
-    [carried] = pa.Table.from_pylist([record]).to_pylist()
-    here, there = to_training_batch(record), to_training_batch(carried)
-    assert torch.equal(here.packed.input_ids_T, there.packed.input_ids_T)
-    assert torch.equal(here.allowed_QK, there.allowed_QK)
-    assert torch.equal(here.competing_QB, there.competing_QB)
 
 
 def test_teacher_scores_stand_where_their_documents_do(tmp_path, tiny_base):
@@ -270,8 +265,8 @@ def test_a_row_with_an_instruction_is_trained_with_it():
     ]
     sources = [PreparedRows(to_table(rows, "pairs").to_batches())] * 2
     blend = (BLEND[0], BLEND[2])
-    collator = Collator(sources, blend, CONTRACT, TOKENIZER, seed=1, rank=0, world_size=1)
+    chooser = RowChooser(sources, blend, seed=1)
     batch = PlannedBatch(step=0, sources=np.array([0, 0, 1, 1]), rows=np.array([0, 1, 0, 1]))
-    chosen = collator.choose(batch)
+    chosen = chooser.choose(batch)
     assert [row.instruction for row in chosen] == ["own", "find", "own", "sort"]
     assert [row.target[1] for row in chosen] == ["", "", "own", "sort"]

@@ -1,7 +1,6 @@
 """The stream against the plan: its order, its slices, resuming it, and its end."""
 
 import itertools
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,19 +10,18 @@ import pytest
 import ray
 import torch
 
+from rayembed.common.errors import DataError
 from rayembed.common.ray_cluster import connect
-from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.data.collate import to_training_batch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.stream import (
-    Prefetched,
     StreamSpec,
     keep_to_one_processor,
+    lanes_written,
     local_batches,
+    read_ahead,
     stream_batches,
 )
-from rayembed.data.token_cache import cache_tokens
-from tests.training.sources import stage, stream_spec, write_source
+from tests.training.sources import stage, stream_spec
 
 STEPS = 21
 
@@ -95,54 +93,28 @@ def test_another_number_of_workers_continues_the_same_global_batches(spec):
             assert sorted(rows) == sorted(plan.read(step).pairs())
 
 
-@pytest.mark.parametrize("wordings", [(), ("Look for",)])
-@pytest.mark.parametrize("instructions", [(None,), ("Of this row", None)])
-def test_cached_tokens_are_those_of_the_texts(spec, wordings, instructions, tmp_path):
-    """The cache answers every text of the stream: a tokenizer that refuses to work is never asked."""
-    blend = tuple(entry.model_copy(update={"paraphrases": wordings}) for entry in spec.blend)
-    paths = [Path(shutil.copytree(path.parent, tmp_path / path.stem)) / path.name for path in spec.sources]
-    for offset, path in zip((0, 100), paths, strict=True):
-        write_source(path, offset=offset, instructions=instructions)
-    plain = replace(spec, blend=blend, sources=tuple(paths))
-    tokenizer = load_tokenizer(spec.tokenizer)
-    caches = [cache_tokens(*pair, spec.contract, tokenizer) for pair in zip(paths, blend, strict=True)]
-    again = [cache_tokens(*pair, spec.contract, tokenizer) for pair in zip(paths, blend, strict=True)]
-    assert caches == again
-    cached = replace(plain, token_caches=tuple(caches))
-    expected, plan = unbroken(plain, 0, 1), PlanReader(spec.plan)
-    collator = cached.collator(rank=0, world_size=1)
-    collator._tokenizer = None
-    batches = [to_training_batch(collator.record(plan.read(step))) for step in range(STEPS)]
-    assert [content(batch) for batch in batches] == expected
-
-
-def test_tokens_under_another_contract_are_another_cache(spec, tmp_path):
-    rows = tmp_path / "rows.arrow"
-    shutil.copy(spec.sources[0], rows)
-    tokenizer, entry = load_tokenizer(spec.tokenizer), spec.blend[0]
-    folders = [
-        cache_tokens(rows, entry, spec.contract, tokenizer),
-        cache_tokens(rows, entry, spec.contract.model_copy(update={"max_length": 40}), tokenizer),
-        cache_tokens(rows, entry.model_copy(update={"instruction": "Other"}), spec.contract, tokenizer),
-        cache_tokens(rows, entry.model_copy(update={"symmetric": True}), spec.contract, tokenizer),
-    ]
-    assert len(set(folders)) == 4
-
-
 @pytest.mark.ray
-def test_ray_data_delivers_the_same_batches_from_any_step(spec):
-    connect(num_cpus=3)
+def test_training_reads_what_the_job_writes(spec, tmp_path, monkeypatch):
+    """Ranks begin while lanes are written and see the batches of one process; then the lanes are removed."""
+    monkeypatch.setattr("rayembed.data.lane_folder.RANGES_AHEAD", 1)
+    lanes = replace(spec.lanes, steps_of_a_range=4)
+    connect(num_cpus=1)
     try:
-        for start, rank, world_size in ((0, 0, 1), (5, 0, 2), (5, 1, 2)):
-            batches = list(stream_batches(spec, start=start, stop=STEPS, rank=rank, world_size=world_size))
-            assert [content(batch) for batch in batches] == unbroken(spec, rank, world_size)[start:]
-            assert batches[0].packed.input_ids_T.dtype == torch.int64
-        assert list(stream_batches(spec, start=STEPS, stop=STEPS, rank=0, world_size=1)) == []
+        with lanes_written(replace(spec, lanes=lanes)) as written:
+            for start, rank, world_size in ((0, 0, 1), (5, 0, 2), (5, 1, 2)):
+                batches = stream_batches(written, start=start, stop=STEPS, rank=rank, world_size=world_size)
+                assert [content(batch) for batch in batches] == unbroken(spec, rank, world_size)[start:]
+            assert list(stream_batches(written, start=STEPS, stop=STEPS, rank=0, world_size=1)) == []
+            assert not written.lanes.missing()
+        assert not Path(lanes.location, lanes.name).exists()
+        nowhere = replace(spec, lanes=lanes, tokenizer=str(tmp_path / "nowhere"))
+        with lanes_written(nowhere) as written, pytest.raises(DataError, match="nowhere"):
+            next(stream_batches(written, start=0, stop=STEPS, rank=0, world_size=1))
     finally:
         ray.shutdown()
 
 
-def test_prefetching_works_ahead_as_far_as_it_may():
+def test_reading_works_ahead_as_far_as_it_may():
     made, reached = [], threading.Event()
 
     def numbers():
@@ -152,30 +124,24 @@ def test_prefetching_works_ahead_as_far_as_it_may():
                 reached.set()
             yield number
 
-    stream = Prefetched(numbers, 4)
+    stream = read_ahead(numbers(), 4)
+    assert next(stream) == 0
     assert reached.wait(10)
-    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    assert [next(stream) for _ in range(2)] == [1, 2]
     stream.close()
     assert len(made) <= 3 + 4 + 1
     assert list(stream) == []
 
 
-def test_an_error_comes_behind_the_items_before_it_and_again():
+def test_an_error_comes_behind_the_items_before_it():
     def failing():
         yield 1
         raise ValueError("no more")
 
-    stream = Prefetched(failing, 4)
+    stream = read_ahead(failing(), 4)
     assert next(stream) == 1
-    for _ in range(2):
-        with pytest.raises(ValueError, match="no more"):
-            next(stream)
-
-
-def test_the_end_is_an_end_however_often_it_is_asked():
-    stream = Prefetched(lambda: iter([1]), 4)
-    assert list(stream) == [1]
-    assert next(stream, None) is None
+    with pytest.raises(ValueError, match="no more"):
+        next(stream)
 
 
 @pytest.fixture
@@ -194,8 +160,8 @@ def test_a_limited_thread_leaves_the_others_their_processors(two_processors):
         assert torch.get_num_threads() == 2
 
 
-def test_what_is_prefetched_is_made_on_one_processor(two_processors):
-    assert list(Prefetched(_threads, 1)) == [1]
+def test_what_is_read_ahead_is_made_on_one_processor(two_processors):
+    assert list(read_ahead(_threads(), 1)) == [1]
     assert torch.get_num_threads() == 2
 
 

@@ -7,7 +7,6 @@ import yaml
 
 from rayembed.common.ray_cluster import node_types
 from rayembed.config.loading import load_config
-from rayembed.data.stream import DATA_CPUS
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "jobs" / "configs"
@@ -41,7 +40,7 @@ def test_workers_of_a_recipe_for_gpus_find_nodes_to_start(recipe):
     fitting = [
         int(count * resources["GPU"])
         for count, resources in types
-        if kind in resources and (training.cpus_per_worker + DATA_CPUS) * resources["GPU"] <= resources["CPU"]
+        if kind in resources and training.cpus_per_worker * resources["GPU"] <= resources["CPU"]
     ]
     assert sum(fitting) >= training.workers
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from rayembed.config.blend import SourceConfig
 from rayembed.config.stage import StageConfig
 from rayembed.contract import Contract
+from rayembed.data.lane_folder import LaneFolder
 from rayembed.data.plan import plan_batches
 from rayembed.data.plan_store import write_plan
 from rayembed.data.prepared import PreparedRows, write_rows
@@ -73,11 +74,13 @@ def stage(
     )  # fmt: skip
 
 
-def stream_spec(folder: Path, tokenizer: Path, config: StageConfig, teacher: bool = False) -> StreamSpec:
+def stream_spec(
+    folder: Path, tokenizer: Path, config: StageConfig, teacher: bool = False, rows: int = 24
+) -> StreamSpec:
     """Write sources and plan into `folder`."""
     paths = (
-        write_source(folder / "one.arrow", teacher=teacher),
-        write_source(folder / "two.arrow", offset=100),
+        write_source(folder / "one.arrow", rows, teacher=teacher),
+        write_source(folder / "two.arrow", rows, offset=100),
     )
     sources = [
         planned_source(entry, PreparedRows.open(path))
@@ -92,4 +95,7 @@ def stream_spec(folder: Path, tokenizer: Path, config: StageConfig, teacher: boo
         contract=Contract(max_length=64),
         tokenizer=str(tokenizer),
         seed=3,
+        lanes=LaneFolder.of(
+            str(folder), "lanes", steps=config.steps, batch_size=config.batch_size, workers=1
+        ),
     )

@@ -64,7 +64,7 @@ def test_the_longest_batch_has_the_most_tokens_of_the_plan(run):
 def test_characters_of_a_row_are_those_of_its_texts(run):
     rows = PreparedRows.open(run.stream.sources[1])
     entry, contract = run.stream.blend[1], run.stream.contract
-    [values] = rows.row(4).to_pylist()
+    [values] = rows.take(np.array([4]), ["query", "positives", "negatives"])
     texts = [values["query"], values["positives"][0], *values["negatives"]]
     prefix = len(contract.prefix("Sort"))
     assert row_characters(rows, entry, contract)[4] == sum(len(text) + prefix for text in texts)

@@ -17,6 +17,7 @@ from rayembed.common.errors import ConfigError
 from rayembed.common.ray_cluster import connect
 from rayembed.config.loading import validate_config
 from rayembed.config.run import RunConfig
+from rayembed.data.lane_folder import LaneFolder
 from rayembed.data.stream import StreamSpec
 from rayembed.model.checkpoint import read_manifest
 from rayembed.reports.runs import Run
@@ -60,7 +61,8 @@ class Scoring:
 def stage_run(home: Path, base: Path, index: int = 1, **validation) -> Stage:
     (home / "run").mkdir(exist_ok=True)
     config = recipe(base, **validation)
-    stream = StreamSpec(home, (), config.stages[1].blend, config.contract, str(base), 1)
+    lanes = LaneFolder.of(str(home), "lanes", steps=30, batch_size=4, workers=1)
+    stream = StreamSpec(home, (), config.stages[1].blend, config.contract, str(base), 1, lanes)
     stage = stage_of(config, base, stream, home / "run", index)
     words = replace(stage.finished[0], checkpoint=home / "words") if index else None
     if words and not words.checkpoint.exists():

@@ -87,7 +87,7 @@ def reference(run, teacher):
     contract, tokenizer = run.stream.contract, load_tokenizer(run.stream.tokenizer)
     engine = Engine.load(teacher, device="cpu", precision="fp32")
     embedder = make_embedder(lora=True)
-    rows = run.stream.collator(0, 1).choose(PlanReader(run.stream.plan).read(STEP))
+    rows = run.stream.chooser().choose(PlanReader(run.stream.plan).read(STEP))
     distances = []
     for row in rows:
         positive = row.texts[row.target], row.target[1]

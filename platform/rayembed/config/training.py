@@ -88,7 +88,8 @@ class TrainingConfig(Frozen):
     checkpoint_storage: str | None = Field(
         None,
         description=(
-            "folder or URI (s3, gs, abfss) for checkpoints, writable by all nodes; None: the run folder"
+            "folder or URI (s3, gs, abfss) for checkpoints and lanes, writable by all nodes; "
+            "None: the run folder"
         ),
     )
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl and of progress")
@@ -104,10 +105,6 @@ class TrainingConfig(Frozen):
         description=(
             "experiment trackers that get the metrics too; without a server they write to the run folder"
         ),
-    )
-    cache_tokens: bool = Field(
-        False,
-        description="tokenise every source once, to disk, instead of at every step",
     )
     max_failures: int = Field(3, ge=-1, description="worker failures that a run survives; -1: any number")
 

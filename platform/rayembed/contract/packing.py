@@ -140,21 +140,28 @@ def pack_ids(
         multiple: the row is padded to a multiple of this many tokens. Kernels are chosen, and on CPUs built,
             for a number of tokens; rows of few different lengths find theirs ready.
     """
-    lengths = torch.tensor([len(ids) for ids in input_ids])
-    packed_to_given = torch.argsort(lengths, descending=True, stable=True)
+    lengths_N = torch.tensor([len(ids) for ids in input_ids])
+    ids_T = torch.tensor([token for ids in input_ids for token in ids], dtype=torch.long)
+    return pack_flat(ids_T, lengths_N, torch.as_tensor(pool_starts), multiple=multiple)
+
+
+def pack_flat(
+    ids_T: torch.Tensor, lengths_N: torch.Tensor, pool_starts_N: torch.Tensor, *, multiple: int = 1
+) -> PackedBatch:
+    """`pack_ids` for texts that lie end to end in the order in which they are given."""
+    packed_to_given = torch.argsort(lengths_N, descending=True, stable=True)
     order_N = torch.empty_like(packed_to_given)
-    order_N[packed_to_given] = torch.arange(len(input_ids))
-    lengths_N = lengths[packed_to_given]
+    order_N[packed_to_given] = torch.arange(len(lengths_N))
+    given_starts_N = (torch.cumsum(lengths_N, 0) - lengths_N)[packed_to_given]
+    lengths_N, pool_starts_N = lengths_N[packed_to_given], pool_starts_N[packed_to_given]
     starts_N = torch.cumsum(lengths_N, 0) - lengths_N
-    pool_starts_N = torch.as_tensor(pool_starts)[packed_to_given]
-    tokens = [token for text in packed_to_given.tolist() for token in input_ids[text]]
-    padding = -len(tokens) % multiple
-    text_index_T = torch.repeat_interleave(torch.arange(len(input_ids)), lengths_N)
-    position_ids_T = torch.arange(len(tokens)) - starts_N[text_index_T]
+    padding = -len(ids_T) % multiple
+    text_index_T = torch.repeat_interleave(torch.arange(len(lengths_N)), lengths_N)
+    position_ids_T = torch.arange(len(ids_T)) - starts_N[text_index_T]
     [pooled_P] = torch.nonzero(position_ids_T >= pool_starts_N[text_index_T], as_tuple=True)
     pooled_lengths_N = (lengths_N - pool_starts_N).clamp(min=0)
     return PackedBatch(
-        torch.tensor(tokens + [0] * padding),
+        F.pad(ids_T[given_starts_N[text_index_T] + position_ids_T], (0, padding)),
         F.pad(position_ids_T, (0, padding)),
         pooled_P,
         text_index_T[pooled_P],

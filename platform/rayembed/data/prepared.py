@@ -4,10 +4,9 @@ Any row is at hand without reading the others, and what is mapped is the operati
 memory of a process does not grow with the source.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +32,7 @@ class PreparedRows:
 
     def __init__(self, batches: Sequence[pa.RecordBatch]):
         self._batches = batches
-        self._starts = list(accumulate((batch.num_rows for batch in batches), initial=0))
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
 
     @staticmethod
     def open(path: Path) -> "PreparedRows":
@@ -51,16 +50,23 @@ class PreparedRows:
             ) from error
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     def batches(self) -> Sequence[pa.RecordBatch]:
         """All rows in order, in pieces."""
         return self._batches
 
-    def row(self, number: int) -> pa.RecordBatch:
-        """One row as a batch of its own; nothing is copied."""
-        position = bisect_right(self._starts, number) - 1
-        return self._batches[position].slice(number - self._starts[position], 1)
+    def take(self, numbers: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows in the order of `numbers`, as dictionaries of these columns."""
+        found: list[dict[str, Any]] = [{}] * len(numbers)
+        positions = np.searchsorted(self._starts, numbers, side="right") - 1
+        for position in np.unique(positions).tolist():
+            [inside] = np.nonzero(positions == position)
+            within = pa.array(numbers[inside] - self._starts[position])
+            rows = self._batches[position].select(columns).take(within).to_pylist()
+            for place, row in zip(inside.tolist(), rows, strict=True):
+                found[place] = row
+        return found
 
     def has_teacher_scores(self) -> bool:
         """Whether some row has scores of a teacher."""
@@ -78,7 +84,7 @@ class PreparedRows:
 
     def clash_keys(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Texts and cluster of every row as keys, see `KeyReader`; only columns of ids are touched."""
-        for start, batch in zip(self._starts, self._batches, strict=False):
+        for start, batch in zip(self._starts.tolist(), self._batches, strict=False):
             numbers = np.arange(start, start + batch.num_rows)
             queries = _as_keys(batch["query_id"])
             num_positives = np.asarray(batch["positives"].value_lengths())

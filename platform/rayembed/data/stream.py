@@ -1,37 +1,47 @@
-"""Ray Data streams the plan to a worker: fetch, tokenise, deliver in order, from any step.
+"""From the plan to the batches of a rank: a Ray Data job writes lanes, and each rank reads its own.
 
-Each worker builds its own stream from the step it starts at, so resuming needs nothing but that step. A
-thread of the worker turns what arrives into tensors ahead of the training step, which only picks it up.
+The job runs next to training and keeps a few ranges of steps ahead of it, so training starts as soon as the
+first range is there. Resuming needs nothing but the step.
 """
 
-import queue
+import contextlib
+import logging
+import os
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import ray.data
 import torch
 from threadpoolctl import threadpool_limits
 
+from rayembed.common.errors import DataError, UserError
+from rayembed.common.ray_cluster import live_nodes
+from rayembed.common.ray_work import reason_of
 from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.data.collate import Collator, TrainingBatch, to_training_batch
+from rayembed.data.choose import RowChooser
+from rayembed.data.collate import TrainingBatch, to_training_batch
+from rayembed.data.lane_folder import RANGES_AHEAD, LaneFolder
+from rayembed.data.lanes import LaneCutter
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
-from rayembed.data.token_cache import TokenCache
 
-STEPS_PER_BLOCK = 8
-DATA_CPUS = 0.25  # that a worker reserves for its stream
 PREFETCHED_STEPS = 8
+_END_SECONDS = 30.0  # for the range that is being written when training ends
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """Everything a worker's stream is made from; small enough to send to any process."""
+    """Everything a stage's batches are made from; small enough to send to any process."""
 
     plan: Path
     sources: tuple[Path, ...]
@@ -39,156 +49,130 @@ class StreamSpec:
     contract: Contract
     tokenizer: str
     seed: int
-    token_caches: tuple[Path, ...] = ()
+    lanes: LaneFolder
 
-    def collator(self, rank: int, world_size: int) -> Collator:
-        """Collator over the memory-mapped sources."""
-        return Collator(
-            [PreparedRows.open(path) for path in self.sources],
+    def chooser(self) -> RowChooser:
+        """Draws documents for planned rows out of the memory-mapped sources."""
+        return RowChooser([PreparedRows.open(path) for path in self.sources], self.blend, seed=self.seed)
+
+    def cutter(self, lanes: int | None = None) -> LaneCutter:
+        """Cuts planned steps into the stage's number of lanes, or into another one."""
+        return LaneCutter(
+            self.chooser(),
             self.blend,
             self.contract,
             load_tokenizer(self.tokenizer),
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            token_caches=[TokenCache(folder) for folder in self.token_caches],
+            lanes or self.lanes.lanes,
         )
 
 
-class _FetchAndTokenize:
-    """Ray Data actor: step numbers in, this worker's records out."""
+@contextlib.contextmanager
+def lanes_written(spec: StreamSpec) -> Iterator[StreamSpec]:
+    """Write the lanes of a stage while the body trains; yields the spec with the layout that they have.
 
-    def __init__(self, spec: StreamSpec, rank: int, world_size: int):
+    What is there is kept, and all is removed when the body is done. Called on the driver.
+    """
+    spec = replace(spec, lanes=spec.lanes.begin())
+    ended = threading.Event()
+    thread = threading.Thread(target=_write_lanes, args=(spec, ended), name="lanes", daemon=True)
+    thread.start()
+    try:
+        yield spec
+    finally:
+        ended.set()
+        spec.lanes.end()
+        thread.join(_END_SECONDS)
+    spec.lanes.remove()
+
+
+def _write_lanes(spec: StreamSpec, ended: threading.Event) -> None:
+    """Write what is missing, the first ranges first; the ranks learn why no more come."""
+    try:
+        ranges = spec.lanes.missing()
+        for row in _lanes_job(spec, ranges) if ranges else ():
+            if ended.is_set():
+                return
+            if row["error"]:
+                raise DataError(row["error"])
+    except UserError as error:
+        spec.lanes.fail(str(error))
+    except Exception as error:  # whatever it is, the ranks wait
+        logger.exception("writing lanes failed")
+        spec.lanes.fail(f"the lanes of the stage could not be written: {reason_of(error)}")
+
+
+def _lanes_job(spec: StreamSpec, ranges: list[int]) -> Iterator[dict[str, Any]]:
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):  # which the data set keeps
+        # `from_items`, because its siblings start tasks of a whole CPU, and the workers may have them all.
+        numbers = ray.data.from_items(ranges, override_num_blocks=len(ranges))
+    dataset = numbers.map(
+        _RangeWriter,  # type: ignore[arg-type]  # Ray Data calls an instance of it
+        fn_constructor_args=(spec,),
+        compute=ray.data.ActorPoolStrategy(size=min(len(live_nodes()), RANGES_AHEAD, len(ranges))),
+        num_cpus=0,
+    )
+    return iter(dataset.iter_rows())
+
+
+class _RangeWriter:
+    """Ray Data actor: joins plan and rows of a range of steps, tokenises, cuts and writes them."""
+
+    def __init__(self, spec: StreamSpec):
+        os.setpriority(os.PRIO_PROCESS, 0, 19)  # training goes first where they share processors
         self._spec = spec
-        self._rank = rank
-        self._world_size = world_size
 
     @cached_property
-    def _collator(self) -> Collator:
-        return self._spec.collator(self._rank, self._world_size)
+    def _cutter(self) -> LaneCutter:
+        return self._spec.cutter()
 
     @cached_property
     def _plan(self) -> PlanReader:
         return PlanReader(self._spec.plan)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._collator.record(self._plan.read(row["item"]))
+        lanes, number = self._spec.lanes, row["item"]
+        try:
+            if lanes.wait_for_turn(number):
+                steps = lanes.steps_in(number)
+                lanes.write(number, (self._cutter.cut(self._plan.read(step)) for step in steps))
+        except UserError as error:
+            return {"error": str(error)}
+        return {"error": ""}
 
 
 def stream_batches(
     spec: StreamSpec, *, start: int, stop: int, rank: int, world_size: int
 ) -> Iterator[TrainingBatch]:
-    """Batches of steps start, start + 1, ..., stop - 1 for one worker, in order.
-
-    Work begins with the call, so that it goes on while the model is built. Memory is bounded by Ray Data's
-    back-pressure plus `PREFETCHED_STEPS`. Every worker calls this for itself.
-    """
-    return Prefetched(
-        lambda: _ray_batches(spec, start=start, stop=stop, rank=rank, world_size=world_size), PREFETCHED_STEPS
-    )
-
-
-def _ray_batches(
-    spec: StreamSpec, *, start: int, stop: int, rank: int, world_size: int
-) -> Iterator[TrainingBatch]:
-    if start >= stop:
-        return
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    steps = range(start, stop)
-    # On the worker's own node, out of what the worker reserved: the stream neither waits for a place nor
-    # outlives the worker on a node that is taken away. For the same reason `from_items`: its siblings start
-    # tasks of a whole CPU.
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    with ray.data.DataContext.current(context):  # which the data set keeps
-        blocks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_BLOCK))
-    dataset = blocks.map(
-        _FetchAndTokenize,  # type: ignore[arg-type]  # Ray Data calls an instance of it
-        fn_constructor_args=(spec, rank, world_size),
-        compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=0,
-        label_selector=here,
-    )
-    for step, record in zip(steps, dataset.iter_rows(), strict=True):
-        assert record["step"] == step, "Ray Data keeps the order of the blocks"
-        yield to_training_batch(record)
+    """Batches of steps start, start + 1, ..., stop - 1 for one worker, in order, read a few steps ahead."""
+    return read_ahead(spec.lanes.batches(start, stop, rank=rank, world_size=world_size), PREFETCHED_STEPS)
 
 
 def local_batches(
     spec: StreamSpec, *, start: int, stop: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[TrainingBatch]:
-    """The same batches made in this process, without Ray: for dry runs, benchmarks and tests."""
-    plan = PlanReader(spec.plan)
-    collator = spec.collator(rank, world_size)
+    """The same batches made in this process, without files and Ray: for dry runs, benchmarks and tests."""
+    plan, cutter = PlanReader(spec.plan), spec.cutter()
     for step in range(start, stop):
-        yield to_training_batch(collator.record(plan.read(step)))
+        own = cutter.cut(plan.read(step)).take(list(range(rank, spec.lanes.lanes, world_size)))
+        yield to_training_batch(step, own, rank=rank, world_size=world_size)
 
 
 Item = TypeVar("Item")
 
-_LOOK_FOR_CLOSE_SECONDS = 0.5
 
-
-class _End:
-    """Put behind the last item, with the error that ended the work if there was one."""
-
-    def __init__(self, error: BaseException | None):
-        self.error = error
-
-
-class Prefetched(Generic[Item]):
-    """Iterates over what `make` makes, up to `size` items ahead.
-
-    Work begins when the object is made. An error of the iterator is raised where its item would have come.
-    torch has one processor there, so that making the next items leaves the others to the training step.
-    """
-
-    def __init__(self, make: Callable[[], Iterator[Item]], size: int):
-        self._items: queue.Queue[Item | _End] = queue.Queue(size)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(make,), name="prefetch", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[Item]:
-        return self
-
-    def __next__(self) -> Item:
-        item = self._items.get()
-        if not isinstance(item, _End):
-            return item
-        self._items.put(item)  # for whoever asks again
-        if item.error is not None:
-            raise item.error
-        raise StopIteration
-
-    def close(self) -> None:
-        """Stop working ahead; items that are ready are dropped, and what follows is the end."""
-        self._closed.set()
-        self._thread.join()
-        while not self._items.empty():
-            self._items.get_nowait()
-        self._items.put(_End(None))
-
-    def _work(self, make: Callable[[], Iterator[Item]]) -> None:
-        keep_to_one_processor()
-        error = None
-        try:
-            for item in make():
-                if not self._put(item):
-                    return
-        except BaseException as caught:  # noqa: BLE001 - handed to the consumer, which raises it
-            error = caught
-        self._put(_End(error))
-
-    def _put(self, item: Item | _End) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._items.put(item, timeout=_LOOK_FOR_CLOSE_SECONDS)
-            except queue.Full:
-                continue
-            return True
-        return False
+def read_ahead(items: Iterator[Item], size: int) -> Iterator[Item]:
+    """The same items, up to `size` of them made ahead by a thread, in which torch has one processor."""
+    pool = ThreadPoolExecutor(1, "read-ahead", initializer=keep_to_one_processor)
+    try:
+        waiting = deque(pool.submit(next, items, None) for _ in range(size))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, items, None))
+            yield item
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def keep_to_one_processor() -> None:

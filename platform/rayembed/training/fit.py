@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +14,7 @@ from rayembed.common.errors import ResourceError, TrainingError, UserError
 from rayembed.common.paths import atomic_directory
 from rayembed.common.ray_cluster import cluster_gpus, joins_cluster
 from rayembed.config.training import TrainingConfig
-from rayembed.data.stream import DATA_CPUS
+from rayembed.data.stream import lanes_written
 from rayembed.training.callbacks.bad_batches import STOPPED_FILE
 from rayembed.training.callbacks.checkpoints import SCORE
 from rayembed.training.checkpoint import FOLDER, STATE_FILE, check_training_state, next_step, open_store
@@ -38,6 +39,11 @@ def fit_stage(stage: Stage, score: Score | None, stage_folder: Path, trained: Pa
         UserError: what a worker found wrong with recipe, data or machine.
     """
     _check_cluster(stage)
+    with lanes_written(stage.stream) as stream:
+        _fit_to_the_end(replace(stage, stream=stream), score, stage_folder, trained)
+
+
+def _fit_to_the_end(stage: Stage, score: Score | None, stage_folder: Path, trained: Path) -> None:
     stopped = stage.run_folder / STOPPED_FILE
     stopped.unlink(missing_ok=True)
     while True:
@@ -134,10 +140,10 @@ def with_device(training: TrainingConfig) -> TrainingConfig:
 
 
 def _scaling(training: TrainingConfig) -> ray.train.ScalingConfig:
-    """Workers and what each reserves, its data stream included, so that Ray never starts one without."""
+    """Workers and what each reserves."""
     on_gpus = training.device == "cuda"
     elastic = training.min_workers is not None
-    resources = {"CPU": training.cpus_per_worker + DATA_CPUS} | ({"GPU": 1} if on_gpus else {})
+    resources = {"CPU": training.cpus_per_worker} | ({"GPU": 1} if on_gpus else {})
     return ray.train.ScalingConfig(
         num_workers=(training.min_workers, training.workers) if elastic else training.workers,  # type: ignore[arg-type]  # of v2
         elastic_resize_monitor_interval_s=training.resize_seconds,  # type: ignore[call-arg]
@@ -152,13 +158,13 @@ def _check_cluster(stage: Stage) -> None:
     """Warn of what has to wait for more CPUs."""
     training, validation = stage.training, stage.validation
     present = ray.cluster_resources().get("CPU", 0.0)
-    per_worker = training.cpus_per_worker + DATA_CPUS
+    per_worker = training.cpus_per_worker
     fewest = training.fewest_workers
     needed = fewest * per_worker
     if needed > present:
         logger.warning(
-            "%d workers and their data streams need %g CPUs, the cluster has %g: training waits until nodes "
-            "join; otherwise lower training.cpus_per_worker or training.workers",
+            "%d workers need %g CPUs, the cluster has %g: training waits until nodes join; otherwise lower "
+            "training.cpus_per_worker or training.workers",
             fewest,
             needed,
             present,

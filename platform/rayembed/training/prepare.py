@@ -12,13 +12,12 @@ from rayembed.config.blend import SourceConfig
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.contract import Contract
-from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.data.plan import PlannedBatch, PlannedSource, plan_batches
+from rayembed.data.lane_folder import LaneFolder
+from rayembed.data.plan import PlannedBatch, PlannedSource, fingerprint, plan_batches
 from rayembed.data.plan_store import stored_description, write_plan
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.sources import SOURCES
 from rayembed.data.stream import StreamSpec
-from rayembed.data.token_cache import cache_tokens
 from rayembed.training.prepared_source import (
     EvaluationTexts,
     PreparedSource,
@@ -41,7 +40,9 @@ class StageData:
         seed: of the run.
         plan_seed: of the plan, another one for each stage.
         keeps_changed: whether a stage goes on with the rows of its start when files changed.
-        caches_tokens: whether sources are tokenised once, to disk.
+        storage: folder or URI for lanes; None: the stage's folder.
+        run_name: a folder below it.
+        workers: that share a batch.
     """
 
     settings: StageConfig
@@ -50,7 +51,9 @@ class StageData:
     seed: int
     plan_seed: int
     keeps_changed: bool
-    caches_tokens: bool
+    storage: str | None
+    run_name: str
+    workers: int
 
     def prepare(self, folder: Path, tokenizer: str) -> StreamSpec:
         """Build, mine and plan; what is there and still fits is reused.
@@ -80,6 +83,7 @@ class StageData:
             logger.info("stage %s: plan of %d steps of %d rows", stage.name, stage.steps, stage.batch_size)
         elif changes := list(differences(stored, description)):
             raise self._changed(plan, changes)
+        number = fingerprint(description)[:16]
         return StreamSpec(
             plan=plan,
             sources=paths,
@@ -87,7 +91,13 @@ class StageData:
             contract=self.contract,
             tokenizer=tokenizer,
             seed=self.seed,
-            token_caches=self._token_caches(paths, tokenizer) if self.caches_tokens else (),
+            lanes=LaneFolder.of(
+                self.storage or str(folder),
+                f"{f'{self.run_name}/{folder.name}/' if self.storage else ''}lanes-{number}",
+                steps=stage.steps,
+                batch_size=stage.batch_size,
+                workers=self.workers,
+            ),
         )
 
     def _origins(self, plan: Path) -> dict[str, Any]:
@@ -134,13 +144,6 @@ class StageData:
             size_temperature=stage.size_temperature,
         )
 
-    def _token_caches(self, paths: Sequence[Path], tokenizer: str) -> tuple[Path, ...]:
-        loaded = load_tokenizer(tokenizer)
-        return tuple(
-            cache_tokens(path, entry, self.contract, loaded)
-            for path, entry in zip(paths, self.settings.blend, strict=True)
-        )
-
     def _changed(self, plan: Path, changes: Sequence[str]) -> DataError:
         return DataError(
             f"stage {self.settings.name} was planned in {plan} and since then: {'; '.join(changes)}. "
@@ -174,7 +177,9 @@ def resolve_data(config: RunConfig) -> tuple[StageData, ...]:
             seed=config.seed,
             plan_seed=config.seed + index,
             keeps_changed=config.training.changed_data == "keep",
-            caches_tokens=config.training.cache_tokens,
+            storage=config.training.checkpoint_storage,
+            run_name=config.name,
+            workers=config.training.workers,
         )
         for index, stage in enumerate(config.stages)
     )

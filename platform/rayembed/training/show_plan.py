@@ -8,7 +8,6 @@ import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from rayembed.common.errors import ConfigError
 from rayembed.config.blend import SourceConfig
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
-from rayembed.data.collate import ChosenRow, Collator, DocumentKey
+from rayembed.data.choose import ChosenRow, DocumentKey
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import StreamSpec
@@ -51,15 +50,14 @@ def show_plan(
             if stage_name in (None, stage.name):
                 if step >= stage.steps:
                     raise ConfigError(f"stage {stage.name} has {stage.steps} steps, there is no step {step}")
-                uncached = replace(data[index], caches_tokens=False)  # a cache needs a tokenizer
-                spec = uncached.prepare(Path(folder) / stage.name, tokenizer="")
+                spec = data[index].prepare(Path(folder) / stage.name, tokenizer="")
                 yield from _stage(stage, spec, range(step, min(step + show, stage.steps)), full)
 
 
 def _stage(stage: StageConfig, spec: StreamSpec, steps: range, full: bool) -> Iterator[str]:
     width = min(max(shutil.get_terminal_size((100, 40)).columns, 80), 120)
     sources = [PreparedRows.open(path) for path in spec.sources]
-    chooser = Collator(sources, stage.blend, spec.contract, None, seed=spec.seed, rank=0, world_size=1)
+    chooser = spec.chooser()
     plan = PlanReader(spec.plan)
     yield "=" * width
     yield f"stage {stage.name}: {stage.steps} steps of {stage.batch_size} rows, {_batching(stage)}"

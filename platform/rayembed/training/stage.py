@@ -23,7 +23,7 @@ class Stage:
         training: how training runs.
         validation: which checkpoints are scored; None: none.
         model: what is trained.
-        stream: where the plan and the rows are.
+        stream: where plan, rows and lanes are.
         finished: the stages before, in order.
         seed: of the run.
         export: how a checkpoint becomes a model folder.

@@ -30,7 +30,7 @@ from rayembed.common.ray_cluster import run_apart
 from rayembed.config.blend import SourceConfig
 from rayembed.config.training import TrainingConfig
 from rayembed.contract import Contract
-from rayembed.data.collate import CHARACTERS_PER_TOKEN, TrainingBatch, to_training_batch
+from rayembed.data.collate import TrainingBatch, to_training_batch
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
@@ -47,6 +47,7 @@ from rayembed.training.trainer import set_threads, take_step
 
 logger = logging.getLogger(__name__)
 
+_CHARACTERS_PER_TOKEN = 4  # of English text and code, roughly; tells only where long texts are cut off
 _TOKENISED = 4  # batches with the most characters; the one of them with the most tokens is taken
 _CHUNKS = (65_536, 32_768, 16_384, 8_192, 4_096)  # tokens that `auto` tries, after the whole batch
 SMALLEST_CHUNK = _CHUNKS[-1]
@@ -238,13 +239,13 @@ def longest_batch(spec: StreamSpec, workers: int) -> TrainingBatch:
         spec: plan and sources of the stage.
         workers: that share a batch.
     """
-    plan, collator = PlanReader(spec.plan), spec.collator(rank=0, world_size=1)
+    plan, cutter = PlanReader(spec.plan), spec.cutter(lanes=1)
     characters_of = [
         row_characters(PreparedRows.open(path), entry, spec.contract)
         for path, entry in zip(spec.sources, spec.blend, strict=True)
     ]
     shares = [_share(plan.read(step), workers) for step in _longest_steps(plan, characters_of)]
-    batches = [to_training_batch(collator.record(share)) for share in shares]
+    batches = [to_training_batch(share.step, cutter.cut(share), rank=0, world_size=1) for share in shares]
     return max(batches, key=lambda batch: batch.packed.num_tokens)
 
 
@@ -254,7 +255,7 @@ def row_characters(rows: PreparedRows, entry: SourceConfig, contract: Contract) 
     Texts are cut where the contract would cut them, at four characters a token. Which positive and negatives
     a step draws is not known here, so their mean length counts.
     """
-    most = contract.max_length * CHARACTERS_PER_TOKEN
+    most = contract.max_length * _CHARACTERS_PER_TOKEN
     return np.concatenate([_encoded_characters(batch, entry, contract, most) for batch in rows.batches()])
 
 

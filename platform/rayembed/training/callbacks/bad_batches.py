@@ -4,6 +4,8 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from rayembed.common.paths import atomic_write
 from rayembed.config.stage import StageConfig
 from rayembed.data.collate import TrainingBatch
@@ -41,11 +43,8 @@ def name_batch(error: BadBatch, stage: StageConfig, step: int, spec: StreamSpec)
     """One sentence about a bad batch with its first rows, and a record with all rows of the global batch."""
     sources = [PreparedRows.open(path) for path in spec.sources]
     rows = [
-        {
-            "source": stage.blend[source].source,
-            "row": row,
-            "query_id": sources[source].row(row)["query_id"][0].as_py(),
-        }
+        {"source": stage.blend[source].source, "row": row}
+        | sources[source].take(np.array([row]), ["query_id"])[0]
         for source, row in PlanReader(spec.plan).read(step).pairs()
     ]
     shown = ", ".join(f"{row['source']} {row['query_id']}" for row in rows[:_NAMED_ROWS])

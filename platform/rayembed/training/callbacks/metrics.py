@@ -214,7 +214,7 @@ class MetricsRecorder:
         if now - self._last_progress < PROGRESS_SECONDS and done < self._total_steps:
             return
         self._last_progress = now
-        # The first step waits for the data stream to start, so the pace is taken from the steps after it.
+        # The first step waits for the first lanes, so the pace is taken from the steps after it.
         first, since = self._first_done
         pace = (now - since) / (done - first) if done > first else metrics.seconds
         logger.info(

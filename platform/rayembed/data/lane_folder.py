@@ -1,0 +1,172 @@
+"""Lanes on disk or in an object store: one Arrow file for every few steps, in the order of the plan.
+
+A file `range-N.arrow` has the lanes of its first step, those of its second, and so on, each a record batch: a
+rank reads its own and skips the others. A file appears when it is complete. Next to them lie `reading`
+with the number of the range that the ranks are at, and `failed` with the reason where no more will come.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from uuid import uuid4
+
+import pyarrow as pa
+from pyarrow import fs
+
+from rayembed.common.errors import DataError
+from rayembed.common.paths import clear_disk_errors
+from rayembed.data.collate import TrainingBatch, to_training_batch
+from rayembed.data.lanes import LANE_SCHEMA
+from rayembed.records.locations import open_location
+
+RANGES_AHEAD = 16  # of the ranks; bounds the disk and the work in vain when a run is stopped
+
+_LANES = 64  # at least; each rank needs one
+_ROWS_OF_A_RANGE = 2048
+_LAYOUT, _READING, _FAILED, _END = "layout.json", "reading", "failed", "end"
+_LOOK_SECONDS, _REPORT_SECONDS = 0.1, 30.0
+_FEW_RANKS = 8  # that read whole files from an object store, where every lane would be a request of its own
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LaneFolder:
+    """Where the lanes of a stage lie, and how they are laid out.
+
+    Attributes:
+        location: folder or URI.
+        name: path of the lanes in it.
+        steps: of the stage.
+        lanes: of each step.
+        steps_of_a_range: steps of a file.
+    """
+
+    location: str
+    name: str
+    steps: int
+    lanes: int
+    steps_of_a_range: int
+
+    @classmethod
+    def of(cls, location: str, name: str, *, steps: int, batch_size: int, workers: int) -> "LaneFolder":
+        """A layout in which so many workers have equally many lanes, and every lane a row."""
+        lanes = min(-(-_LANES // workers) * workers, batch_size)
+        return cls(location, name, steps, lanes, max(_ROWS_OF_A_RANGE // batch_size, 1))
+
+    def begin(self) -> "LaneFolder":
+        """Make the folder, or take over the layout that it began with; called before anything is written."""
+        self._store.base_fs.create_dir(self._store.base_path)
+        stored = self._get(_LAYOUT)
+        if stored is None:
+            content = {"lanes": self.lanes, "steps_of_a_range": self.steps_of_a_range}
+            self._put(_LAYOUT, json.dumps(content).encode())
+        elif self._get(_FAILED) is not None:
+            self._store.delete_file(_FAILED)
+        self._put(_READING, b"0")
+        return self if stored is None else replace(self, **json.loads(stored))
+
+    def missing(self) -> list[int]:
+        """Numbers of the ranges that are not there."""
+        names = {info.base_name for info in self._store.get_file_info(fs.FileSelector(""))}
+        ranges = range(-(-self.steps // self.steps_of_a_range))
+        return [number for number in ranges if self._name(number) not in names]
+
+    def steps_in(self, number: int) -> range:
+        """Steps of a range."""
+        first = number * self.steps_of_a_range
+        return range(first, min(first + self.steps_of_a_range, self.steps))
+
+    def write(self, number: int, steps: Iterable[pa.Table]) -> None:
+        """Store a range; a process that is killed leaves nothing that is taken for one.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        sink, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_file(sink, LANE_SCHEMA, options=options) as writer:
+            for lanes in steps:
+                writer.write_table(lanes, max_chunksize=1)
+        self._put(self._name(number), sink.getvalue())
+
+    def batches(self, start: int, stop: int, *, rank: int, world_size: int) -> Iterator[TrainingBatch]:
+        """Batches of one rank for steps start, ..., stop - 1; waits for ranges that are not written yet.
+
+        Raises:
+            DataError: the writer failed, or there are fewer lanes than ranks.
+        """
+        if world_size > self.lanes:
+            raise DataError(
+                f"the {self.lanes} lanes of {self.location}/{self.name} do not suffice {world_size} workers; "
+                "lower training.workers, or remove the folder: it is written again"
+            )
+        for number in range(start // self.steps_of_a_range, -(-stop // self.steps_of_a_range)):
+            if rank == 0:
+                self._put(_READING, str(number).encode())
+            file = self._opened(number, whole=world_size <= _FEW_RANKS)
+            first = number * self.steps_of_a_range
+            for step in self.steps_in(number):
+                if start <= step < stop:
+                    before = (step - first) * self.lanes
+                    own = [file.get_batch(before + lane) for lane in range(rank, self.lanes, world_size)]
+                    lanes = pa.Table.from_batches(own)
+                    yield to_training_batch(step, lanes, rank=rank, world_size=world_size)
+
+    def wait_for_turn(self, number: int) -> bool:
+        """Return when the ranks are near a range; False: nobody needs it any more."""
+        while (reading := self._get(_READING)) != _END.encode():
+            if reading is None or number <= int(reading) + RANGES_AHEAD:
+                return True
+            time.sleep(10 * _LOOK_SECONDS)
+        return False
+
+    def end(self) -> None:
+        """Let the writer stop."""
+        self._put(_READING, _END.encode())
+
+    def fail(self, reason: str) -> None:
+        """Tell the ranks that no more ranges will come."""
+        self._put(_FAILED, reason.encode())
+
+    def remove(self) -> None:
+        """Delete all lanes; the plan and the sources make them again."""
+        self._store.base_fs.delete_dir(self._store.base_path)
+
+    def _opened(self, number: int, *, whole: bool) -> pa.ipc.RecordBatchFileReader:
+        name, reported = self._name(number), time.monotonic()
+        while self._store.get_file_info(name).type == fs.FileType.NotFound:
+            if (reason := self._get(_FAILED)) is not None:
+                raise DataError(reason.decode())
+            if time.monotonic() > reported + _REPORT_SECONDS:
+                reported = time.monotonic()
+                logger.info("training waits for %s/%s", self.name, name)
+            time.sleep(_LOOK_SECONDS)
+        file = self._store.open_input_file(name)
+        in_memory = whole and not isinstance(self._store.base_fs, fs.LocalFileSystem)
+        return pa.ipc.open_file(file.read_buffer() if in_memory else file)
+
+    def _name(self, number: int) -> str:
+        return f"range-{number:06d}.arrow"
+
+    def _get(self, name: str) -> bytes | None:
+        try:
+            with self._store.open_input_stream(name) as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+
+    def _put(self, name: str, data: bytes | pa.Buffer) -> None:
+        temporary = f".{name}.{uuid4().hex}"
+        with clear_disk_errors(Path(self._store.base_path)):
+            with self._store.open_output_stream(temporary) as stream:
+                stream.write(data)
+            self._store.move(temporary, name)
+
+    @cached_property
+    def _store(self) -> fs.SubTreeFileSystem:
+        filesystem, path = open_location(self.location)
+        return fs.SubTreeFileSystem(f"{path}/{self.name}", filesystem)
