@@ -131,6 +131,10 @@ def test_a_wrong_value_is_shown_with_its_key(load, override, parts):
             ["stages.0.blend.0.in_batch_negatives=false", "stages.0.blend.0.negatives_per_query=0"],
             "source python-docstrings: .* nothing to learn from",
         ),
+        (
+            ["contract.max_length=64", "stages.0.blend.0.query_max_length=65"],
+            "source python-docstrings: query_max_length 65 is above contract.max_length 64",
+        ),
         (["training.min_workers=2"], r"min_workers 2 is above training\.workers 1.*lower it or raise"),
     ],
 )

@@ -270,3 +270,25 @@ def test_a_row_with_an_instruction_is_trained_with_it():
     chosen = chooser.choose(batch)
     assert [row.instruction for row in chosen] == ["own", "find", "own", "sort"]
     assert [row.target[1] for row in chosen] == ["", "", "own", "sort"]
+
+
+def test_queries_and_documents_are_cut_to_the_lengths_of_their_sources():
+    long = " ".join(["word"] * 60)
+    tables = (table((long, [long, "shared"], [])), table((long, ["shared", long], [])))
+    blend = tuple(
+        SourceConfig(
+            source=name, in_batch_negatives=True, query_max_length=query, document_max_length=document
+        )
+        for name, query, document in (("short", 20, 30), ("other", None, 40))
+    )
+    batch = PlannedBatch(step=0, sources=np.array([0, 1]), rows=np.array([0, 0]))
+    for seed in range(20):  # until both rows draw the long document, which is one
+        lanes = cutter([PreparedRows(rows.to_batches()) for rows in tables], blend, lanes=1, seed=seed).cut(
+            batch
+        )
+        queries, documents = (
+            [len(ids) for ids in lanes[name][0].as_py()] for name in ("queries", "documents")
+        )
+        if len(documents) == 1 and documents[0] > 30:
+            break
+    assert (queries, documents) == ([20, CONTRACT.max_length], [40])

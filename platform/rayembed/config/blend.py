@@ -57,6 +57,12 @@ class SourceConfig(Frozen):
             "(label). auto: names for two classes, else examples"
         ),
     )
+    query_max_length: int | None = Field(
+        None, ge=4, description="most tokens of a query in training; None: `contract.max_length`"
+    )
+    document_max_length: int | None = Field(
+        None, ge=4, description="most tokens of a document in training; None: `contract.max_length`"
+    )
     mining: MiningConfig | None = Field(None, description="mine hard negatives; None: use those in the data")
 
     @property

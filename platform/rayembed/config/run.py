@@ -77,6 +77,16 @@ class RunConfig(Frozen):
                     f"{self.training.workers}; every worker needs a row"
                 )
             yield from self._check_adapters(stage)
+            yield from self._check_lengths(stage)
+
+    def _check_lengths(self, stage: StageConfig) -> Iterator[str]:
+        for entry in stage.blend:
+            for name in ("query_max_length", "document_max_length"):
+                if (getattr(entry, name) or 0) > self.contract.max_length:
+                    yield (
+                        f"stage {stage.name}, source {entry.source}: {name} {getattr(entry, name)} is above "
+                        f"contract.max_length {self.contract.max_length}; lower one or raise the other"
+                    )
 
     def _check_adapters(self, stage: StageConfig) -> Iterator[str]:
         if self.lora is None and (stage.adapters == "merge" or stage.kind == "mntp"):

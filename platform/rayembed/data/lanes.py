@@ -70,10 +70,11 @@ class LaneCutter:
         """The lanes of a step, one a row, as `LANE_SCHEMA` says."""
         rows = self._chooser.choose(batch)
         texts = {key: text for row in rows for key, text in row.texts.items()}
+        limits = self._document_limits(rows)
         tokens = self._tokenize(
             [
-                *((row.query, row.instruction) for row in rows),
-                *((text, key[1]) for key, text in texts.items()),
+                *((row.query, row.instruction, self._blend[row.source].query_max_length) for row in rows),
+                *((text, key[1], limits[key]) for key, text in texts.items()),
             ]
         )
         queries, documents = tokens[: len(rows)], dict(zip(texts, tokens[len(rows) :], strict=True))
@@ -97,15 +98,25 @@ class LaneCutter:
             columns[name] = _lists(pa.array([values[row] for row in order], kind), row_counts)
         return pa.table(columns).select(LANE_SCHEMA.names).cast(LANE_SCHEMA)
 
-    def _tokenize(self, texts_and_instructions: Sequence[tuple[str, str]]) -> list[Tokens]:
-        """Tokens in the order given; texts that share an instruction go together."""
-        members: dict[str, list[int]] = defaultdict(list)
-        for index, (_, instruction) in enumerate(texts_and_instructions):
-            members[instruction].append(index)
-        found: list[Tokens] = [([], 0)] * len(texts_and_instructions)
-        for instruction, indices in members.items():
-            texts = [texts_and_instructions[index][0] for index in indices]
-            tokenized = self._contract.tokenize(self._tokenizer, texts, instruction or None)
+    def _document_limits(self, rows: Sequence[ChosenRow]) -> dict[DocumentKey, int]:
+        """Most tokens of each document: the largest limit of the sources that bring it in this step."""
+        limits: dict[DocumentKey, int] = {}
+        for row in rows:
+            limit = self._blend[row.source].document_max_length or self._contract.max_length
+            for key in row.texts:
+                limits[key] = max(limit, limits.get(key, 0))
+        return limits
+
+    def _tokenize(self, texts: Sequence[tuple[str, str, int | None]]) -> list[Tokens]:
+        """Tokens of (text, instruction, most tokens) in order; equal instructions and lengths go together."""
+        members: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+        for index, (_, instruction, limit) in enumerate(texts):
+            members[instruction, limit].append(index)
+        found: list[Tokens] = [([], 0)] * len(texts)
+        for (instruction, limit), indices in members.items():
+            tokenized = self._contract.tokenize(
+                self._tokenizer, [texts[index][0] for index in indices], instruction or None, limit
+            )
             for index, ids, start in zip(indices, tokenized.input_ids, tokenized.pool_starts, strict=True):
                 found[index] = ids, start
         return found

@@ -12,6 +12,7 @@ from rayembed.config.blend import SourceConfig
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.contract import Contract
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.lane_folder import LaneFolder
 from rayembed.data.plan import PlannedBatch, PlannedSource, fingerprint, plan_batches
 from rayembed.data.plan_store import stored_description, write_plan
