@@ -70,7 +70,7 @@ def test_a_query_among_the_documents_is_told_and_can_be_left_out(tmp_path, caplo
     ("files", "message"),
     [
         ({"queries": QUERIES.replace('"dog?"', "null")}, "query q2e4 is judged and has no text"),
-        ({"corpus": DOCUMENTS.replace('"2e4"', "null")}, r"corpus.jsonl, row 2 _id None: _id is empty"),
+        ({"corpus": DOCUMENTS.replace('"2e4"', "null")}, r"corpus.jsonl, row 2: _id is empty"),
         ({"corpus": DOCUMENTS + "{oops\n"}, "row 3: .*; correct it"),
         ({"judged": JUDGED + "q010\t010\tgood\n"}, "test.tsv:4 is not query-id, corpus-id and score"),
         ({"judged": "q010\tother\t1\n"}, "judges query q010 and document other"),
@@ -87,7 +87,7 @@ def test_one_class_and_blank_cells_are_refused_and_texts_become_numbers(tmp_path
     task = OwnTask(name="Topics", type="Classification", train="train.csv", test="train.csv")
     with pytest.raises(DataError, match=r"all texts of .*train.csv have the label 'git'; add"):
         load_own_task(task, tmp_path)
-    with pytest.raises(DataError, match=r"test.jsonl, row 2 : label is empty"):
+    with pytest.raises(DataError, match=r"test.jsonl, row 2: label is empty"):
         load_own_task(task.model_copy(update={"test": "test.jsonl"}), tmp_path)
     (tmp_path / "train.csv").write_text("text,label\na,git\nb,food\n")
     two = load_own_task(task, tmp_path).dataset["train"]

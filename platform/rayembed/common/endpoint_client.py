@@ -112,13 +112,18 @@ class Chat:
                 if unknown == "max_tokens":
                     self._options = {**self._options, "max_completion_tokens": given[unknown]}
         choice, used = answer.choices[0], answer.usage
-        text = re.sub(r"<think>.*?(</think>|$)", "", choice.message.content or "", flags=re.DOTALL)
         return ChatAnswer(
-            text.rpartition("</think>")[2].strip(),  # some services leave out the beginning
+            without_reasoning(choice.message.content or ""),
             choice.finish_reason == "length",
             used.prompt_tokens if used else 0,
             used.completion_tokens if used else 0,
         )
+
+
+def without_reasoning(text: str) -> str:
+    """An answer without the thoughts in front of it, whose opening tag some services leave out."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2].strip()
 
 
 def _unknown_option(message: str, given: Iterable[str]) -> str | None:

@@ -160,11 +160,12 @@ def _keep_samples(task: mteb.AbsTask) -> tuple[dict[tuple[str, str], dict[str, f
         and not task.is_cross_validation
     )
     if sorts:
+        column = cast(AbsTaskClassification, task).label_column_name
 
         def sort(predictions: Any, _model: Any, _folder: Any, *, hf_split: str, hf_subset: str) -> None:
             dataset: Any = task.dataset
             rows = dataset.get(hf_subset, dataset)[hf_split]
-            labels = np.asarray(rows[task.label_column_name])
+            labels = np.asarray(rows[column])
             right = np.mean([np.asarray(draw) == labels for draw in predictions], axis=0)
             keep(hf_split, hf_subset, {str(row): value for row, value in enumerate(right.tolist())})
 

@@ -193,9 +193,8 @@ def _read(
     }
     for name in set(needed) - set(may_be_blank):
         if None in columns[name]:
-            row = columns[name].index(None)
-            about = " ".join(f"{key} {value[row]}" for key, value in columns.items() if key == "_id")
-            raise DataError(f"{path}, row {row + 1} {about}: {name} is empty; fill it or drop the row")
+            blank = columns[name].index(None)
+            raise DataError(f"{path}, row {blank + 1}: {name} is empty; fill it or drop the row")
     return columns
 
 

@@ -207,9 +207,11 @@ def read_candidates(job: SearchJob) -> Iterator[Candidates]:
     for path in job.parts:
         columns = [column.combine_chunks() for column in pq.read_table(path).columns]
         for row in range(len(columns[0])):
-            yield Candidates(
-                *(column[row].values.to_numpy() for column in columns), calibrated=job.queries is not None
+            documents, scores, positives, positive_scores = (
+                column[row].values.to_numpy() for column in columns
             )
+            calibrated = job.queries is not None
+            yield Candidates(documents, scores, positives, positive_scores, calibrated)
 
 
 class PairScores:

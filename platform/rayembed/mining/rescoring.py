@@ -246,25 +246,6 @@ class _Misfits:
             )
 
 
-def _requests(
-    config: Rescoring, settings: SourceMining, found: Iterator[tuple[Candidates, ...]]
-) -> Iterator[RescoringRequest]:
-    taking_best = settings.model_copy(update={"sample_from": None, "fill": "none"})
-    for query, candidates in enumerate(found):
-        choice = choose(
-            candidates,
-            taking_best,
-            wanted=config.top,
-            taken=set(),
-            size=0,
-            generator=np.random.default_rng(0),
-        )
-        if choice.mined:
-            first = candidates[0]
-            best = int(first.positives[int(first.positive_scores.argmax())])
-            yield RescoringRequest(query, best, tuple(choice.mined))
-
-
 Answer = tuple[RescoringRequest, list[float], list[float | str]]
 """A request, scores of its positives, and of each document a score or why there is none."""
 

@@ -97,7 +97,7 @@ def complete_rows(
     for start in range(0, len(collection.queries), chunk):
         stop = min(start + chunk, len(collection.queries))
         chosen: list[list[int]] = []
-        scores: list[list[float] | None] = []
+        scores: list[Sequence[float] | None] = []
         for query in range(start, stop):
             candidates = next(found)
             for row in order[bounds[query] : bounds[query + 1]].tolist():

@@ -86,10 +86,10 @@ class Adapters:
         for pattern, default in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
             declared = getattr(config, pattern) or {}
             settings[pattern] = {
-                re.escape(name): declared.get(get_pattern_key(declared.keys(), there[name]), default)
+                re.escape(name): declared.get(get_pattern_key(list(declared), there[name]), default)
                 for name in targets
             }
-        config.target_modules = set(targets)
+        config.target_modules = targets
         config.rank_pattern, config.alpha_pattern = settings["rank_pattern"], settings["alpha_pattern"]
         config.layers_to_transform = config.layers_pattern = config.exclude_modules = None
         return config

@@ -12,7 +12,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from rayembed.common.endpoint_client import Chat, ask_all, endpoint_errors, keep_answer, stored_answers
+from rayembed.common.endpoint_client import (
+    Chat,
+    ask_all,
+    endpoint_errors,
+    keep_answer,
+    stored_answers,
+    without_reasoning,
+)
 from rayembed.common.errors import DataError, RefusedItemError
 from rayembed.common.paths import resolve
 from rayembed.common.ray_work import run_items
@@ -241,7 +248,7 @@ class LocalModel:
             "answers": [
                 {
                     "name": prompt.name,
-                    "text": tokenizer.decode(tokens, skip_special_tokens=True),
+                    "text": without_reasoning(tokenizer.decode(tokens, skip_special_tokens=True)),
                     "prompt_tokens": int(mask.sum()),
                     "answer_tokens": int((tokens != tokenizer.pad_token_id).sum()),
                 }
