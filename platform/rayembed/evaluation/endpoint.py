@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # The library's waits grow to eight seconds, so this is a quarter of an hour without any answer.
 PATIENCE_REQUESTS = 120
 TEXTS_PER_REQUEST = 64
+_CONTRACT_FIELDS = ("instructions", "symmetric", "max_length", "instruction_template")
 _FIRST_RETRIES = 2  # a wrong address is told soon
 
 
@@ -86,6 +87,8 @@ class EndpointEngine:
                 f"{endpoint.url} does not serve {endpoint.model!r}; it serves {', '.join(cards) or 'nothing'}"
             )
         about = (cards or {}).get(endpoint.model) or {}
+        # Other services may use the same words for something else.
+        told = _CONTRACT_FIELDS if "instructions" in about else ()
         # A service that says nothing of its weights is told apart by its address and name alone.
         unknown = hashlib.sha256(f"{endpoint.url} {endpoint.model}".encode()).hexdigest()
         if "digest" not in about:
@@ -95,7 +98,7 @@ class EndpointEngine:
         engine = cls(
             client,
             endpoint,
-            Contract(**{name: about[name] for name in Contract.model_fields if about.get(name) is not None}),
+            Contract(**{name: about[name] for name in told if about.get(name)}),
             about.get("digest") or unknown,
             int(about.get("dimensions") or 0),
             named="instructions" in about,

@@ -142,6 +142,7 @@ class ModelCard(BaseModel):
     max_length: int = 0
     vocabulary: int = 0
     instructions: dict[str, str] = {}
+    symmetric: list[str] = []  # instructions that documents carry, too
     aliases: list[str] = []
 
 

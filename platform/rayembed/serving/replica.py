@@ -200,6 +200,7 @@ class EmbeddingReplica:
             max_length=self._tokenizer.max_length,
             vocabulary=len(self._engine.tokenizer),
             instructions=self._engine.contract.instructions,
+            symmetric=list(self._engine.contract.symmetric),
             aliases=list(served.aliases),
         )
 
