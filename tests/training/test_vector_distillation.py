@@ -131,7 +131,7 @@ def test_two_ranks_together_equal_the_formula(run, home, tmp_path):
     ("changes", "message"),
     [
         ({"contract": Contract(append_eos=False)}, "has append_eos False, this run True"),
-        ({"new_token": "extra"}, "has another vocabulary"),
+        ({"new_token": "extra", "vocab_size": 259}, "has another vocabulary"),
         ({"hidden_size": 16}, "has vectors of width 16, this run's model 32; .*or use score_distillation"),
     ],
 )
