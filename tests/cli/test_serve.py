@@ -38,8 +38,8 @@ def test_leaving_the_endpoint_up_needs_a_cluster(failure, tmp_path):
 
 
 def test_lists_are_read_as_yaml(failure, tmp_path):
-    error = failure(str(tmp_path), "--set", "adapters=[{adapter: nothing, model_nam: x}]")
-    assert "adapters.0.model_nam" in str(error)
+    error = failure(str(tmp_path), "--set", "adapters=[{adapter: nothing, model_title: x}]")
+    assert "adapters.0.model_title" in str(error)
     assert isinstance(failure(str(tmp_path), "--set", "adapters=[{"), ConfigError)
 
 

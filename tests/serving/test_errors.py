@@ -40,7 +40,7 @@ BAD_REQUESTS = {
     "unknown vector format": ({"input": SECRET, "embedding_type": SECRET}, 400, "embedding_type"),
     "no vector format": ({"input": SECRET, "embedding_types": []}, 400, "embedding_types"),
     "normalize as text": ({"input": SECRET, "normalize": SECRET}, 400, "normalize"),
-    "unknown field": ({"input": SECRET, "truncat": SECRET}, 400, "truncat"),
+    "unknown field": ({"input": SECRET, "shorten": SECRET}, 400, "shorten"),
     "foreign field with another meaning": ({"input": SECRET, "late_chunking": True}, 400, "late_chunking"),
     "unknown model": ({"input": SECRET, "model": SECRET}, 404, "model"),
     "text that breaks the model": ({"input": f"{POISON} {SECRET}"}, 500, None),
