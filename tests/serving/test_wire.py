@@ -19,6 +19,9 @@ class Target:
     async def fail(self):
         raise KeyError("inside")
 
+    async def no_message(self):
+        return lambda: None
+
     async def wait(self):
         try:
             await asyncio.sleep(60)
@@ -55,6 +58,28 @@ def test_failures_and_callers_that_leave():
         return target.cancelled
 
     assert asyncio.run(scenario())
+
+
+def test_a_call_ends_whatever_becomes_of_its_answer():
+    async def scenario():
+        server = CallServer(Target())
+        client = await CallClient.connect(await server.listen())
+        with pytest.raises(RuntimeError, match="lambda"):
+            await client.call("no_message")
+        for _ in range(3):  # the call and its end arrive together
+            left = asyncio.create_task(client.call("wait"))
+            await asyncio.sleep(0)
+            left.cancel()
+        assert await client.call("double", 1) == 2
+        await asyncio.sleep(0.05)
+        assert not server._running
+        waiting = asyncio.create_task(client.call("wait"))
+        await asyncio.sleep(0)
+        client.close()
+        with pytest.raises(ActorDiedError):
+            await waiting
+
+    asyncio.run(asyncio.wait_for(scenario(), 5))
 
 
 def test_a_process_that_dies_fails_every_call():

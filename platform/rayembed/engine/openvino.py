@@ -9,6 +9,7 @@ Shapes: N texts, L tokens of the longest one, D hidden width, W width of a head.
 """
 
 import logging
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -41,7 +42,7 @@ def short_passes(
 
 
 class OpenVinoDecoder:
-    """A decoder's compiled graph; to be used from one thread at a time."""
+    """A decoder's compiled graph; threads take turns."""
 
     def __init__(self, backbone: Any, dtype: torch.dtype):
         import openvino
@@ -54,6 +55,7 @@ class OpenVinoDecoder:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "ENABLE_CPU_PINNING": False,  # several processes would share the first cores
         }
+        self._lock = threading.Lock()
         self._request = (
             openvino.Core().compile_model(_graph(backbone), "CPU", settings).create_infer_request()
         )
@@ -76,10 +78,10 @@ class OpenVinoDecoder:
         if self._causal:
             mask = np.minimum(mask, np.triu(np.full((longest, longest), np.float32(-1e9)), 1))
         cos, sin = self._positions(longest)
-        self._request.infer([ids_NL, mask, cos, sin], share_inputs=True)
-        states_NLD = self._request.get_output_tensor(0).data
-        flat = states_NLD[real_NL] if texts[-1] < longest else states_NLD.reshape(-1, states_NLD.shape[-1])
-        return torch.from_numpy(flat.copy())  # the next call overwrites its output
+        with self._lock:  # the next call overwrites the output
+            self._request.infer([ids_NL, mask, cos, sin], share_inputs=True)
+            states_NLD = self._request.get_output_tensor(0).data.copy()
+        return torch.from_numpy(states_NLD[real_NL])
 
     def _positions(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosines and sines of the rotary angles, (1, 1, length, W) each."""

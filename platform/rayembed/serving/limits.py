@@ -66,7 +66,7 @@ class Hold:
         limit = self._limit
         others = limit.queued - self.tokens
         most = limit.limit(self._priority)
-        if others and others + tokens > most:
+        if tokens and others and others + tokens > most:
             raise ApiError(overloaded(limit.retry_after_s(tokens, self._tokens_per_second, self._priority)))
         counted = tokens if tokens <= most else limit.limit("bulk")
         limit.queued += counted - self.tokens

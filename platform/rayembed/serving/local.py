@@ -265,7 +265,11 @@ class ReplicaPool:
 
     async def _ready_replica(self) -> _Member:
         actor = self._start()
-        replica = _Member(actor, await CallClient.connect(await actor.listen.remote()))
+        try:
+            replica = _Member(actor, await CallClient.connect(await actor.listen.remote()))
+        except Exception:
+            ray.kill(actor)
+            raise
         self._replicas.append(replica)
         self._some_ready.set()
         return replica
@@ -293,19 +297,20 @@ class ReplicaPool:
             except Exception as error:  # noqa: BLE001 - whatever it is, the model does not work
                 logger.error("a model replica is not healthy: %s", str(error).strip().splitlines()[-1:])
                 self._remove(replica)
-                ray.kill(replica.actor)
                 return
 
     async def _try_again(self) -> _Member | None:
         try:
             return await self._ready_replica()
-        except RayActorError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt may succeed
             logger.error("a model replica did not start: %s", _reason(error))
             return None
 
     def _remove(self, replica: _Member) -> None:
         if replica in self._replicas:
             self._replicas.remove(replica)
+            replica.calls.close()
+            ray.kill(replica.actor)  # it may still run, with its connection lost
         if not self._replicas:
             self._some_ready.clear()
 
@@ -317,6 +322,6 @@ async def _failure(call: Coroutine) -> None:
         return
 
 
-def _reason(error: RayActorError) -> str:
+def _reason(error: Exception) -> str:
     """The last line of what made an actor fail."""
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

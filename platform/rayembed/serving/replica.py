@@ -132,7 +132,12 @@ class EmbeddingReplica:
                 for number, group in enumerate(request.groups)
                 for item in group.texts or group.token_ids
             ]
-        rules = (self._digests[request.adapter], self._settings.precision, self._tokenizer.max_length)
+        rules = (
+            self._digests[request.adapter],
+            self._settings.precision,
+            self._settings.query_instruction,
+            self._tokenizer.max_length,
+        )
         return [key for group in request.groups for key in input_keys(group, rules, request.truncate)]
 
     async def _tokenize(self, groups: Sequence[Inputs], truncate: Truncation) -> TokenizedTexts:

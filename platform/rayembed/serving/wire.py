@@ -47,21 +47,24 @@ class CallServer:
                     if number in self._running:
                         self._running[number].cancel()
                     continue
-                self._running[number] = loop.create_task(self._answer(writer, number, method, arguments))
+                task = loop.create_task(self._answer(writer, number, method, arguments))
+                self._running[number] = task
+                task.add_done_callback(lambda _, number=number: self._running.pop(number, None))
         except (asyncio.IncompleteReadError, ConnectionError):
-            for task in self._running.values():
+            return
+        finally:
+            for task in list(self._running.values()):
                 task.cancel()
+            writer.close()
 
     async def _answer(
         self, writer: asyncio.StreamWriter, number: int, method: str, arguments: tuple[Any, ...]
     ) -> None:
         try:
-            answer = (number, True, await getattr(self._target, method)(*arguments))
+            answer = _pickled((number, True, await getattr(self._target, method)(*arguments)))
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller raises it
-            answer = (number, False, RuntimeError(f"{type(error).__name__}: {error}"))
-        finally:
-            del self._running[number]
-        _send(writer, answer)
+            answer = _pickled((number, False, RuntimeError(f"{type(error).__name__}: {error}")))
+        _write(writer, answer)
         await writer.drain()
 
 
@@ -90,20 +93,19 @@ class CallClient:
             raise ActorDiedError
         number = next(self._numbers)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
-        _send(self._writer, (number, method, arguments))
         try:
+            _write(self._writer, _pickled((number, method, arguments)))
             return await answer
         except asyncio.CancelledError:
             if not self._lost:
-                _send(self._writer, (number, None, ()))
+                _write(self._writer, _pickled((number, None, ())))
             raise
         finally:
             del self._waiting[number]
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection; calls in progress raise ActorDiedError."""
         self._reading.cancel()
-        self._writer.close()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -117,14 +119,20 @@ class CallClient:
                 else:
                     answer.set_exception(value)
         except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
             self._lost = True
+            self._writer.close()
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(ActorDiedError())
 
 
-def _send(writer: asyncio.StreamWriter, message: Any) -> None:
-    content = pickle.dumps(message, protocol=5)
+def _pickled(message: Any) -> bytes:
+    return pickle.dumps(message, protocol=5)
+
+
+def _write(writer: asyncio.StreamWriter, content: bytes) -> None:
     writer.write(_LENGTH.pack(len(content)))
     writer.write(content)
 

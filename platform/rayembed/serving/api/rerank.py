@@ -1,11 +1,11 @@
 """Documents in the order of their cosine to a query, for the clients of Cohere, Jina, TEI and NIM."""
 
 import uuid
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictStr, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictStr, Tag, model_validator
 
 from rayembed.serving.api.cohere import meta
 from rayembed.serving.api.dialect import (
@@ -27,7 +27,7 @@ from rayembed.serving.api.dialect import (
     usage,
 )
 from rayembed.serving.api.tei import TeiOptions
-from rayembed.serving.body import Body
+from rayembed.serving.body import Body, whole
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs, Truncation
 from rayembed.serving.router import ModelRouter
@@ -77,6 +77,12 @@ class RerankRequest(Body):
         truncation_of(values)
         if values.get("truncate_prompt_tokens") == -1:
             del values["truncate_prompt_tokens"]
+
+    @model_validator(mode="after")
+    def _fields_are_texts(self) -> Self:
+        for text in self.texts() if self.rank_fields else ():
+            whole(text)
+        return self
 
     def texts(self) -> list[str]:
         """The documents' texts."""

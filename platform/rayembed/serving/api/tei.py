@@ -189,7 +189,11 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
         [first, *others] = [each.encode_request(trace, priority) for each in request.instances]
         groups = [*first.groups, *(each.groups[0] for each in others)]
         names = {each.model or config.served_name for each in request.instances}
-        alike = all((each.dimensions, each.truncate) == (first.dimensions, first.truncate) for each in others)
+        alike = all(
+            (each.dimensions, each.truncate, each.normalize)
+            == (first.dimensions, first.truncate, first.normalize)
+            for each in others
+        )
         if len(names) > 1 or not alike:
             raise ApiError(Problem(400, "instances: give all the same model and options", "instances"))
         asked = EncodeRequest(
