@@ -104,6 +104,7 @@ def rescore(
     made_from: dict[str, object] = {
         "instruction": settings.instruction,
         "endpoint": config.model_dump(mode="json", include={"kind", "url", "model"}),
+        "form": 2,  # of a line
     }
     answers = _Answers(folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl", config, settings, collection)
     result = RescoringResult()
@@ -146,7 +147,7 @@ class _Answers:
     """The answers of one model to the queries of a source, on disk as they come.
 
     A line holds a query, its own instruction, content hashes of documents, and for each a score or, in words,
-    why there is none; `positives` has the scores of the query's positives.
+    why there is none; `positives` has the scores of the query's positives, `positive_keys` their hashes.
     """
 
     def __init__(self, path: Path, config: Rescoring, settings: SourceMining, collection: Collection):
@@ -168,9 +169,8 @@ class _Answers:
         missing = [
             request
             for request in requests
-            if any(self._key(document) not in self._known[self._asked[request.query]]
-                   for document in request.documents)
-        ]  # fmt: skip
+            if not all(self._is_known(request, document) for document in request.documents)
+        ]
         logger.info("source %s: rescoring %d of %d queries", self._source, len(missing), len(requests))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as stream:
@@ -179,6 +179,7 @@ class _Answers:
                 record = {
                     "query": query,
                     "instruction": instruction,
+                    "positive_keys": [self._key(positive) for positive in request.positives],
                     "positives": positives,
                     "documents": [self._key(document) for document in request.documents],
                     "answers": answers,
@@ -192,10 +193,11 @@ class _Answers:
         """Tell the documents of a request apart by its answers."""
         for document in request.documents:
             record = self._known[self._asked[request.query]][self._key(document)]
-            score, positives = record["answer"], record["positives"]
+            score = record["answer"]
             if isinstance(score, str):
                 result.unanswered[request.query].add(document)
                 continue
+            positives = self._positive_scores(request, record)
             one, other = _probabilities([max(positives), score])
             wrong = below_positive_share(np.array([other]), one, self._config.share)[0]
             (result.wrong if wrong else result.right)[request.query].add(document)
@@ -203,13 +205,27 @@ class _Answers:
                 known = dict(zip(request.positives, positives, strict=True))
                 result.scores[request.query] |= known | {document: score}
 
+    def _is_known(self, request: RescoringRequest, document: int) -> bool:
+        record = self._known[self._asked[request.query]].get(self._key(document))
+        if record is None or self._config.kind == "judge" or isinstance(record["answer"], str):
+            return record is not None
+        return all(self._key(positive) in record["positives"] for positive in request.positives)
+
+    def _positive_scores(self, request: RescoringRequest, record: dict[str, Any]) -> list[float]:
+        """Scores of the request's positives; a judge has one for all."""
+        known = record["positives"]
+        if self._config.kind == "judge":
+            return [1.0]
+        return [known[self._key(positive)] for positive in request.positives]
+
     def _key(self, document: int) -> str:
         return self._keys[document].as_py()
 
     def _remember(self, record: dict[str, Any]) -> None:
         of_query = self._known[record["query"], record["instruction"]]
+        positives = dict(zip(record["positive_keys"], record["positives"], strict=False))
         for key, answer in zip(record["documents"], record["answers"], strict=True):
-            of_query[key] = {"answer": answer, "positives": record["positives"]}
+            of_query[key] = {"answer": answer, "positives": positives}
 
 
 def _probabilities(scores: list[float]) -> list[float]:
