@@ -49,6 +49,15 @@ def test_beir_folder(tmp_path, beir):
         load(tmp_path / "data", beir, split="dev")
 
 
+def test_beir_judgements_in_several_files(tmp_path, beir):
+    whole = load(tmp_path / "whole", beir)
+    (beir / "qrels" / "train.tsv").unlink()
+    for shard, judgements in enumerate(("q1\td0\t1\nq1\td1\t2\nq1\td2\t0\n", "q2\td4\t1\n")):
+        (beir / "qrels" / f"train-0000{shard}-of-00002.tsv").write_text(judgements)
+    rows = load(tmp_path / "shards", beir)
+    assert [row["positives"] for row in rows] == [row["positives"] for row in whole]
+
+
 def test_beir_judgements_of_what_is_not_there(tmp_path, beir):
     with (beir / "qrels" / "train.tsv").open("a") as stream:
         stream.write("q3\td0\t1\nq2\td9\t1\n")

@@ -70,7 +70,9 @@ def find_parts(source: UserSourceConfig, work: Path) -> list[Part]:
         ]
     else:
         reader = READERS[source.format]
-        taken = [file for file in chosen if reader.takes(file)] if len(chosen) > 1 else chosen
+        taken = (
+            [file for file in chosen if reader.takes(file)] if len(chosen) > 1 and reader.suffixes else chosen
+        )
         parts = reader.parts(source, taken, work)
     if not parts:
         suffixes = ", ".join(suffix for reader in READERS.values() for suffix in reader.suffixes)

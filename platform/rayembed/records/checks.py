@@ -228,16 +228,16 @@ def _text(value: Any, what: str) -> str:
 
 
 def _numbers(values: Any, count: int, what: str) -> list[float]:
-    """A list of `count` finite numbers."""
+    """A list of `count` numbers, where nothing stands for a text that has no score."""
     if isinstance(values, CsvText):
         values = _listed(values)
     if not isinstance(values, list) or len(values) != count:
         raise BadRow("wrong type", f"{what} is not a list of {count} numbers, one a document")
     try:
-        numbers = [float(value) for value in values]
+        numbers = [math.nan if value is None else float(value) for value in values]
     except (TypeError, ValueError):
-        numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
+        numbers = [math.inf]
+    if any(map(math.isinf, numbers)):
         raise BadRow("wrong type", f"{what} has something that is not a number")
     return numbers
 

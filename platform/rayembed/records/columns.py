@@ -109,9 +109,9 @@ class Columns:
             value = record[name] if name in record else _inner(record, name)
             if not is_missing(value):
                 found.append(value)
-                if not _is_numbered(name, self._usual[column]):
+                if value != [] and not _is_numbered(name, self._usual[column]):
                     break
-        return found
+        return [value for value in found if value != []] or found
 
     def value(self, record: Mapping[str, Any], column: str) -> Any:
         """The first value; None where the record has none."""

@@ -5,6 +5,7 @@ A collection may have more texts than memory holds, so they go into an SQLite fi
 
 import contextlib
 import errno
+import math
 import re
 import sqlite3
 from collections import defaultdict
@@ -54,7 +55,9 @@ def _beir_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Pat
         DataError: the folder has no such file, no judgements of the split, or a line of another form.
     """
     roles = _roles(files)
-    splits = {place_of(file).split or file.plain_name.rpartition("/")[2]: file for file in roles["qrels"]}
+    splits: dict[str, list[StoredFile]] = defaultdict(list)
+    for file in roles["qrels"]:
+        splits[place_of(file).split or file.plain_name.rpartition("/")[2]].append(file)
     wanted = canonical(source.split) or (next(iter(splits)) if len(splits) == 1 else None)
     known = ", ".join(sorted(splits)) or "none"
     if wanted is None and splits:
@@ -65,9 +68,11 @@ def _beir_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Pat
             f"qrels/{source.split or 'SPLIT'}.tsv; judged splits: {known}"
         )
     extra = {name: _build_texts(work / f"{name}.sqlite", roles[name]) for name in ("corpus", "queries")}
-    queries = len(read_judgements(splits[wanted]))
-    starts = range(0, max(queries, 1), _QUERIES)
-    return [Part("beir", splits[wanted], start, start + _QUERIES, extra) for start in starts]
+    return [
+        Part("beir", file, start, start + _QUERIES, extra)
+        for file in splits[wanted]
+        for start in range(0, max(len(read_judgements(file)), 1), _QUERIES)
+    ]
 
 
 def _read_beir(part: Part) -> Iterator[Row]:
@@ -119,9 +124,10 @@ def fields_of(line: bytes) -> list[str]:
 
 def _grade(text: str) -> float | None:
     try:
-        return float(text)
+        grade = float(text)
     except ValueError:
         return None
+    return grade if math.isfinite(grade) else None
 
 
 def _judged_record(

@@ -59,7 +59,7 @@ def choose_files(source: UserSourceConfig, files: Sequence[StoredFile]) -> list[
                 f"{source.origin} is a {name} table, whose files also hold rows that were deleted; write its "
                 "present rows as Parquet"
             )
-    data = [file for file in files if not is_bookkeeping(file.name)]
+    data = list(files) if len(files) == 1 else [file for file in files if not is_bookkeeping(file.name)]
     places = list(_declared(source, files)) or [place_of(file) for file in data]
     if not any(place.split for place in places):
         if source.config or canonical(source.split) not in (None, "train", EVERYTHING):
@@ -134,11 +134,12 @@ def _shard(stem: str) -> tuple[str | None, str]:
 
 def _words(name: str) -> tuple[str | None, str]:
     """The one split among the words of a name, and its other words; the whole name where there is none."""
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word and word not in _FILLERS]
-    found = {SPLITS[word] for word in words if word in SPLITS}
+    words = [word for word in re.split(r"[\W_]+", name.lower()) if word and not word.isdigit()]
+    words = [word for word in words if word.rstrip("0123456789") not in _FILLERS]
+    found = {split for word in words if (split := SPLITS.get(word.rstrip("0123456789")))}
     if len(found) != 1:
         return None, name
-    return found.pop(), "-".join(word for word in words if word not in SPLITS)
+    return found.pop(), "-".join(word for word in words if word.rstrip("0123456789") not in SPLITS)
 
 
 def _declared(source: UserSourceConfig, files: Sequence[StoredFile]) -> Iterator[Place]:

@@ -229,7 +229,7 @@ def planned_source(entry: SourceConfig, rows: PreparedRows) -> PlannedSource:
 
 def check_instructions(rows: PreparedRows, entry: SourceConfig, contract: Contract, tokenizer: str) -> None:
     """Raise DataError where an instruction that a row brings leaves no room for its text."""
-    instructions = sorted(rows.instructions())
+    instructions = sorted(rows.instructions()) if tokenizer else []  # a plan is shown without one
     loaded = load_tokenizer(tokenizer) if instructions else None
     for instruction in instructions:
         try:
