@@ -9,6 +9,7 @@ import itertools
 import pickle
 import struct
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,16 @@ class CallServer:
                     continue
                 task = loop.create_task(self._answer(writer, number, method, arguments))
                 self._running[number] = task
-                task.add_done_callback(lambda _, number=number: self._running.pop(number, None))
+                task.add_done_callback(partial(self._forget, number))
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         finally:
             for task in list(self._running.values()):
                 task.cancel()
             writer.close()
+
+    def _forget(self, number: int, _: asyncio.Task) -> None:
+        del self._running[number]
 
     async def _answer(
         self, writer: asyncio.StreamWriter, number: int, method: str, arguments: tuple[Any, ...]
