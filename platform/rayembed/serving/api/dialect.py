@@ -126,7 +126,7 @@ def _known_widths(served: ServedModels) -> dict[str, Any]:
 
 AnyText = Annotated[StrictStr, AfterValidator(whole)]
 Text = Annotated[AnyText, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_number)]
 AllInputs = WhenServed(lambda served: {"maxItems": served.max_inputs})
 """Marks a list that holds all inputs of a request."""
 InputsNextToQuery = WhenServed(lambda served: {"maxItems": served.max_inputs - 1})
