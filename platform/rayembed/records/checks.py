@@ -100,14 +100,14 @@ class RowChecker:
         """One score a document; FlagEmbedding has those of positives and negatives apart."""
         whole = self.columns.value(record, "teacher_scores")
         if whole is not None:
-            return _numbers(whole, positives + negatives, "teacher_scores")
+            return _numbers(whole, positives + negatives, "teacher_scores", gaps=True)
         of_positives = self.columns.value(record, "positive_scores")
         of_negatives = self.columns.value(record, "negative_scores")
         if of_positives is None or (of_negatives is None and negatives):
             return None
         return [
-            *_numbers(of_positives, positives, "pos_scores"),
-            *_numbers([] if of_negatives is None else of_negatives, negatives, "neg_scores"),
+            *_numbers(of_positives, positives, "pos_scores", gaps=True),
+            *_numbers([] if of_negatives is None else of_negatives, negatives, "neg_scores", gaps=True),
         ]
 
     def _label(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,17 +227,17 @@ def _text(value: Any, what: str) -> str:
     return str(value)
 
 
-def _numbers(values: Any, count: int, what: str) -> list[float]:
-    """A list of `count` numbers, where nothing stands for a text that has no score."""
+def _numbers(values: Any, count: int, what: str, *, gaps: bool = False) -> list[float]:
+    """A list of `count` finite numbers; with `gaps` a text may have none, which is NaN."""
     if isinstance(values, CsvText):
         values = _listed(values)
     if not isinstance(values, list) or len(values) != count:
         raise BadRow("wrong type", f"{what} is not a list of {count} numbers, one a document")
     try:
-        numbers = [math.nan if value is None else float(value) for value in values]
+        numbers = [math.nan if gaps and value is None else float(value) for value in values]
     except (TypeError, ValueError):
         numbers = [math.inf]
-    if any(map(math.isinf, numbers)):
+    if not all(math.isfinite(number) or (gaps and math.isnan(number)) for number in numbers):
         raise BadRow("wrong type", f"{what} has something that is not a number")
     return numbers
 
