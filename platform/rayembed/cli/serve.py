@@ -14,6 +14,7 @@ import yaml
 
 from rayembed.cli.options import FilePath, Set
 from rayembed.common.errors import ConfigError, ResourceError
+from rayembed.common.settings import read_yaml
 from rayembed.serving.authentication import load_keyring
 from rayembed.serving.config import ServeConfig
 
@@ -122,7 +123,7 @@ def _split_setting(setting: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {setting}: write it as KEY=VALUE")
     if value[:1] in ("[", "{"):
         try:
-            return key, yaml.safe_load(value)
+            return key, read_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {key}: {value} is not a YAML list or mapping") from error
     return key, value

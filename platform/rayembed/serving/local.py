@@ -219,9 +219,8 @@ class ReplicaPool:
         """End all replicas, whatever they are doing."""
         for keeper in self._keepers:
             keeper.cancel()
-        for replica in self._replicas:
-            replica.calls.close()
-            ray.kill(replica.actor)
+        for replica in list(self._replicas):
+            self._remove(replica)
 
     def __getattr__(self, method: str) -> SimpleNamespace:
         """`pool.METHOD.remote(...)` is awaitable, as with a Serve handle."""

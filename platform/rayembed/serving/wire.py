@@ -110,6 +110,7 @@ class CallClient:
     def close(self) -> None:
         """End the connection; calls in progress raise ActorDiedError."""
         self._reading.cancel()
+        self._lose()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -125,11 +126,14 @@ class CallClient:
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         finally:
-            self._lost = True
-            self._writer.close()
-            for answer in self._waiting.values():
-                if not answer.done():
-                    answer.set_exception(ActorDiedError())
+            self._lose()
+
+    def _lose(self) -> None:
+        self._lost = True
+        self._writer.close()
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(ActorDiedError())
 
 
 def _pickled(message: Any) -> bytes:

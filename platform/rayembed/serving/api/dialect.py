@@ -163,7 +163,9 @@ def split_inputs(items: Any) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
 
 
 def truncation_of(values: dict[str, Any]) -> None:
-    """Put `truncate` in place of what Voyage, Jina and vLLM call it."""
+    """Put `truncate` in place of what Voyage, Jina and vLLM call it; its limit of -1 is none."""
+    if values.get("truncate_prompt_tokens") == -1:
+        del values["truncate_prompt_tokens"]
     if isinstance(cut := values.pop("truncation", values.get("truncate")), bool):
         values["truncate"] = "END" if cut else "NONE"
     if side := values.pop("truncation_side", None):

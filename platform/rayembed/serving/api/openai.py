@@ -102,8 +102,6 @@ class EmbeddingRequest(Body):
     def translate(cls, values: dict[str, Any]) -> None:
         """Fields of vLLM, Jina and Voyage."""
         truncation_of(values)
-        if values.get("truncate_prompt_tokens") == -1:  # the model's own limit
-            del values["truncate_prompt_tokens"]
         kind = values.get("embedding_type")
         if kind == "base64":
             values["encoding_format"] = values.pop("embedding_type")

@@ -3,7 +3,7 @@
 Pages have nothing from another host.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -61,21 +61,20 @@ class IngressPeers:
 
     async def metrics(self) -> Sequence[tuple[str, list[Metric]]]:
         """Metrics of all front ends."""
-        if self._peers is None:
-            return [self.own_metrics()]
-        try:
-            return await self._peers.broadcast("own_metrics").results_async()
-        except RayActorError:  # one of them is going away
-            return [self.own_metrics()]
+        return await self._of_all("own_metrics", self.own_metrics)
 
     async def summaries(self) -> Sequence[IngressSummary]:
         """What all front ends answered."""
+        return await self._of_all("own_summary", self.own_summary)
+
+    async def _of_all(self, method: str, own: Callable[[], Any]) -> Sequence[Any]:
+        """Answers of all front ends; of this one alone while another is going away."""
         if self._peers is None:
-            return [self.own_summary()]
+            return [own()]
         try:
-            return await self._peers.broadcast("own_summary").results_async()
+            return await self._peers.broadcast(method).results_async()
         except RayActorError:
-            return [self.own_summary()]
+            return [own()]
 
 
 def routes(models: ModelRouter, peers: IngressPeers) -> APIRouter:

@@ -75,8 +75,6 @@ class RerankRequest(Body):
     def translate(cls, values: dict[str, Any]) -> None:
         """Fields of vLLM and Jina."""
         truncation_of(values)
-        if values.get("truncate_prompt_tokens") == -1:
-            del values["truncate_prompt_tokens"]
 
     @model_validator(mode="after")
     def _fields_are_texts(self) -> Self:
