@@ -80,8 +80,7 @@ class OpenVinoDecoder:
         cos, sin = self._positions(longest)
         with self._lock:  # the next call overwrites the output
             self._request.infer([ids_NL, mask, cos, sin], share_inputs=True)
-            states_NLD = self._request.get_output_tensor(0).data.copy()
-        return torch.from_numpy(states_NLD[real_NL])
+            return torch.from_numpy(self._request.get_output_tensor(0).data[real_NL])  # a copy
 
     def _positions(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosines and sines of the rotary angles, (1, 1, length, W) each."""

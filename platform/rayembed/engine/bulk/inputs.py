@@ -105,15 +105,16 @@ def find_files(pattern: str | Path) -> list[Path]:
     """
     if "://" in str(pattern):
         raise DataError(f"{pattern} is a URL; mount or copy the files and give their path")
-    files = list_files(str(pattern))
-    known = [file for file in files if any(reader.takes(file) for reader in READERS.values())]
-    found = [file for file in known if not is_bookkeeping(file.name)]
-    if resolve(pattern).is_dir() and not found:
-        raise DataError(f"{pattern} has no files that end in {', '.join(_SUFFIXES)}")
-    for file in files:
-        if file not in known and not resolve(pattern).is_dir():
+    in_folder, found = resolve(pattern).is_dir(), []
+    for file in list_files(str(pattern)):
+        if any(reader.takes(file) for reader in READERS.values()):
+            if not is_bookkeeping(file.name):
+                found.append(Path(file.uri))
+        elif not in_folder:
             raise DataError(f"{file.uri} does not end in {', '.join(_SUFFIXES)}; convert it or leave it out")
-    return [Path(file.uri) for file in found]
+    if in_folder and not found:
+        raise DataError(f"{pattern} has no files that end in {', '.join(_SUFFIXES)}")
+    return found
 
 
 def index_files(paths: Sequence[Path], known: Sequence[dict[str, Any]] = ()) -> InputRows:
