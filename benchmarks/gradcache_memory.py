@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import torch
-from harness import Bar, arguments, write_report
+from harness import Bar, Unwrapped, arguments, write_report
 from transformers import MistralConfig, MistralModel
 
-from rayembed.contract.packing import PackedBatch, pack_ids
+from rayembed.contract.packing import pack_ids
 from rayembed.model.backbone import prepare_backbone
 from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
@@ -33,24 +33,6 @@ BUDGET = 2048
 ROWS = 32  # of the smallest batch, two chunks; a row is a query and a document
 GROWTH = (1, 2, 4, 8)
 MEBIBYTE = 2**20
-
-
-class Unwrapped:
-    """A bare module where a DeepSpeed engine is expected."""
-
-    def __init__(self, module: torch.nn.Module):
-        self._module = module
-
-    def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Vectors of the batch."""
-        return self._module(batch)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add to the gradients."""
-        loss.backward()
-
-    def set_gradient_accumulation_boundary(self, boundary: bool) -> None:
-        """Nothing is reduced here."""
 
 
 def small_embedder() -> EmbeddingModel:

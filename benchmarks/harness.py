@@ -120,3 +120,21 @@ def write_report(bars: Sequence[Bar], target: Path | None) -> None:
 def _processor() -> str:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return f"{names[0].partition(':')[2].strip()}, {len(names)} cores" if names else platform.processor()
+
+
+class Unwrapped:
+    """A bare module where one wrapped by DeepSpeed is expected."""
+
+    def __init__(self, module: Any):
+        self.module = module
+
+    def __call__(self, batch: Any) -> Any:
+        """Vectors of the batch."""
+        return self.module(batch)
+
+    def backward(self, loss: Any) -> None:
+        """Add to the gradients."""
+        loss.backward()
+
+    def set_gradient_accumulation_boundary(self, boundary: bool) -> None:
+        """Nothing to do: gradients of one process add up by themselves."""

@@ -15,8 +15,7 @@ from unittest import mock
 
 import ray
 import torch
-from gradcache_memory import Unwrapped
-from harness import Bar, ratio_bar
+from harness import Bar, Unwrapped, ratio_bar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rayembed.common.device import resolve_device

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from harness import Unwrapped
 from workload import (
     GIBIBYTE,
     STAGE,
     Row,
-    Unwrapped,
     Workload,
     contrastive,
     counted_waits,

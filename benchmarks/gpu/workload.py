@@ -161,24 +161,6 @@ class Workload:
         return torch.cuda.memory_allocated(self.device) / GIBIBYTE if self.on_gpu else None
 
 
-class Unwrapped:
-    """A bare module where one wrapped by DeepSpeed is expected."""
-
-    def __init__(self, module: torch.nn.Module):
-        self.module = module
-
-    def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Vectors of the batch."""
-        return self.module(batch)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add gradients up."""
-        loss.backward()
-
-    def set_gradient_accumulation_boundary(self, boundary: bool) -> None:
-        """Nothing to do: gradients of one process add up by themselves."""
-
-
 def contrastive(vectors_ND: torch.Tensor) -> StepOutput:
     """InfoNCE of the first ninth of the texts as queries against all others."""
     queries = max(len(vectors_ND) // 9, 1)
