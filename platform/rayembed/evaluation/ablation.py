@@ -69,15 +69,11 @@ class Grid(Frozen):
     @field_validator("factors", mode="before")
     @classmethod
     def _names_as_text(cls, factors: Any) -> Any:
-        """YAML reads the names on, off and 2 of levels as truth values and numbers."""
+        """YAML reads the name 2 of a level as a number."""
         if not isinstance(factors, dict):
             return factors
-        words = {True: "on", False: "off"}
         return {
-            factor: {
-                words[level] if isinstance(level, bool) else str(level): change
-                for level, change in levels.items()
-            }
+            factor: {str(level): change for level, change in levels.items()}
             if isinstance(levels, dict)
             else levels
             for factor, levels in factors.items()

@@ -320,12 +320,10 @@ class _Reranker:
             try:
                 return self._ask("/rerank", "relevance_score", query, documents=texts)
             except RefusedItemError:
-                found = self._ask(
-                    self._config.url.removesuffix("/v1") + "/rerank", "score", query, texts=texts
-                )
-                self._speaks_tei = True
-                return found
-        return self._ask(self._config.url.removesuffix("/v1") + "/rerank", "score", query, texts=texts)
+                pass  # of the text or of the form; the other form tells which
+        scores = self._ask(self._config.url.removesuffix("/v1") + "/rerank", "score", query, texts=texts)
+        self._speaks_tei = True
+        return scores
 
     def _ask(self, path: str, key: str, query: str, **texts: list[str]) -> list[float]:
         body = {"model": self._config.model, "query": query, **texts}

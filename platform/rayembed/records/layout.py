@@ -135,11 +135,12 @@ def _shard(stem: str) -> tuple[str | None, str]:
 def _words(name: str) -> tuple[str | None, str]:
     """The one split among the words of a name, and its other words; the whole name where there is none."""
     words = [word for word in re.split(r"[\W_]+", name.lower()) if word and not word.isdigit()]
-    words = [word for word in words if word.rstrip("0123456789") not in _FILLERS]
-    found = {split for word in words if (split := SPLITS.get(word.rstrip("0123456789")))}
+    plain = [word.rstrip("0123456789") for word in words]  # train2 is of train
+    found = {SPLITS[word] for word in plain if word in SPLITS}
     if len(found) != 1:
         return None, name
-    return found.pop(), "-".join(word for word in words if word.rstrip("0123456789") not in SPLITS)
+    rest = [word for word, known in zip(words, plain, strict=True) if known not in (*_FILLERS, *SPLITS)]
+    return found.pop(), "-".join(rest)
 
 
 def _declared(source: UserSourceConfig, files: Sequence[StoredFile]) -> Iterator[Place]:

@@ -84,7 +84,7 @@ class StageData:
             logger.info("stage %s: plan of %d steps of %d rows", stage.name, stage.steps, stage.batch_size)
         elif changes := list(differences(stored, description)):
             raise self._changed(plan, changes)
-        number = fingerprint(description)[:16]
+        place = f"{self.run_name}/{folder.name}/" if self.storage else ""
         return StreamSpec(
             plan=plan,
             sources=paths,
@@ -94,7 +94,7 @@ class StageData:
             seed=self.seed,
             lanes=LaneFolder.of(
                 self.storage or str(folder),
-                f"{f'{self.run_name}/{folder.name}/' if self.storage else ''}lanes-{number}",
+                f"{place}lanes-{fingerprint(description)[:16]}",
                 steps=stage.steps,
                 batch_size=stage.batch_size,
                 workers=self.workers,
