@@ -4,14 +4,17 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from tests.ray_nodes import add_node
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def gpu_cluster():
     """A head without CPUs, and a node that claims two GPUs."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes.add_node(num_cpus=2, num_gpus=2)
+    nodes = Cluster()
+    add_node(nodes, num_cpus=0, include_dashboard=False)
+    add_node(nodes, num_cpus=2, num_gpus=2)
     ray.init(address=nodes.address, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform")}})
     nodes.wait_for_nodes()
     yield nodes

@@ -19,6 +19,7 @@ from rayembed.evaluation.results import Candidate
 from rayembed.evaluation.worker import EvaluationSetup
 from tests.evaluation import conftest
 from tests.evaluation.conftest import WordEngine, WordWorker, pool, units_of
+from tests.ray_nodes import add_node
 
 TASKS = ["DocstringRetrieval", "VaderTweets"]
 NODE = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
@@ -29,8 +30,9 @@ def two_nodes(monkeypatch):
     """A connected local cluster of two nodes with one CPU each."""
     for module in (conftest, sys.modules[__name__]):
         ray.cloudpickle.register_pickle_by_value(module)  # workers do not see the tests
-    cluster = Cluster(initialize_head=True, head_node_args=NODE)
-    cluster.add_node(**NODE)
+    cluster = Cluster()
+    for _ in range(2):
+        add_node(cluster, **NODE)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     connect()
     yield cluster

@@ -356,11 +356,10 @@ def _records(piece: Piece) -> Iterator[Any]:
     if not piece.file.offsets:
         yield from islice(_streamed(piece.file.path), piece.start, piece.stop)
         return
-    seek = piece.start // ROWS_PER_OFFSET
+    seek, skipped = divmod(piece.start, ROWS_PER_OFFSET)
     with open(piece.file.path, "rb") as stream:
         stream.seek(piece.file.offsets[seek])
         lines = (line for line in stream if not line.isspace())
-        skipped = piece.start - seek * ROWS_PER_OFFSET
         for line in islice(lines, skipped, skipped + piece.stop - piece.start):
             try:
                 record = json.loads(line)
@@ -387,10 +386,8 @@ def _problem(value: Any) -> str | None:
     """What is wrong with a row whose text is `value`, in words that are the same for all such rows."""
     if isinstance(value, Unreadable):
         return value.reason
-    if value is None:
-        return "no text"
     if not isinstance(value, str):
-        return "text is not a string"
+        return "no text" if value is None else "text is not a string"
     if not value.strip():
         return "empty text"
     try:
