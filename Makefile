@@ -10,6 +10,9 @@ BENCH_ARGS ?=
 export RAYEMBED_HOME ?= $(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+# Byte code, on all cores: pip would use one. Where Python may not write it, each of Ray's processes would
+# compile torch and transformers again. Some packages ship files that are no valid Python.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib platform >/dev/null 2>&1 || true
 
 .PHONY: help venv dev check format test drills docs bench quickstart quickstart-plan serve clean
 
@@ -23,10 +26,12 @@ $(BIN)/python:
 
 $(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-compile -c constraints.txt -e .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-compile -c constraints.txt -e ".[dev]"
+	@$(COMPILE)
 	@touch $@
 
 venv: $(VENV)/.runtime ## create .venv with the pinned packages

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from rayembed.common.errors import CheckpointError, ConfigError
-from rayembed.model.backbone import MODEL_CLASSES, llama_to_mistral, load_backbone
+from rayembed.model.backbone import llama_to_mistral, load_backbone
 from rayembed.model.base_model import check_same_function, prepare_base_model
 from rayembed.model.configuration import LoraSettings
 from rayembed.model.lora import attach_lora, merge_lora
@@ -66,7 +66,7 @@ def test_weights_go_to_their_device_as_they_are_read(tmp_path, monkeypatch):
 
     seen = []
     make_backbone().save_pretrained(tmp_path)
-    monkeypatch.setitem(MODEL_CLASSES, "mistral", Recorded)
+    monkeypatch.setattr("transformers.MistralModel", Recorded)
     for device in ("cpu", "cuda:1"):
         load_backbone(tmp_path, device=device)
     assert seen == [None, {"": torch.device("cuda:1")}]

@@ -23,7 +23,6 @@ from rayembed.contract.vectors import cut
 from rayembed.engine.int8_weights import use_int8_weights
 from rayembed.engine.memory import keep_freed_memory
 from rayembed.engine.openvino import SHORT_PASS, OpenVinoDecoder, short_passes
-from rayembed.model.adapters import Adapters
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.mixed_precision import use_mixed_precision
@@ -67,6 +66,8 @@ class Engine:
         self.device = device or torch.device("cpu")
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGETS[self.device.type]
         self._embedder = model.embedder.to(self.device).eval()
+        from rayembed.model.adapters import Adapters  # peft takes seconds to import
+
         self._adapters = Adapters(self._embedder.backbone)
         self._short_passes = short_passes
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from transformers import PreTrainedModel
+import transformers
 
 from rayembed.common.errors import ResourceError
 
 
-def use_int8_weights(backbone: PreTrainedModel) -> None:
+def use_int8_weights(backbone: "transformers.PreTrainedModel") -> None:
     """Quantise the linear layers to int8 with one scale for each output channel; for inference, in place.
 
     Halves the memory of bf16 weights. Activations keep their format. What it costs in accuracy is measured in

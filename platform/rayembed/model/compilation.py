@@ -5,10 +5,10 @@ Attention stays as it is: its kernels are fused already, and its shapes follow t
 
 from typing import Any
 
-from transformers import PreTrainedModel
+import transformers
 
 
-def compile_token_wise_parts(backbone: PreTrainedModel) -> None:
+def compile_token_wise_parts(backbone: "transformers.PreTrainedModel") -> None:
     """Compile norms and feed-forward networks of a decoder with torch's compiler, in place.
 
     The number of tokens of a row is a variable of the kernels, so that they are built once, in the first

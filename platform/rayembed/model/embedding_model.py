@@ -5,9 +5,9 @@ Shapes: T packed tokens, P pooled tokens, N texts, D hidden width.
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from rayembed.contract.packing import PackedBatch
 from rayembed.model.configuration import ModelConfig
@@ -22,7 +22,7 @@ class EmbeddingModel(nn.Module):
 
     checkpoints_pooling = False
 
-    def __init__(self, backbone: PreTrainedModel, config: ModelConfig):
+    def __init__(self, backbone: "transformers.PreTrainedModel", config: ModelConfig):
         super().__init__()
         self.config = config
         self.backbone = backbone

@@ -1,21 +1,23 @@
 """Low-rank adapters on the backbone: attach, and merge into the weights."""
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 from rayembed.common.errors import ConfigError
 from rayembed.model.configuration import LoraSettings
 
 
-def attach_lora(backbone: PreTrainedModel, settings: LoraSettings) -> PreTrainedModel:
+def attach_lora(
+    backbone: "transformers.PreTrainedModel", settings: LoraSettings
+) -> "transformers.PreTrainedModel":
     """Freeze the backbone and add trainable adapters to the named linear layers, in place.
 
     Raises:
         ConfigError: a target module does not exist in the backbone.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # imports every model of transformers it adapts
+
     present = {
         name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)
     }
@@ -43,6 +45,8 @@ def merge_lora(module: nn.Module) -> nn.Module:
     The sum is taken in fp32 whatever the type of the weights, so that a small update is not rounded away
     twice.
     """
+    from peft.tuners.lora import LoraLayer
+
     for name, child in list(module.named_children()):
         if isinstance(child, LoraLayer):
             layer = child.get_base_layer()

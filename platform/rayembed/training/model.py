@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import resolve
@@ -77,7 +78,7 @@ class ModelSpec:
 def prepare_for_stage(model: nn.Module, settings: StageConfig, training: TrainingConfig) -> None:
     """Set what does not belong to the weights: dropout, activation checkpointing and compiled kernels."""
     backbone = model.get_submodule("backbone")
-    assert isinstance(backbone, PreTrainedModel)
+    assert isinstance(backbone, transformers.PreTrainedModel)
     for module in backbone.modules():
         if hasattr(module, "attention_dropout"):
             module.__dict__["attention_dropout"] = settings.attention_dropout

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 from rayembed.common.errors import ResourceError
 from rayembed.config.training import TrainingConfig
@@ -188,7 +188,7 @@ class Utilization:
         on_gpu = device.type == "cuda"
         self.nominal_peak = nominal_peak(torch.cuda.get_device_name(device)) if on_gpu else None
         backbone = model.get_submodule("backbone")
-        assert isinstance(backbone, PreTrainedModel)
+        assert isinstance(backbone, transformers.PreTrainedModel)
         self.peak = measured_peak(device, backbone.dtype)
         layers = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
         self._per_token = sum(2 * _size(layer) * (2 + layer.weight.requires_grad) for layer in layers)
