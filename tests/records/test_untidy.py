@@ -230,6 +230,8 @@ LAYOUTS = {
     "bookkeeping": (["a.jsonl", "_SUCCESS.json", "dataset_info.json", ".cache/b.jsonl"], {}, "a.jsonl"),
     "Delta": (["_delta_log/00.json", "part-0.parquet"], {}, "!is a Delta table"),
     "no split": (["a.jsonl"], {"split": "test"}, "!no file that is named after a split"),
+    "next to a card": (["README.md", "LICENSE", "cover.png", "data/train.jsonl"], {}, "data/train"),
+    "next to another format": (["train.jsonl", "test.parquet"], {"format": "json-lines"}, "train"),
     "pattern": (["a1.jsonl", "a2.jsonl", "b1.jsonl"], {"path": "a*.jsonl"}, "a"),
 }  # fmt: skip
 

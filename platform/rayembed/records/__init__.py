@@ -21,6 +21,7 @@ _ALL = (
 )
 
 READERS: dict[str, Reader] = {reader.name: reader for reader in _ALL}
+SUFFIXES = tuple(suffix for reader in _ALL for suffix in reader.suffixes)
 
 __all__ = [
     "READERS", "Part", "Reader", "Row", "Unreadable", "find_files", "find_parts", "read_part", "unread_files"
@@ -59,26 +60,21 @@ def find_parts(source: UserSourceConfig, work: Path) -> list[Part]:
     files = list_files(_location(source))
     if source.format == "beir" or (source.format == "auto" and judged.is_beir(files)):
         return READERS["beir"].parts(source, files, work)
-    chosen = choose_files(source, files)
     if source.format in ("auto", "hugging-face"):
         parts = [
             part
-            for file in chosen
+            for file in choose_files(source, files, SUFFIXES)
             for reader in READERS.values()
             if reader.takes(file)
             for part in reader.parts(source, [file], work)
         ]
     else:
         reader = READERS[source.format]
-        taken = (
-            [file for file in chosen if reader.takes(file)] if len(chosen) > 1 and reader.suffixes else chosen
-        )
-        parts = reader.parts(source, taken, work)
+        parts = reader.parts(source, choose_files(source, files, reader.suffixes or ("",)), work)
     if not parts:
-        suffixes = ", ".join(suffix for reader in READERS.values() for suffix in reader.suffixes)
         raise DataError(
-            f"{source.origin} has nothing to read as format {source.format}; files end in {suffixes}, or in "
-            "these with .gz, .bz2, .zst, .lz4 or .xz"
+            f"{source.origin} has nothing to read as format {source.format}; files end in "
+            f"{', '.join(SUFFIXES)}, or in these with .gz, .bz2, .zst, .lz4 or .xz"
         )
     return parts
 
@@ -86,8 +82,7 @@ def find_parts(source: UserSourceConfig, work: Path) -> list[Part]:
 def unread_files(files: Sequence[StoredFile], parts: Sequence[Part]) -> list[str]:
     """Names of files next to the parts that look like data and belong to no format."""
     read = {part.file.uri for part in parts}
-    known = tuple(suffix for reader in READERS.values() for suffix in reader.suffixes)
-    passed = (".md", ".txt", ".py", ".yaml", ".png", ".svg", *known)
+    passed = (".md", ".txt", ".py", ".yaml", ".png", ".svg", *SUFFIXES)
     return [
         file.name
         for file in files

@@ -46,8 +46,10 @@ class Place(NamedTuple):
     file: StoredFile
 
 
-def choose_files(source: UserSourceConfig, files: Sequence[StoredFile]) -> list[StoredFile]:
-    """The files of the split and configuration that the source names.
+def choose_files(
+    source: UserSourceConfig, files: Sequence[StoredFile], suffixes: tuple[str, ...]
+) -> list[StoredFile]:
+    """The files of the split and configuration that the source names, out of those with some suffix.
 
     Raises:
         DataError: there are several and none is chosen, or not the chosen one; or the folder is a table of a
@@ -59,8 +61,12 @@ def choose_files(source: UserSourceConfig, files: Sequence[StoredFile]) -> list[
                 f"{source.origin} is a {name} table, whose files also hold rows that were deleted; write its "
                 "present rows as Parquet"
             )
-    data = list(files) if len(files) == 1 else [file for file in files if not is_bookkeeping(file.name)]
-    places = list(_declared(source, files)) or [place_of(file) for file in data]
+    card = next((file for file in files if file.name == "README.md"), None)
+    data = list(files)
+    if len(files) > 1:
+        files = [file for file in files if file.plain_name.endswith(suffixes)]
+        data = [file for file in files if not is_bookkeeping(file.name)]
+    places = list(_declared(card, files) if card else ()) or [place_of(file) for file in data]
     if not any(place.split for place in places):
         if source.config or canonical(source.split) not in (None, "train", EVERYTHING):
             raise DataError(
@@ -143,10 +149,9 @@ def _words(name: str) -> tuple[str | None, str]:
     return found.pop(), "-".join(rest)
 
 
-def _declared(source: UserSourceConfig, files: Sequence[StoredFile]) -> Iterator[Place]:
+def _declared(card: StoredFile, files: Sequence[StoredFile]) -> Iterator[Place]:
     """Files that the data card of a hub folder assigns to configurations and splits."""
-    card = next((file for file in files if file.name == "README.md"), None)
-    for entry in _configurations(card) if card else ():
+    for entry in _configurations(card):
         listed = entry.get("data_files")
         if isinstance(listed, dict):
             listed = [{"split": split, "path": path} for split, path in listed.items()]

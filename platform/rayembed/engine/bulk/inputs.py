@@ -21,14 +21,13 @@ import pyarrow as pa
 from rayembed.common.errors import DataError
 from rayembed.common.paths import file_digest, resolve
 from rayembed.config.data import UserSourceConfig
-from rayembed.records import READERS, Unreadable, find_parts, read_part
+from rayembed.records import READERS, SUFFIXES, Unreadable, find_parts, read_part
 from rayembed.records.columnar import open_parquet
 from rayembed.records.layout import is_bookkeeping
 from rayembed.records.locations import list_files
 from rayembed.records.text_files import JSON, is_array
 
 PARQUET_SUFFIX = ".parquet"
-_SUFFIXES = tuple(suffix for reader in READERS.values() for suffix in reader.suffixes)
 ROWS_PER_OFFSET = 1024
 _READERS = 8  # files that are counted and digested at the same time
 
@@ -111,9 +110,9 @@ def find_files(pattern: str | Path) -> list[Path]:
             if not is_bookkeeping(file.name):
                 found.append(Path(file.uri))
         elif not in_folder:
-            raise DataError(f"{file.uri} does not end in {', '.join(_SUFFIXES)}; convert it or leave it out")
+            raise DataError(f"{file.uri} does not end in {', '.join(SUFFIXES)}; convert it or leave it out")
     if in_folder and not found:
-        raise DataError(f"{pattern} has no files that end in {', '.join(_SUFFIXES)}")
+        raise DataError(f"{pattern} has no files that end in {', '.join(SUFFIXES)}")
     return found
 
 
