@@ -264,6 +264,11 @@ configs:
   - {split: test, path: [pair/held.jsonl]}
 - config_name: score
   data_files: score.jsonl
+- config_name: folder
+  data_dir: ./test_suite/
+- config_name: both
+  data_dir: pair
+  data_files: [{split: train, path: h*.jsonl}]
 ---
 """
 
@@ -272,7 +277,8 @@ def test_hub_data_sets_come_from_a_folder_or_the_cache_as_their_card_says(tmp_pa
     snapshot = tmp_path / "snapshot"
     (snapshot / "pair").mkdir(parents=True)
     (snapshot / "README.md").write_text(CARD)
-    for name in ("pair/tr1.jsonl", "pair/tr2.jsonl", "pair/held.jsonl", "score.jsonl"):
+    (snapshot / "test_suite").mkdir()
+    for name in ("pair/tr1.jsonl", "pair/tr2.jsonl", "pair/held.jsonl", "score.jsonl", "test_suite/a.jsonl"):
         (snapshot / name).write_text(ROW)
     asked = []
     monkeypatch.setattr(
@@ -281,8 +287,11 @@ def test_hub_data_sets_come_from_a_folder_or_the_cache_as_their_card_says(tmp_pa
     source = UserSourceConfig(hub="someone/pairs", config="pair", split="train")
     assert list(sample_source("mine", source, 1).files) == ["pair/tr1.jsonl", "pair/tr2.jsonl"]
     assert asked[0] == "someone/pairs"
-    with pytest.raises(DataError, match="someone/pairs has the configurations pair, score; choose one"):
+    with pytest.raises(DataError, match="someone/pairs has the configurations both, folder, pair, score; ch"):
         sample_source("mine", UserSourceConfig(hub="someone/pairs"), 1)
+    for config, file in (("folder", "test_suite/a.jsonl"), ("both", "pair/held.jsonl")):
+        source = UserSourceConfig(hub="someone/pairs", config=config, split="train")
+        assert list(sample_source("mine", source, 1).files) == [file]
     by_folder = UserSourceConfig(hub=str(snapshot), config="pair", split="test")
     assert list(sample_source("mine", by_folder, 1).files) == ["pair/held.jsonl"]
 

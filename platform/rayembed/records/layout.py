@@ -10,6 +10,8 @@ both/test/data-00000-of-00001.arrow  split test, as `save_to_disk` writes it
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from glob import escape
 from typing import Any, NamedTuple
 
 import yaml
@@ -150,21 +152,31 @@ def _words(name: str) -> tuple[str | None, str]:
 
 
 def _declared(card: StoredFile, files: Sequence[StoredFile]) -> Iterator[Place]:
-    """Files that the data card of a hub folder assigns to configurations and splits."""
+    """Files that the data card of a hub folder assigns to configurations and splits.
+
+    `data_files` are patterns below `data_dir`. Without them all files there are meant, by their names.
+    """
     for entry in _configurations(card):
+        name = entry.get("config_name", "default")
+        folder = str(entry.get("data_dir") or "").removeprefix(".").strip("/")
+        folder = f"{folder}/" if folder else ""
         listed = entry.get("data_files")
         if isinstance(listed, dict):
             listed = [{"split": split, "path": path} for split, path in listed.items()]
         elif isinstance(listed, str) or (listed and isinstance(listed[0], str)):
             listed = [{"split": "train", "path": listed}]
+        elif not listed and folder:
+            inside = [file for file in files if file.name.startswith(folder)]
+            splits = [place_of(replace(file, name=file.name.removeprefix(folder))).split for file in inside]
+            for file, split in zip(inside, splits, strict=True):
+                if split or not any(splits):
+                    yield Place(name, split or "train", file)
         for item in listed or ():
             for pattern in [item["path"]] if isinstance(item["path"], str) else item["path"]:
-                matches = re.compile(glob_translate(pattern.removeprefix("./"))).match
+                matches = re.compile(glob_translate(escape(folder) + pattern.removeprefix("./"))).match
                 for file in files:
                     if matches(file.name):
-                        yield Place(
-                            entry.get("config_name", "default"), canonical(item.get("split", "train")), file
-                        )
+                        yield Place(name, canonical(item.get("split", "train")), file)
 
 
 def _configurations(card: StoredFile) -> list[dict[str, Any]]:
