@@ -226,6 +226,15 @@ LAYOUTS = {
     "numbered shards": (["train1.jsonl", "train2.jsonl", "test.jsonl"], {"split": "train"}, "train"),
     "special splits": (["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"],
                        {"split": "train"}, "!no split 'train'; it has the splits train_gen, train_sft"),
+    "half a download": (["data/train-00000-of-00003.parquet", "data/train-00002-of-00003.parquet"], {},
+                        "!is not complete: data/train-00001-of-00003 missing; download all"),
+    "half of a split that is not chosen": (["train-00000-of-00001.parquet", "test-00000-of-00002.parquet"],
+                                           {"split": "train"}, "train"),
+    "half of what has no split": (["part-00001-of-00002.jsonl", "notes.txt"], {}, "!part-00000-of-00002 missing"),
+    "shards from one": (["train-00001-of-00002-9f.jsonl", "train-00002-of-00002-3a.jsonl"], {}, "train"),
+    "one shard by name": (["train-00000-of-00003.jsonl"], {"path": "train-00000-of-00003.jsonl"}, "train"),
+    "nothing": ([], {}, "!has nothing to read as format auto"),
+    "shards by pattern": (["train-00000-of-00003.jsonl"], {"path": "train-*"}, "train"),
     "plain folder": (["2024/a.jsonl", "2025/latest.jsonl"], {}, "20"),
     "bookkeeping": (["a.jsonl", "_SUCCESS.json", "dataset_info.json", ".cache/b.jsonl"], {}, "a.jsonl"),
     "Delta": (["_delta_log/00.json", "part-0.parquet"], {}, "!is a Delta table"),
@@ -268,7 +277,8 @@ configs:
   data_dir: ./test_suite/
 - config_name: both
   data_dir: pair
-  data_files: [{split: train, path: h*.jsonl}]
+  data_files: [{split: train, path: h*.jsonl}, {split: test, path: later/*.jsonl}]
+- {config_name: gone, data_dir: gone}
 ---
 """
 
@@ -286,12 +296,18 @@ def test_hub_data_sets_come_from_a_folder_or_the_cache_as_their_card_says(tmp_pa
     )
     source = UserSourceConfig(hub="someone/pairs", config="pair", split="train")
     assert list(sample_source("mine", source, 1).files) == ["pair/tr1.jsonl", "pair/tr2.jsonl"]
-    assert asked[0] == "someone/pairs"
-    with pytest.raises(DataError, match="someone/pairs has the configurations both, folder, pair, score; ch"):
+    assert asked == ["someone/pairs"]
+    with pytest.raises(DataError, match="someone/pairs has the configurations both, folder, gone, pair, s"):
         sample_source("mine", UserSourceConfig(hub="someone/pairs"), 1)
     for config, file in (("folder", "test_suite/a.jsonl"), ("both", "pair/held.jsonl")):
         source = UserSourceConfig(hub="someone/pairs", config=config, split="train")
         assert list(sample_source("mine", source, 1).files) == [file]
+    for choice, missing in (
+        ({"config": "both", "split": "test"}, "pair/later/"),
+        ({"config": "gone"}, "gone/"),
+    ):
+        with pytest.raises(DataError, match=f"someone/pairs is not complete: {missing}.* missing; download"):
+            sample_source("mine", UserSourceConfig(hub="someone/pairs", **choice), 1)
     by_folder = UserSourceConfig(hub=str(snapshot), config="pair", split="test")
     assert list(sample_source("mine", by_folder, 1).files) == ["pair/held.jsonl"]
 

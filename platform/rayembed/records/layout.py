@@ -9,9 +9,9 @@ both/test/data-00000-of-00001.arrow  split test, as `save_to_disk` writes it
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from glob import escape
 from typing import Any, NamedTuple
 
 import yaml
@@ -41,11 +41,11 @@ _TABLE_FORMATS = {
 
 
 class Place(NamedTuple):
-    """Where in a data set a file belongs."""
+    """Where in a data set a file belongs, or a pattern of its card that no file fits."""
 
     config: str | None
     split: str | None
-    file: StoredFile
+    file: StoredFile | str
 
 
 def choose_files(
@@ -54,8 +54,8 @@ def choose_files(
     """The files of the split and configuration that the source names, out of those with some suffix.
 
     Raises:
-        DataError: there are several and none is chosen, or not the chosen one; or the folder is a table of a
-            format that keeps deleted rows in its files.
+        DataError: there are several and none is chosen, or not the chosen one; some of its files are missing;
+            or the folder is a table of a format that keeps deleted rows in its files.
     """
     for name, pattern in _TABLE_FORMATS.items():
         if any(re.search(rf"(^|/){pattern}", file.name) for file in files):
@@ -64,21 +64,44 @@ def choose_files(
                 "present rows as Parquet"
             )
     card = next((file for file in files if file.name == "README.md"), None)
-    data = list(files)
-    if len(files) > 1:
-        files = [file for file in files if file.plain_name.endswith(suffixes)]
-        data = [file for file in files if not is_bookkeeping(file.name)]
-    places = list(_declared(card, files) if card else ()) or [place_of(file) for file in data]
-    if not any(place.split for place in places):
-        if source.config or canonical(source.split) not in (None, "train", EVERYTHING):
-            raise DataError(
-                f"{source.origin} has no file that is named after a split or configuration; remove split and "
-                "config, or name the files"
-            )
-        return data
-    places = _chosen(source, "config", source.config, places)
-    places = _chosen(source, "split", canonical(source.split), places)
-    return list(dict.fromkeys(place.file for place in places))
+    readable = dict.fromkeys(file for file in files if len(files) == 1 or file.plain_name.endswith(suffixes))
+    declared = _declared(card, files) if card else ()
+    places = [place for place in declared if isinstance(place.file, str) or place.file in readable]
+    places = places or [
+        place_of(file) for file in readable if len(files) == 1 or not is_bookkeeping(file.name)
+    ]
+    if any(place.split for place in places):
+        places = _chosen(source, "config", source.config, places)
+        places = _chosen(source, "split", canonical(source.split), places)
+    elif source.config or canonical(source.split) not in (None, "train", EVERYTHING):
+        raise DataError(
+            f"{source.origin} has no file that is named after a split or configuration; remove split and "
+            "config, or name the files"
+        )
+    chosen = list(dict.fromkeys(place.file for place in places if isinstance(place.file, StoredFile)))
+    missing = [place.file for place in places if isinstance(place.file, str)] + _missing_shards(chosen)
+    path = source.path or ""  # which may name the files themselves
+    if missing and not re.search(r"[*\[]", path) and files[0].name not in path:
+        raise DataError(
+            f"{source.origin} is not complete: {', '.join(missing[:3])}{', ...' if missing[3:] else ''} "
+            "missing; download all of it, or give a pattern of the files that are meant as path"
+        )
+    return chosen
+
+
+def _missing_shards(files: Sequence[StoredFile]) -> list[str]:
+    """Names that `train-00000-of-00002` and the like imply, without suffixes; they count from 0 or from 1."""
+    found: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for file in files:
+        if shard := re.match(r"(.*?)(\d{5})-of-(\d{5})", file.name):
+            found[shard[1], shard[3]].add(int(shard[2]))
+    return [
+        f"{start}{number:05d}-of-{total}"
+        for (start, total), there in found.items()
+        for first in [int(int(total) in there)]
+        for number in range(first, first + int(total))
+        if number not in there
+    ]
 
 
 def _chosen(source: UserSourceConfig, field: str, wanted: str | None, places: list[Place]) -> list[Place]:
@@ -167,16 +190,19 @@ def _declared(card: StoredFile, files: Sequence[StoredFile]) -> Iterator[Place]:
             listed = [{"split": "train", "path": listed}]
         elif not listed and folder:
             inside = [file for file in files if file.name.startswith(folder)]
+            if not inside:
+                yield Place(name, "train", folder)
             splits = [place_of(replace(file, name=file.name.removeprefix(folder))).split for file in inside]
             for file, split in zip(inside, splits, strict=True):
                 if split or not any(splits):
                     yield Place(name, split or "train", file)
         for item in listed or ():
             for pattern in [item["path"]] if isinstance(item["path"], str) else item["path"]:
-                matches = re.compile(glob_translate(escape(folder) + pattern.removeprefix("./"))).match
-                for file in files:
-                    if matches(file.name):
-                        yield Place(name, canonical(item.get("split", "train")), file)
+                pattern = folder + pattern.removeprefix("./")
+                matches = re.compile(glob_translate(pattern)).match
+                fitting = [file for file in files if matches(file.name)]
+                for file in fitting or [pattern]:
+                    yield Place(name, canonical(item.get("split", "train")), file)
 
 
 def _configurations(card: StoredFile) -> list[dict[str, Any]]:

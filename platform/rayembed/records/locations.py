@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import fsspec
@@ -119,8 +120,11 @@ HUB_SECONDS = 10.0
 _DESCRIPTIONS = ("README.md", "dataset_info.json", "dataset_infos.json")
 
 
+@cache
 def hub_location(name: str, revision: str | None) -> str:
     """Where the files of a hub data set are: a folder of that name, the cache, or a URI to stream from.
+
+    A process asks once, so all that it reads is of one commit.
 
     Raises:
         DataError: the hub has no such data set or revision.
