@@ -2,12 +2,16 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 from rayembed.common import endpoint_client
-from rayembed.common.errors import ResourceError
+from rayembed.common.errors import DataError, ResourceError
 from rayembed.mining import run
 from rayembed.mining.config import MiningRecipe
+from rayembed.records.schema import document_id
 from tests.fake_endpoint import chat, fake_endpoint
+from tests.tiny import make_tokenizer
 
 FRUITS = ("apple", "pear", "plum", "fig", "lime")
 
@@ -54,6 +58,13 @@ def test_what_the_judge_finds_right_is_no_negative_and_nothing_is_asked_twice(so
         assert len(asked) == 20
     found = negatives(first)
     assert all("fig" not in found[name] for name in ("apple", "pear", "plum"))
+    with fake_endpoint(judge) as url:
+        (promoted,) = run.mine(recipe(url, "judge", promote=True, concurrency=1))
+    for row in pq.read_table(promoted.path).to_pylist():
+        own = row["query"].replace("fruit", "fruit page about")
+        also = ["fruit page about fig"] if row["query"].split()[1] in ("apple", "pear", "plum") else []
+        assert row["positives"] == [own, *also]
+        assert row["document_ids"] == [*map(document_id, row["positives"] + row["negatives"])]
     report = json.loads((first.path.parent / "report.json").read_text())
     assert report["rescoring"] == {
         "rescored": 20, "right_after_all": 3, "share": 0.15, "unanswered": 0,
@@ -86,6 +97,8 @@ def test_a_judge_that_reasons_is_understood_and_what_it_cannot_say_is_no_negativ
         seen.append(body)
         if "max_tokens" in body:
             return 400, {"error": {"message": "max_tokens is not supported; use max_completion_tokens"}}
+        if "response_format" in body:
+            return 422, {"error": {"message": "'response_format.type' must be 'text'"}}
         if "temperature" in body:
             return 400, {"error": {"message": "Unsupported value: 'temperature'"}}
         prompt = body["messages"][0]["content"]
@@ -99,7 +112,7 @@ def test_a_judge_that_reasons_is_understood_and_what_it_cannot_say_is_no_negativ
         (result,) = run.mine(recipe(url, "judge", concurrency=1))
         asked = len(seen)
         run.mine(recipe(url, "judge"))
-    assert len(seen) == asked == 2 + 20
+    assert len(seen) == asked == 3 + 20
     assert all(not kept & {"fig", "plum", "pear"} for kept in negatives(result).values())
     report = json.loads((result.path.parent / "report.json").read_text())["rescoring"]
     assert (report["right_after_all"], report["unanswered"], report["share"]) == (4, 8, round(4 / 12, 4))
@@ -121,6 +134,44 @@ def test_scores_of_a_reranker_are_kept_for_another_share_and_logits_are_understo
         loose = run.mine(recipe(url, "reranker", share=0.9))[0]
     assert all(len(kept) == 2 for kept in negatives(loose).values())
     assert asked == ["/rerank"] * 5
+
+
+@pytest.mark.parametrize("scale", [None, "probabilities", "logits"])
+def test_the_scale_of_a_reranker_is_decided_once_and_mixtures_are_refused(source, scale):
+    def reranker(path, body):
+        scores = [2.0 if text.endswith("plum") else 0.5 for text in body["documents"][1:]]
+        ranked = [{"index": index, "relevance_score": score} for index, score in enumerate([0.9, *scores])]
+        return 200, {"results": ranked}
+
+    with fake_endpoint(reranker) as url:
+        settings = recipe(url, "reranker", top=1, scale=scale)  # plums come in the second window
+        if scale == "logits":
+            run.mine(settings)
+        else:
+            why = "scale says so" if scale else "the scores before it were all between 0 and 1"
+            with pytest.raises(DataError, match=f"the score 2, which is no probability, and {why}"):
+                run.mine(settings)
+
+
+def test_a_local_cross_encoder_judges_and_its_logits_are_kept(source):
+    torch.manual_seed(0)
+    make_tokenizer().save_pretrained(source / "judge")
+    config = BertConfig(
+        vocab_size=258, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(source / "judge")
+    settings = recipe("http://127.0.0.1:9/v1", "judge").model_dump(mode="json")
+    settings["rescoring"] = {"kind": "cross-encoder", "path": "judge", "share": 1.0}
+    (result,) = run.mine(MiningRecipe.model_validate(settings))
+    kept = [row for row in pq.read_table(result.path).to_pylist() if row["negatives"]]
+    assert kept
+    for row in kept:  # the same model scores what it finds wrong below the positive
+        positive, *negatives = row["teacher_scores"]
+        assert max(negatives) < positive
+    settings["rescoring"]["path"] = "nothing"
+    with pytest.raises(DataError, match="is no folder of a cross-encoder"):
+        run.mine(MiningRecipe.model_validate(settings))
 
 
 def test_a_reranker_rejects_by_its_own_scores(source):

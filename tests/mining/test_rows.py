@@ -7,7 +7,7 @@ from rayembed.common.errors import DataError
 from rayembed.mining.candidates import Candidates
 from rayembed.mining.config import SourceMining
 from rayembed.mining.filters import FilterConfig
-from rayembed.mining.rows import choose, mine_bm25
+from rayembed.mining.rows import choose, found_back, mine_bm25
 from rayembed.records.schema import document_id, pair_row, to_table
 
 NAIVE = (FilterConfig(name="naive"),)
@@ -60,6 +60,23 @@ def test_only_a_calibrated_teacher_that_finds_the_positive_may_veto(second, expe
     first = candidates(list(range(1, 11)), np.linspace(0.9, 0.2, 10))
     other = candidates([1, 2, *range(20, 28)], np.linspace(0.99, 0.95, 10), **second)
     assert chosen([first, other], top_k=10).mined == expected
+
+
+@pytest.mark.parametrize(
+    ("positive_score", "calibrated", "within", "found"),
+    [
+        (0.85, True, 2, True),
+        (0.85, True, 1, False),
+        (0.9, True, 1, True),  # of equal scores none is before the other
+        (-0.1, True, 4, True),
+        (0.0, False, 4, False),  # shares no word with the query
+        (0.0, False, None, True),
+    ],
+)
+def test_a_round_trip_finds_the_positive_among_so_many(positive_score, calibrated, within, found):
+    one = candidates([7, 8, 9], [0.9, 0.8, 0.7], positive_score, calibrated)
+    assert found_back([one], [99], within) is found
+    assert found_back([candidates([], [], 0.0, calibrated=False), one], [99], within) is found
 
 
 @pytest.mark.parametrize(

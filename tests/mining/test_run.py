@@ -221,9 +221,7 @@ def test_all_that_is_not_there_is_told_before_anything_is_encoded(source):
     raw = recipe(corpus="no.parquet").model_dump(mode="json")
     raw["teachers"]["other"] = {"kind": "checkpoint", "path": "nowhere"}
     raw["sources"] += [{"source": "simlex999"}, {"source": "unknown"}]
-    mistakes = (
-        r"(?s)4 mistakes.*teacher other: there is no folder.*no corpus at.*simlex999 has scores.*'unknown'"
-    )
+    mistakes = r"(?s)4 mistakes.*other: .* no folder.*no.parquet does not.*simlex999 has scores.*'unknown'"
     with pytest.raises(DataError, match=mistakes):
         run.mine(MiningRecipe.model_validate(raw))
     assert LetterCounts.encoded == []

@@ -103,7 +103,7 @@ class Chat:
                     model=self._model, messages=[{"role": "user", "content": prompt}], **given
                 )
                 break
-            except openai.BadRequestError as error:
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 unknown = _unknown_option(_server_message(error), given)
                 if unknown is None:
                     raise
@@ -120,6 +120,17 @@ class Chat:
         )
 
 
+def answer_form(**fields: dict[str, Any]) -> dict[str, Any]:
+    """`response_format` of a JSON object with these fields, each the JSON schema of a value."""
+    schema = {
+        "type": "object",
+        "properties": fields,
+        "required": list(fields),
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+
+
 def without_reasoning(text: str) -> str:
     """An answer without the thoughts in front of it, whose opening tag some services leave out."""
     text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
@@ -128,8 +139,12 @@ def without_reasoning(text: str) -> str:
 
 def _unknown_option(message: str, given: Iterable[str]) -> str | None:
     """The option that a refusal complains about; None where it complains about the input."""
+    if "response_format" in given and re.search(r"response_format|json_schema|structured output", message):
+        return "response_format"
     if not re.search(
-        r"unsupported|not support|unknown|unrecognized|not take|n't (support|take)", message, re.I
+        r"unsupported|not support|unknown|unrecognized|not take|not permitted|n't (support|take)",
+        message,
+        re.I,
     ):
         return None
     return next((name for name in given if re.search(rf"\b{name}\b", message)), None)

@@ -63,6 +63,16 @@ class Candidates:
             return 0.0
         return float(scores.min() if which == "min" else scores.max())
 
+    def ranks(self, documents: Sequence[int], within: int) -> bool:
+        """Whether one of these positives is among the first `within` of all documents.
+
+        At a score of 0 BM25 has found no word of the query, so that the document has no rank.
+        """
+        scores = self.positive_scores[np.isin(self.positives, documents)]
+        if not len(scores) or not (self.calibrated or scores.max() > 0):
+            return False
+        return int((self.scores > scores.max()).sum()) < within
+
     def may_veto(self, top_k: int, anchor: float) -> bool:
         """Whether other teachers are to heed what this one's filters reject.
 

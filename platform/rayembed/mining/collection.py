@@ -16,10 +16,11 @@ from rayembed.common.errors import DataError
 from rayembed.common.paths import resolve
 from rayembed.config.data import DataConfig, UserSourceConfig
 from rayembed.data.build import build_any
-from rayembed.data.store import built_in_source, read_parquet, read_split
+from rayembed.data.store import built_in_source, read_split
 from rayembed.mining.config import SourceMining
 from rayembed.mining.search import Excluded
 from rayembed.records import find_parts, read_part
+from rayembed.records.locations import list_files
 from rayembed.records.schema import document_id
 
 logger = logging.getLogger(__name__)
@@ -71,31 +72,44 @@ def source_mistakes(data: DataConfig, entry: SourceMining) -> Iterator[str]:
             yield f"source {entry.source} has {declared.kind}; negatives are mined for pairs only"
     except DataError as error:
         yield str(error)
-    for key, path in (("corpus", entry.corpus), ("known_positives", entry.known_positives)):
-        if path is not None and not resolve(path).is_file():
-            yield f"source {entry.source}: there is no {key} at {resolve(path)}; give a file"
+    if entry.known_positives is not None and not resolve(entry.known_positives).is_file():
+        yield f"source {entry.source}: there is no known_positives at {resolve(entry.known_positives)}"
+    try:
+        if entry.corpus is not None:
+            list_files(entry.corpus)
+    except DataError as error:
+        yield f"source {entry.source}, corpus: {error}"
 
 
-def read_corpus(path: Path) -> pa.Array:
-    """Texts of the column `text` of a file of any format that training reads.
+def read_corpus(path: str, column: str = "text") -> pa.Array:
+    """Texts of a column of a file, or of all files of a folder, of any format that training reads.
+
+    Rows that cannot be read, or have no text there, are counted in the log and left out.
 
     Raises:
-        DataError: the file is damaged or has no such column.
+        DataError: nothing is there, or no row has a text there.
     """
-    table = read_parquet(path) if path.suffix == ".parquet" else _read_records(path)
-    if "text" not in table.column_names:
-        raise DataError(f"{path} has no column `text`; it has {', '.join(table.column_names)}")
-    return _flat(table["text"].cast(pa.large_string())).drop_null()
+    names: dict[str, None] = {}
+    left_out = 0
 
+    def texts() -> Iterator[str]:
+        nonlocal left_out
+        for part in find_parts(UserSourceConfig(path=path), Path()):
+            for row in read_part(part):
+                record = row.record if isinstance(row.record, dict) else {}
+                names.update(dict.fromkeys(record))
+                text = record.get(column)
+                if isinstance(text, str) and text.strip():
+                    yield text
+                elif row.record is not None:
+                    left_out += 1
 
-def _read_records(path: Path) -> pa.Table:
-    parts = find_parts(UserSourceConfig(path=str(path)), Path())
-    rows = (row for part in parts for row in read_part(part))
-    records = [row.record for row in rows if isinstance(row.record, dict)]
-    if not any("text" in record for record in records):
-        names = dict.fromkeys(name for record in records for name in record)
-        return pa.table({name: pa.nulls(0) for name in names})
-    return pa.table({"text": pa.array([record.get("text") for record in records], pa.string())})
+    found = pa.array(texts(), pa.large_string())
+    if not len(found):
+        raise DataError(f"{path} has no text in a column `{column}`; its columns are {', '.join(names)}")
+    if left_out:
+        logger.warning("%s: %d rows without a text in `%s` are left out", path, left_out, column)
+    return found
 
 
 def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collection:

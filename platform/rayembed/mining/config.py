@@ -66,10 +66,13 @@ class SourceMining(Frozen):
     instruction: str | None = Field(None, description="instruction for the queries")
     symmetric: bool = Field(False, description="documents carry the instruction too")
     corpus: str | None = Field(
-        None, description="Parquet file with a column `text`: more documents to search"
+        None, description="file, folder or URI with a column `text`: more documents to search"
     )
     teachers: tuple[str, ...] | None = Field(None, min_length=1, description="names of teachers; None: all")
     top_k: int = Field(100, ge=1, description="candidates per teacher and query")
+    round_trip: int | None = Field(
+        None, ge=1, description="drop rows whose positive no teacher ranks among so many; None: keep all"
+    )
     negatives_per_query: int = Field(4, ge=1, description="negatives per row")
     filters: tuple[FilterConfig, ...] = Field(
         (FilterConfig(name="percentage"),), description="a candidate must pass all of them"
@@ -94,6 +97,10 @@ class SourceMining(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "SourceMining":
+        if self.round_trip is not None and self.round_trip > self.top_k:
+            raise ValueError(
+                f"source {self.source}: round_trip {self.round_trip} is above top_k {self.top_k}; raise top_k"
+            )
         if self.sample_from is not None and self.sample_from < self.negatives_per_query:
             raise ValueError(
                 f"source {self.source}: sample_from {self.sample_from} is below negatives_per_query "
@@ -102,18 +109,44 @@ class SourceMining(Frozen):
         return self
 
 
-class Rescoring(EndpointConfig):
-    """Another model scores the candidates that passed the filters, through an endpoint."""
+class _Rescoring(Frozen):
+    """Another model looks at the candidates that passed the filters."""
 
-    kind: Literal["judge", "reranker"] = Field(
-        description=(
-            "judge: a chat model decides whether a document answers; reranker: `/rerank` scores pairs"
-        )
-    )
     top: int = Field(8, ge=1, description="candidates to check at a time, until a query has its negatives")
-    share: float = Field(
-        0.95, gt=0, le=1, description="for a reranker: reject from this share of the positive's score on"
+    promote: bool = Field(
+        False, description="candidates that are right after all become positives of the query's rows"
     )
+    share: float = Field(
+        0.95, gt=0, le=1, description="of scores: reject from this share of the positive's probability on"
+    )
+
+
+class Judge(_Rescoring, EndpointConfig):
+    """A chat model behind an endpoint decides whether a document answers."""
+
+    kind: Literal["judge"]
+
+
+class Reranker(_Rescoring, EndpointConfig):
+    """A cross-encoder behind `/rerank`."""
+
+    kind: Literal["reranker"]
+    scale: Literal["logits", "probabilities"] | None = Field(
+        None,
+        description="of its scores; None: logits if one of the first `top` of all queries is outside 0 to 1",
+    )
+
+
+class CrossEncoder(_Rescoring):
+    """A cross-encoder in a local folder that sentence-transformers loads, on Ray actors."""
+
+    kind: Literal["cross-encoder"]
+    path: str = Field(description="model folder, relative to the workspace")
+    batch_size: int = Field(64, ge=1, description="pairs per forward pass")
+    scale: Literal["logits"] = Field("logits", description="of its scores, before any activation")
+
+
+Rescoring = Annotated[Judge | Reranker | CrossEncoder, Field(discriminator="kind")]
 
 
 class MiningRecipe(Frozen):

@@ -206,6 +206,8 @@ def markdown(name: str, report: MiningReport, negatives_per_query: int, audit: d
     if audit["rescoring"]["rescored"]:
         rescored, share = audit["rescoring"]["rescored"], audit["rescoring"]["share"]
         lines.append(f"| of {rescored:,} rescored candidates right after all | {_percent(share)} |")
+    if dropped := audit["round_trip"]["dropped"]:
+        lines.append(f"| rows dropped, as no teacher finds their positive again | {dropped:,} |")
     for pair, overlap in audit["teacher_overlap"].items():
         teachers = pair.replace(" | ", " and ")
         lines.append(

@@ -1,4 +1,4 @@
-"""Candidates rescored through an endpoint: a chat model that judges, or a cross-encoder that scores.
+"""Candidates rescored: a chat model behind an endpoint judges, or a cross-encoder, there or here, scores.
 
 Answers are written down as they come: a run that is cut off continues with the queries that are missing, and
 another `share` is applied to the scores that are there. A document that the model has no usable answer about
@@ -7,46 +7,29 @@ becomes no negative; a run ends when that happens often.
 
 import logging
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rayembed.common.endpoint_client import (
-    Chat,
-    ask_all,
-    connect_endpoint,
-    endpoint_errors,
-    keep_answer,
-    stored_answers,
-)
-from rayembed.common.errors import RefusedItemError, ResourceError
-from rayembed.common.templates import templates
+from rayembed.common.endpoint_client import keep_answer, stored_answers
+from rayembed.common.errors import DataError, ResourceError
+from rayembed.common.progress import Progress
 from rayembed.data.plan import fingerprint
 from rayembed.mining.candidates import Candidates
 from rayembed.mining.collection import Collection
-from rayembed.mining.config import Rescoring, SourceMining
+from rayembed.mining.config import CrossEncoder, Judge, Rescoring, SourceMining
 from rayembed.mining.filters import below_positive_share
-from rayembed.mining.rows import choose
+from rayembed.mining.judges import RescoringRequest, answers_of
+from rayembed.mining.rows import choose, found_back
 
 logger = logging.getLogger(__name__)
 
-_JUDGE_TOKENS = 2048  # one word is asked for; a model that reasons first needs room for it
 _ENOUGH_ANSWERS, _MOST_MISFITS = 20, 0.5
 MOST_POSITIVES = 4  # of one query that a reranker scores
-
-
-@dataclass(frozen=True)
-class RescoringRequest:
-    """Documents of one query to rescore, and its known positives, all as positions in the collection."""
-
-    query: int
-    positives: tuple[int, ...]
-    documents: tuple[int, ...]
 
 
 @dataclass
@@ -85,6 +68,8 @@ def rescore(
     collection: Collection,
     found: Iterator[tuple[Candidates, ...]],
     folder: Path,
+    *,
+    actors: int | None = None,
 ) -> RescoringResult:
     """Rescore the best candidates of every query that pass the filters, `top` at a time.
 
@@ -92,21 +77,24 @@ def rescore(
     needs negatives, or none are left. What was never looked at becomes no negative.
 
     Args:
-        config: the endpoint.
+        config: the endpoint or model.
         settings: of the source.
         collection: texts.
         found: candidates of each query in order, one item a teacher.
         folder: where the answers are kept.
+        actors: for a local model: most Ray actors, as `run_items` takes it.
 
     Raises:
+        DataError: a score does not fit the scale of the others, or there is no local model.
         ResourceError: the endpoint fails, or most answers are none; earlier answers are kept.
     """
     made_from: dict[str, object] = {
         "instruction": settings.instruction,
-        "endpoint": config.model_dump(mode="json", include={"kind", "url", "model"}),
+        "endpoint": config.model_dump(mode="json", include={"kind", "url", "model", "path"}),
         "form": 2,  # of a line
     }
-    answers = _Answers(folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl", config, settings, collection)
+    path = folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl"
+    answers = _StoredAnswers(path, config, settings, collection, actors)
     result = RescoringResult()
     wanted = settings.sample_from or settings.negatives_per_query
     ranked = dict(_ranked(settings, found))
@@ -130,6 +118,8 @@ def _ranked(
     taking_all = settings.model_copy(update={"sample_from": None, "fill": "none"})
     for query, candidates in enumerate(found):
         first = candidates[0]
+        if not found_back(candidates, first.positives.tolist(), settings.round_trip):
+            continue
         choice = choose(
             candidates,
             taking_all,
@@ -143,22 +133,28 @@ def _ranked(
             yield query, RescoringRequest(query, tuple(best_first[:MOST_POSITIVES]), tuple(choice.mined))
 
 
-class _Answers:
+class _StoredAnswers:
     """The answers of one model to the queries of a source, on disk as they come.
 
     A line holds a query, its own instruction, content hashes of documents, and for each a score or, in words,
     why there is none; `positives` has the scores of the query's positives, `positive_keys` their hashes.
     """
 
-    def __init__(self, path: Path, config: Rescoring, settings: SourceMining, collection: Collection):
+    def __init__(
+        self,
+        path: Path,
+        config: Rescoring,
+        settings: SourceMining,
+        collection: Collection,
+        actors: int | None,
+    ):
         self._path, self._config, self._source = path, config, settings.source
         self._keys = collection.document_ids
         self._asked = list(
             zip(collection.queries.to_pylist(), collection.instructions.to_pylist(), strict=True)
         )
-        self._ask: Callable[[RescoringRequest], Answer] = (
-            _Judge(config, settings, collection) if config.kind == "judge" else _Reranker(config, collection)
-        )
+        self._answers = answers_of(config, settings, collection, actors)
+        self._scale = _Scale(config)
         self._known: defaultdict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
         self._misfits = _Misfits(config)
         for record in stored_answers(path):
@@ -171,10 +167,12 @@ class _Answers:
             for request in requests
             if not all(self._is_known(request, document) for document in request.documents)
         ]
-        logger.info("source %s: rescoring %d of %d queries", self._source, len(missing), len(requests))
+        title = f"source {self._source}, rescoring"
+        logger.info("%s: %d of %d queries are to be asked", title, len(missing), len(requests))
+        shown = Progress(logger, title, len(missing), unit="queries")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as stream:
-            for request, positives, answers in ask_all(self._config, self._ask, missing):
+            for request, positives, answers in self._answers(missing):
                 query, instruction = self._asked[request.query]
                 record = {
                     "query": query,
@@ -187,7 +185,16 @@ class _Answers:
                 keep_answer(stream, record)
                 self._remember(record)
                 self._misfits.count(answers)
+                shown.add()
         self._misfits.check(least=1)
+        self._scale.decide(self._scores())
+
+    def _scores(self) -> Iterator[float]:
+        """All scores that are known, of positives too."""
+        for of_query in self._known.values():
+            for record in of_query.values():
+                if not isinstance(record["answer"], str):
+                    yield from (record["answer"], *record["positives"].values())
 
     def sort_into(self, result: RescoringResult, request: RescoringRequest) -> None:
         """Tell the documents of a request apart by its answers."""
@@ -198,10 +205,10 @@ class _Answers:
                 result.unanswered[request.query].add(document)
                 continue
             positives = self._positive_scores(request, record)
-            one, other = _probabilities([max(positives), score])
+            one, other = map(self._scale.probability, (max(positives), score))
             wrong = below_positive_share(np.array([other]), one, self._config.share)[0]
             (result.wrong if wrong else result.right)[request.query].add(document)
-            if self._config.kind == "reranker":
+            if self._config.kind != "judge":
                 known = dict(zip(request.positives, positives, strict=True))
                 result.scores[request.query] |= known | {document: score}
 
@@ -228,11 +235,40 @@ class _Answers:
             of_query[key] = {"answer": answer, "positives": positives}
 
 
-def _probabilities(scores: list[float]) -> list[float]:
-    """Scores between 0 and 1: logits, of which a share would mean nothing, go through a sigmoid."""
-    if min(scores) >= 0 and max(scores) <= 1:
-        return scores
-    return [float(1 / (1 + np.exp(-score))) for score in scores]
+class _Scale:
+    """Whether a model's scores are logits, of which a share would mean nothing, or probabilities.
+
+    It is decided once for all scores of a model: by its setting, or by the first scores. Three scores, of
+    which the first two come first:
+
+        [0.9, 0.2] -> probabilities    then 1.4 is refused: a sigmoid of 1.4 alone would mix two scales
+        [0.9, -3.] -> logits           then 1.4 goes through a sigmoid as they all do
+    """
+
+    def __init__(self, config: Rescoring):
+        self._name = _name(config)
+        self._declared = self._scale = "probabilities" if isinstance(config, Judge) else config.scale
+
+    def decide(self, scores: Iterator[float]) -> None:
+        """Look at all scores so far; DataError where one is outside the scale."""
+        outside = next((score for score in scores if not 0 <= score <= 1), None)
+        if self._scale is None:
+            self._scale = "probabilities" if outside is None else "logits"
+            logger.info("%s scores with %s", self._name, self._scale)
+        elif self._scale == "probabilities" and outside is not None:
+            why = "scale says so" if self._declared else "the scores before it were all between 0 and 1"
+            raise DataError(
+                f"{self._name} gives the score {outside:g}, which is no probability, and {why}; "
+                "set rescoring.scale to logits"
+            )
+
+    def probability(self, score: float) -> float:
+        """A score between 0 and 1."""
+        return score if self._scale == "probabilities" else float(1 / (1 + np.exp(-score)))
+
+
+def _name(config: Rescoring) -> str:
+    return config.path if isinstance(config, CrossEncoder) else f"{config.url}, model {config.model}"
 
 
 class _Misfits:
@@ -242,7 +278,7 @@ class _Misfits:
     """
 
     def __init__(self, config: Rescoring):
-        self._config = config
+        self._name = _name(config)
         self._answers = 0
         self._reasons: Counter[str] = Counter()
 
@@ -257,84 +293,6 @@ class _Misfits:
         if self._answers >= least and self._reasons.total() > _MOST_MISFITS * self._answers:
             reason = self._reasons.most_common(1)[0][0]
             raise ResourceError(
-                f"{self._config.url}, model {self._config.model}: {self._reasons.total()} of {self._answers} "
-                f"answers cannot be used, most often because {reason}; use a model that follows instructions"
+                f"{self._name}: {self._reasons.total()} of {self._answers} answers cannot be used, "
+                f"most often because {reason}; use a model that follows instructions"
             )
-
-
-Answer = tuple[RescoringRequest, list[float], list[float | str]]
-"""A request, scores of its positives, and of each document a score or why there is none."""
-
-
-class _Judge:
-    """Asks a chat model about each document; its yes is 1, its no 0."""
-
-    def __init__(self, config: Rescoring, settings: SourceMining, collection: Collection):
-        self._config, self._collection = config, collection
-        self._instruction = settings.instruction
-        self._chat = Chat(config, temperature=0.0, max_tokens=_JUDGE_TOKENS)
-        self._prompt = templates("rayembed.mining", "prompts").get_template("judge.txt")
-
-    def __call__(self, request: RescoringRequest) -> "Answer":
-        return request, [1.0], [self._answer(request.query, document) for document in request.documents]
-
-    def _answer(self, query: int, document: int) -> float | str:
-        prompt = self._prompt.render(
-            instruction=self._collection.instructions[query].as_py() or self._instruction,
-            query=self._collection.queries[query].as_py(),
-            document=self._collection.documents[document].as_py(),
-        )
-        try:
-            with endpoint_errors(self._config):
-                words = re.findall(r"\b(?:yes|no)\b", self._chat(prompt).text.lower())
-        except RefusedItemError as error:
-            return f"the request is refused ({error})"
-        if len(set(words)) != 1:
-            return "the judge answers neither yes nor no"
-        return float(words[0] == "yes")
-
-
-class _Reranker:
-    """Has a cross-encoder score the positive and the documents of a query together.
-
-    A service of text-embeddings-inference, which knows no `documents`, is asked in its own words.
-    """
-
-    def __init__(self, config: Rescoring, collection: Collection):
-        self._config, self._collection = config, collection
-        self._client = connect_endpoint(config)
-        self._speaks_tei = False
-
-    def __call__(self, request: RescoringRequest) -> "Answer":
-        texts = self._collection.documents.take([*request.positives, *request.documents]).to_pylist()
-        query = self._collection.queries[request.query].as_py()
-        try:
-            scores = self._scores(query, texts)
-        except RefusedItemError as error:
-            return request, [], [f"the request is refused ({error})"] * len(request.documents)
-        known = len(request.positives)
-        return request, scores[:known], list(scores[known:])
-
-    def _scores(self, query: str, texts: list[str]) -> list[float]:
-        if not self._speaks_tei:
-            try:
-                return self._ask("/rerank", "relevance_score", query, documents=texts)
-            except RefusedItemError:
-                pass  # of the text or of the form; the other form tells which
-        scores = self._ask(self._config.url.removesuffix("/v1") + "/rerank", "score", query, texts=texts)
-        self._speaks_tei = True
-        return scores
-
-    def _ask(self, path: str, key: str, query: str, **texts: list[str]) -> list[float]:
-        body = {"model": self._config.model, "query": query, **texts}
-        with endpoint_errors(self._config):
-            answer: Any = self._client.post(path, body=body, cast_to=object)
-        (sent,) = texts.values()
-        try:
-            results = answer["results"] if isinstance(answer, dict) else answer
-            scores = {item["index"]: float(item[key]) for item in results}
-            return [scores[position] for position in range(len(sent))]
-        except (KeyError, TypeError) as error:
-            raise ResourceError(
-                f"{self._config.url}/rerank does not answer with a {key} for every document"
-            ) from error

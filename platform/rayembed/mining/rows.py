@@ -64,13 +64,15 @@ def complete_rows(
     seed: int,
     choices: list[Choice],
     checked: Mapping[int, Set[int]] | None = None,
+    promoted: Mapping[int, Set[int]] | None = None,
     pair_scores: PairScorer | None = None,
     audit: Audit | None = None,
     chunk: int = 8192,
 ) -> Iterator[pa.Table]:
     """Yield the rows with negatives filled in, in tables of the rows of `chunk` queries.
 
-    Rows come in the order of their queries' first appearance. Negatives that a row has already stay.
+    Rows come in the order of their queries' first appearance. Negatives that a row has already stay. Rows
+    that fail the round trip of the settings are left out.
 
     Args:
         table: rows in the pair layout.
@@ -78,9 +80,10 @@ def complete_rows(
         found: candidates of each query in order, one item a teacher.
         settings: filters, sampling and fill.
         seed: decides what is sampled and filled.
-        choices: gets one item a row.
+        choices: gets one item for each row that is kept.
         checked: query -> documents that rescoring found to be wrong: no others become negatives. None: all
             that pass the filters may.
+        promoted: query -> documents that become positives of its rows, behind those that are there.
         pair_scores: scores of a query and documents, which become the rows' teacher_scores.
         audit: gets every query's candidates and choice.
         chunk: queries of a table.
@@ -96,12 +99,18 @@ def complete_rows(
     generator = np.random.default_rng(seed)
     for start in range(0, len(collection.queries), chunk):
         stop = min(start + chunk, len(collection.queries))
-        chosen: list[list[int]] = []
+        kept: list[int] = []
+        chosen: list[tuple[list[int], list[int]]] = []
         scores: list[Sequence[float] | None] = []
         for query in range(start, stop):
             candidates = next(found)
             for row in order[bounds[query] : bounds[query + 1]].tolist():
-                given = given_by_row[row].tolist()[: settings.negatives_per_query]
+                own = own_by_row[row].tolist()
+                if not found_back(candidates, own, settings.round_trip):
+                    continue
+                added = sorted(promoted.get(query, set()) - set(own)) if promoted is not None else []
+                given = [one for one in given_by_row[row].tolist() if one not in added]
+                given = given[: settings.negatives_per_query]
                 choice = choose(
                     candidates,
                     settings,
@@ -109,15 +118,24 @@ def complete_rows(
                     taken={*given, *excluded[query].tolist()},
                     size=len(collection.documents),
                     generator=generator,
-                    own=(own := own_by_row[row].tolist()),
+                    own=own,
                     among=checked.get(query, set()) if checked is not None else None,
                 )
                 choices.append(choice)
                 if audit is not None:
                     audit.add(query, candidates, choice)
-                chosen.append([*given, *choice.mined, *choice.fills])
-                scores.append(pair_scores(query, [*own, *chosen[-1]]) if pair_scores is not None else None)
-        yield _with_negatives(table.take(order[bounds[start] : bounds[stop]]), collection, chosen, scores)
+                negatives = [*given, *choice.mined, *choice.fills]
+                kept.append(row)
+                chosen.append((added, negatives))
+                documents = [*own, *added, *negatives]
+                scores.append(pair_scores(query, documents) if pair_scores is not None else None)
+        if kept:
+            yield _with_documents(table.take(kept), collection, chosen, scores)
+
+
+def found_back(found: Sequence[Candidates], positives: Sequence[int], within: int | None) -> bool:
+    """Whether some teacher ranks one of these positives among its first `within`; None asks nothing."""
+    return within is None or any(one.ranks(positives, within) for one in found)
 
 
 def choose(
@@ -231,23 +249,24 @@ def _in_turns(offers: Sequence[Sequence[tuple[int, int]]], left_out: Set[int]) -
     return [(rank, document) for document, rank in ranked.items()]
 
 
-def _with_negatives(
+def _with_documents(
     rows: pa.Table,
     collection: Collection,
-    chosen: Sequence[Sequence[int]],
+    chosen: Sequence[tuple[Sequence[int], Sequence[int]]],
     scores: Sequence[Sequence[float] | None],
 ) -> pa.Table:
-    """Rows whose negatives are the chosen documents of the collection, with scores of all documents."""
-    documents = pa.array([document for row in chosen for document in row], pa.int64())
+    """Rows with further positives, and with negatives in place of theirs, and scores of all documents."""
+    documents = pa.array([document for both in chosen for side in both for document in side], pa.int64())
     texts = iter(collection.documents.take(documents).to_pylist())
     ids = iter(collection.document_ids.take(documents).to_pylist())
     completed = []
-    for row, negatives, new_scores in zip(rows.to_pylist(), chosen, scores, strict=True):
+    for row, (added, negatives), new_scores in zip(rows.to_pylist(), chosen, scores, strict=True):
         positive_ids = row["document_ids"][: len(row["positives"])]
-        document_ids = [*positive_ids, *islice(ids, len(negatives))]
+        document_ids = [*positive_ids, *islice(ids, len(added) + len(negatives))]
         completed.append(
             row
             | {
+                "positives": [*row["positives"], *islice(texts, len(added))],
                 "negatives": list(islice(texts, len(negatives))),
                 "document_ids": document_ids,
                 # Scores belong to documents; those of the rows themselves say nothing of new ones.

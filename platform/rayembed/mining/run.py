@@ -29,7 +29,7 @@ from rayembed.mining.candidates import (
     write_pairs,
 )
 from rayembed.mining.collection import Collection, collect, read_corpus, read_pairs, source_mistakes
-from rayembed.mining.config import BM25Teacher, MiningRecipe, SourceMining, Teacher
+from rayembed.mining.config import BM25Teacher, CrossEncoder, MiningRecipe, SourceMining, Teacher
 from rayembed.mining.report import Audit, Choice, MiningReport, markdown
 from rayembed.mining.rescoring import RescoringResult, rescore
 from rayembed.mining.rows import PairScorer, complete_rows
@@ -83,6 +83,9 @@ def _prepared_teachers(recipe: MiningRecipe) -> dict[str, Teacher]:
             mistakes.append(f"teacher {name}: {error}")
     for entry in recipe.sources:
         mistakes += source_mistakes(recipe.data, entry)
+    judge = recipe.rescoring
+    if isinstance(judge, CrossEncoder) and not (resolve(judge.path) / "config.json").is_file():
+        mistakes.append(f"rescoring: {resolve(judge.path)} is no folder of a cross-encoder")
     if mistakes:
         raise DataError(all_mistakes("mining recipe", mistakes))
     return teachers
@@ -93,7 +96,7 @@ def _mine_source(
 ) -> MinedSource:
     folder = resolve(recipe.output) / entry.source
     table = read_pairs(recipe.data, entry.source)
-    collection = collect(table, read_corpus(resolve(entry.corpus)) if entry.corpus else None)
+    collection = collect(table, read_corpus(entry.corpus) if entry.corpus else None)
     chosen = {name: teachers[name] for name in entry.teachers or teachers}
     searches = _searches(collection, entry, chosen, folder / "work")
     for name, search in searches.items():
@@ -105,7 +108,9 @@ def _mine_source(
         _find(recipe, entry, name, chosen[name], search)
     rescoring = None
     if recipe.rescoring is not None:
-        rescoring = rescore(recipe.rescoring, entry, collection, _found(searches), folder / "work")
+        rescoring = rescore(
+            recipe.rescoring, entry, collection, _found(searches), folder / "work", actors=recipe.actors
+        )
     audit = Audit(list(chosen), entry, _known(collection, entry))
     choices: list[Choice] = []
     rows = complete_rows(
@@ -116,12 +121,23 @@ def _mine_source(
         seed=recipe.seed,
         choices=choices,
         checked=rescoring.wrong if rescoring is not None else None,
+        promoted=rescoring.right if rescoring is not None and recipe.rescoring.promote else None,
         pair_scores=_pair_scores(searches, rescoring),
         audit=audit,
     )
     _write_rows(rows, folder / RESULT_FILE)
     report = MiningReport.of(choices, documents=len(collection.documents))
-    summary = audit.summary() | {"rescoring": (rescoring or RescoringResult()).summary()}
+    summary = audit.summary() | {
+        "rescoring": (rescoring or RescoringResult()).summary(),
+        "round_trip": {"dropped": table.num_rows - report.rows},
+    }
+    if not choices:
+        raise DataError(
+            f"source {entry.source}: no positive is among the first {entry.round_trip} of its query; raise "
+            "round_trip, or look at the rows: their queries do not lead to their positives"
+        )
+    if dropped := table.num_rows - report.rows:
+        logger.info("source %s: %d rows fail the round trip and are dropped", entry.source, dropped)
     content = {"counts": asdict(report), "settings": entry.model_dump(mode="json"), **summary}
     atomic_write(folder / "report.json", json.dumps(content, indent=2) + "\n")
     atomic_write(folder / "report.md", markdown(entry.source, report, entry.negatives_per_query, summary))
