@@ -41,6 +41,7 @@ def test_json_is_found_with_or_without_words_around_it(wrapping):
         (answer(negative="FITS"), "short-short", "two of the three texts are the same"),
         (answer(), "short-long", "positive is too short for a passage"),
         (answer(positive=PASSAGE), "long-short", "query is too short for a passage"),
+        (answer(query=PASSAGE), "long-long", "positive is too short for a passage"),
     ],
 )
 def test_an_answer_that_does_not_fit_says_why(text, kind, reason):
@@ -76,7 +77,11 @@ def test_a_list_of_tasks_must_be_texts(text):
 def test_prompts_name_the_task_and_the_languages_and_differ_with_the_seed(kind):
     prompts = {
         example_prompt(
-            kind, task="Find a thing", languages=("English", "German"), generator=np.random.default_rng(seed)
+            kind,
+            task="Find a thing",
+            languages=("English", "German"),
+            generator=np.random.default_rng(seed),
+            grades=(4.5, 2),
         )
         for seed in range(12)
     }
@@ -85,11 +90,12 @@ def test_prompts_name_the_task_and_the_languages_and_differ_with_the_seed(kind):
         assert "English" in prompt
         assert ("Find a thing" in prompt) == KINDS[kind].invents_tasks
         assert ("German" in prompt) == (kind == "bitext")
+        assert ("is 4.5;" in prompt) == KINDS[kind].graded
         assert all(name in prompt for name in ('"query"', '"positive"', '"negative"'))
 
 
 def test_the_first_step_asks_for_so_many_tasks_in_the_language():
-    for kind in ("short-long", "long-short", "short-short"):
+    for kind in ("short-long", "long-short", "short-short", "long-long"):
         prompt = tasks_prompt(kind, count=7, language="French", generator=np.random.default_rng(0))
         assert "Invent 7 such tasks" in prompt
         assert "French" in prompt

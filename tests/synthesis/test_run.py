@@ -6,6 +6,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import MistralConfig, MistralForCausalLM
 
 from rayembed.common import endpoint_client
@@ -80,8 +81,14 @@ def recipe(url, *kinds, **changes):
 
 
 def test_rows_are_an_ordinary_source_with_yield_and_tokens(url, home):
-    kinds = ({"kind": "short-long", "tasks": 6}, {"kind": "sts", "tasks": 4}, {"kind": "bitext", "tasks": 3})
+    kinds = (
+        {"kind": "short-long", "tasks": 6},
+        {"kind": "sts", "tasks": 4},
+        {"kind": "sts-graded", "tasks": 3},
+    )
     results = synthesize(recipe(url, *kinds))
+    graded = pq.read_table(results[2].path)["teacher_scores"].to_pylist()
+    assert all(0.8 <= round(fits, 3) <= 1 and 0.2 <= round(other, 3) <= 0.6 for fits, other in graded)
     build_user_source("mixed", UserSourceConfig(path=str(results[0].path)), home)
     table = read_split(home, "mixed", "train")
     assert table.num_rows == results[0].report.rows == 12
@@ -93,7 +100,7 @@ def test_rows_are_an_ordinary_source_with_yield_and_tokens(url, home):
     assert report.answers == 2 + 12 + sum(report.misfits.values())
     assert set(report.misfits) == {"no JSON"}
     assert (report.prompt_tokens, report.answer_tokens) == (10 * report.answers, 5 * report.answers)
-    assert [result.report.kind for result in results] == ["short-long", "sts", "bitext"]
+    assert [result.report.kind for result in results] == ["short-long", "sts", "sts-graded"]
     assert "| sts |" in (home / "synthetic" / "report.md").read_text()
 
 
@@ -154,6 +161,28 @@ def test_seeds_differ_and_a_refused_prompt_is_a_misfit_that_is_not_asked_again(h
     assert len(seeds) == len(set(seeds)) == 11
     assert result.report.rows == 8
     assert [(reason[:7], count) for reason, count in result.report.misfits.items()] == [("refused", 3)]
+
+
+def test_nothing_is_asked_beyond_the_largest_cost_and_a_larger_one_continues(url, model, home):
+    prices = {"concurrency": 1, "price_prompt": 1e5, "price_answer": 2e5}  # each answer costs 2.0
+    kinds = [{"kind": kind, "tasks": 4, "examples_per_task": 1} for kind in ("sts", "sts-graded")]
+    with pytest.raises(ValidationError, match="max_cost needs price_prompt"):
+        recipe(url, *kinds, generator={"max_cost": 1})
+    made = synthesize(recipe(url, *kinds, generator=prices | {"max_cost": 5}))
+    assert [(one.report.kind, one.report.rows, one.report.answers) for one in made] == [("sts", 3, 3)]
+    assert model.prompts.total() == 3
+    made = synthesize(recipe(url, *kinds, generator=prices | {"max_cost": 100}))
+    assert [one.report.rows for one in made] == [4, 4]
+    asked = model.prompts.total()
+    assert synthesize(recipe(url, *kinds, generator=prices | {"max_cost": 5}))[0].report == made[0].report
+    assert model.prompts.total() == asked == 8 + 1  # the fifth was a misfit
+
+    def silent(path, body):
+        status, answer = Model()(path, body)
+        return status, answer | {"usage": None}
+
+    with fake_endpoint(silent) as other, pytest.raises(ResourceError, match="remove max_cost"):
+        synthesize(recipe(other, *kinds, generator=prices | {"max_cost": 5}, output="other"))
 
 
 def test_an_address_where_nobody_listens_is_one_sentence(home, monkeypatch):

@@ -106,7 +106,7 @@ def _mine_source(
                 "--filters-only"
             )
         _find(recipe, entry, name, chosen[name], search)
-    rescoring = None
+    rescoring, promote = None, recipe.rescoring is not None and recipe.rescoring.promote
     if recipe.rescoring is not None:
         rescoring = rescore(
             recipe.rescoring, entry, collection, _found(searches), folder / "work", actors=recipe.actors
@@ -121,7 +121,7 @@ def _mine_source(
         seed=recipe.seed,
         choices=choices,
         checked=rescoring.wrong if rescoring is not None else None,
-        promoted=rescoring.right if rescoring is not None and recipe.rescoring.promote else None,
+        promoted=rescoring.right if rescoring is not None and promote else None,
         pair_scores=_pair_scores(searches, rescoring),
         audit=audit,
     )

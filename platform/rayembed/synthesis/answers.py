@@ -6,23 +6,29 @@ No request is paid for twice: a run that is cut off asks only what has no accept
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rayembed.common.endpoint_client import (
     Chat,
+    answer_form,
     ask_all,
     endpoint_errors,
     keep_answer,
     stored_answers,
     without_reasoning,
 )
-from rayembed.common.errors import DataError, RefusedItemError
+from rayembed.common.errors import DataError, RefusedItemError, ResourceError
 from rayembed.common.paths import resolve
+from rayembed.common.progress import Progress
 from rayembed.common.ray_work import run_items
+from rayembed.records.schema import document_id
 from rayembed.synthesis.config import EndpointGenerator, LocalGenerator
 from rayembed.synthesis.kinds import Misfit
 
@@ -63,8 +69,51 @@ class Usage:
 _ENOUGH_ANSWERS, _LEAST_ACCEPTED = 100, 0.05  # before a model that hardly ever fits costs more
 
 
+ATTEMPTS = 3
+"""How often a prompt is asked until an answer can be used."""
+
+
+def draws(name: str, seed: int, attempt: int) -> np.random.Generator:
+    """Decides what a prompt asks for; another one for every attempt."""
+    return np.random.default_rng([int(document_id(name), 16), seed, attempt])
+
+
+def identity(generator: EndpointGenerator | LocalGenerator) -> dict[str, Any]:
+    """What the answers of a generator depend on."""
+    names = {"kind", "url", "model", "path", "temperature", "top_p", "max_tokens", "json_mode"}
+    return generator.model_dump(mode="json", include=names)
+
+
 def _seed(name: str, seed: int, attempt: int) -> int:
     return int(hashlib.sha256(f"{name}/{seed}/{attempt}".encode()).hexdigest()[:8], 16) >> 1
+
+
+class Spending:
+    """What the answers of a run cost, stored ones included, against the most that they may cost.
+
+    Args:
+        generator: its prices and `max_cost`.
+        output: folder of the run; every answer below it counts, whatever settings it was asked with.
+    """
+
+    def __init__(self, generator: EndpointGenerator | LocalGenerator, output: Path):
+        self._generator = generator if isinstance(generator, EndpointGenerator) else None
+        self.most = self._generator.max_cost if self._generator else None
+        self.cost = 0.0
+        for path in sorted(output.glob("*/work/*/*.jsonl")) if self.most is not None else ():
+            for record in stored_answers(path):
+                self.add(record["prompt_tokens"], record["answer_tokens"])
+
+    def add(self, prompt_tokens: int, answer_tokens: int) -> None:
+        """Count an answer; nothing is counted without a limit."""
+        if self._generator is not None and self.most is not None:
+            prices = self._generator.price_prompt, self._generator.price_answer
+            self.cost += (prompt_tokens * prices[0] + answer_tokens * prices[1]) / 1e6
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more may be asked."""
+        return self.most is not None and self.cost >= self.most
 
 
 class Ledger:
@@ -72,10 +121,11 @@ class Ledger:
 
     Args:
         path: file of the step; made when the first answer comes.
+        spending: of the run.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, spending: Spending):
+        self._path, self._spending = path, spending
         self.accepted: dict[str, Any] = {}
         self.attempts: Counter[str] = Counter()
         self.usage = Usage()
@@ -88,33 +138,38 @@ class Ledger:
         prompts: Mapping[str, Callable[[int], str]],
         parse: Callable[[str], Any],
         *,
+        fields: Mapping[str, Any],
         attempts: int,
         seed: int,
     ) -> None:
         """Ask every prompt that has no accepted answer yet, until `attempts` answers did not fit.
 
+        Nothing more is asked once `max_cost` is reached; what is in flight then is kept.
         Each request has a seed of its own: equal prompts get different answers.
 
         Args:
             generator: the language model.
             prompts: name -> function of the attempt's number, because another attempt asks a bit differently.
             parse: an answer -> what is stored; raises Misfit.
+            fields: name -> JSON schema of what an answer holds, for services with structured output.
             attempts: most answers to one prompt, earlier runs included.
             seed: decides what is sampled.
 
         Raises:
             DataError: hardly any of the first answers can be used.
+            ResourceError: there is a `max_cost` and the service does not say what tokens it used.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(attempts):
             open_names = [
                 name for name in prompts if name not in self.accepted and self.attempts[name] == attempt
             ]
+            if not open_names or self._spending.over:
+                continue
             asked = [Prompt(name, prompts[name](attempt), _seed(name, seed, attempt)) for name in open_names]
-            if asked:
-                logger.info("%s: %d requests, attempt %d", self._path.stem, len(asked), attempt + 1)
+            shown = Progress(logger, f"{self._path.stem}, attempt {attempt + 1}", len(asked), unit="requests")
             with self._path.open("a", encoding="utf-8") as stream:
-                for completion in complete(generator, asked):
+                for completion in complete(generator, asked, fields, self._spending):
                     record = vars(completion) | {"value": None, "misfit": completion.failure}
                     del record["text"], record["failure"]
                     try:
@@ -124,7 +179,17 @@ class Ledger:
                         record["misfit"] = str(misfit)
                     keep_answer(stream, record)
                     self._count(record)
+                    self._spend(completion)
                     self._give_up_in_time()
+                    shown.add()
+
+    def _spend(self, completion: Completion) -> None:
+        self._spending.add(completion.prompt_tokens, completion.answer_tokens)
+        if self._spending.most is not None and completion.text and not completion.answer_tokens:
+            raise ResourceError(
+                "the service does not say how many tokens an answer took, so that max_cost cannot be kept; "
+                "remove max_cost"
+            )
 
     def _give_up_in_time(self) -> None:
         usage = self.usage
@@ -159,7 +224,12 @@ def merged(parts: Sequence[Usage]) -> Usage:
     return total
 
 
-def complete(config: EndpointGenerator | LocalGenerator, prompts: Sequence[Prompt]) -> Iterator[Completion]:
+def complete(
+    config: EndpointGenerator | LocalGenerator,
+    prompts: Sequence[Prompt],
+    fields: Mapping[str, Any],
+    spending: Spending,
+) -> Iterator[Completion]:
     """Yield the answers to all prompts, each as soon as it is there where the generator allows.
 
     Raises:
@@ -168,7 +238,7 @@ def complete(config: EndpointGenerator | LocalGenerator, prompts: Sequence[Promp
         DataError: there is no local model.
     """
     if isinstance(config, EndpointGenerator):
-        yield from _from_endpoint(config, prompts)
+        yield from _from_endpoint(config, takewhile(lambda _: not spending.over, prompts), fields)
         return
     if not (resolve(config.path) / "config.json").is_file():
         raise DataError(f"generator: {resolve(config.path)} is no Hugging Face model folder")
@@ -182,8 +252,10 @@ def complete(config: EndpointGenerator | LocalGenerator, prompts: Sequence[Promp
             yield Completion(**answer)
 
 
-def _from_endpoint(config: EndpointGenerator, prompts: Sequence[Prompt]) -> Iterator[Completion]:
-    options: dict[str, Any] = {"response_format": {"type": "json_object"}} if config.json_mode else {}
+def _from_endpoint(
+    config: EndpointGenerator, prompts: Iterable[Prompt], fields: Mapping[str, Any]
+) -> Iterator[Completion]:
+    options: dict[str, Any] = {"response_format": answer_form(**fields)} if config.json_mode else {}
     chat = Chat(
         config, temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, **options
     )

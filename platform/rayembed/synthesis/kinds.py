@@ -40,6 +40,7 @@ class Kind:
         task_type: recorded with the rows.
         invents_tasks: whether tasks are invented in a step of their own.
         long_query, long_positive: which side is a passage; checked by the number of words.
+        graded: whether both texts have a grade of similarity to the query, from 1 to 5.
         instruction: of kinds without invented tasks.
     """
 
@@ -47,19 +48,28 @@ class Kind:
     invents_tasks: bool
     long_query: bool = False
     long_positive: bool = False
+    graded: bool = False
     instruction: str = ""
 
 
+_SAME_MEANING = "Find a sentence that means the same"
 KINDS: Mapping[str, Kind] = {
     "short-long": Kind("retrieval", invents_tasks=True, long_positive=True),
     "long-short": Kind("classification", invents_tasks=True, long_query=True),
     "short-short": Kind("retrieval", invents_tasks=True),
-    "sts": Kind("sts", invents_tasks=False, instruction="Find a sentence that means the same"),
+    "long-long": Kind("retrieval", invents_tasks=True, long_query=True, long_positive=True),
+    "sts": Kind("sts", invents_tasks=False, instruction=_SAME_MEANING),
+    "sts-graded": Kind("sts", invents_tasks=False, graded=True, instruction=_SAME_MEANING),
     "bitext": Kind("retrieval", invents_tasks=False, instruction="Find the translation of this sentence"),
 }
 
 _PROMPTS = templates("rayembed.synthesis", "prompts")
 LONG_WORDS = 20  # fewer make no passage
+HIGHEST_GRADE = 5
+_PROMPT_CHARACTERS = 6000  # of a passage: what a model of 2,048 tokens and more can read
+TEXT_FIELDS = {name: {"type": "string"} for name in Triplet.model_fields}
+LIST_FIELDS = {"texts": {"type": "array", "items": {"type": "string"}}}
+"""JSON schemas of the answers, for services with structured output."""
 TOPICS = (
     "health", "law", "cooking", "travel", "software", "sports", "history", "finance", "gardening", "music",
     "physics", "schools", "farming", "weather", "film", "shipping", "housing", "biology", "art", "energy",
@@ -73,9 +83,17 @@ def tasks_prompt(kind: str, *, count: int, language: str, generator: np.random.G
 
 
 def example_prompt(
-    kind: str, *, task: str, languages: tuple[str, str], generator: np.random.Generator
+    kind: str,
+    *,
+    task: str,
+    languages: tuple[str, str],
+    generator: np.random.Generator,
+    grades: tuple[float, float] | None = None,
 ) -> str:
-    """Ask for one triplet; length, difficulty and topic are drawn so that answers differ."""
+    """Ask for one triplet; length, difficulty and topic are drawn so that answers differ.
+
+    `grades` are those of the positive and the negative, of a kind that has them.
+    """
     return _PROMPTS.get_template(f"{kind}.txt").render(
         task=task,
         language=languages[0],
@@ -85,7 +103,23 @@ def example_prompt(
         clarity=generator.choice(["clear", "understandable with some effort", "ambiguous"]),
         education=generator.choice(["high school", "college", "expert"]),
         topic=generator.choice(TOPICS),
+        grades=grades,
     )
+
+
+def grounded_prompt(passage: str, *, count: int, generator: np.random.Generator) -> str:
+    """Ask for queries that a passage answers; their length and form are drawn so that answers differ."""
+    return _PROMPTS.get_template("grounded.txt").render(
+        passage=passage[:_PROMPT_CHARACTERS],
+        count=count,
+        query_length=generator.choice(["at most 5 words", "5 to 15 words", "at least 10 words"]),
+        form=generator.choice(["questions", "keywords", "a mixture of questions, keywords and claims"]),
+    )
+
+
+def draw_grades(generator: np.random.Generator) -> tuple[float, float]:
+    """Similarity to the query of a positive, 4 to 5, and of a negative, 1 to 3, as E5-Mistral has them."""
+    return float(generator.choice([4, 4.5, 5])), float(generator.choice([1, 2, 2.5, 3]))
 
 
 def parse_tasks(answer: str) -> list[str]:

@@ -10,13 +10,10 @@ Folder of a kind:
 import json
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,105 +21,66 @@ from rayembed.common.errors import DataError
 from rayembed.common.paths import atomic_file, atomic_write, resolve
 from rayembed.data.contamination import NearDuplicates
 from rayembed.data.plan import fingerprint
-from rayembed.records.schema import PAIR_SCHEMA, document_id, pair_row
-from rayembed.synthesis.answers import Ledger, Usage, merged
+from rayembed.records.schema import PAIR_SCHEMA, pair_row
+from rayembed.synthesis.answers import ATTEMPTS, Ledger, Spending, draws, identity, merged
 from rayembed.synthesis.config import KindSynthesis, SynthesisRecipe
-from rayembed.synthesis.kinds import KINDS, Triplet, example_prompt, parse_tasks, parse_triplet, tasks_prompt
+from rayembed.synthesis.grounded import ground
+from rayembed.synthesis.kinds import (
+    HIGHEST_GRADE,
+    KINDS,
+    LIST_FIELDS,
+    TEXT_FIELDS,
+    Triplet,
+    draw_grades,
+    example_prompt,
+    parse_tasks,
+    parse_triplet,
+    tasks_prompt,
+)
+from rayembed.synthesis.report import KindReport, SynthesizedSource, markdown
 
 logger = logging.getLogger(__name__)
-
-ATTEMPTS = 3
-"""How often a prompt is asked until an answer can be used."""
 
 _TASKS_PER_REQUEST = 20  # few enough for one answer of 1,024 tokens
 _REQUESTS_PER_TASK = 3  # that step one may need at most where answers repeat each other
 
 
-@dataclass(frozen=True)
-class KindReport:
-    """Counts of one kind."""
-
-    kind: str
-    tasks: int
-    rows: int
-    answers: int
-    misfits: dict[str, int]
-    exact_duplicates: int
-    near_duplicates: int
-    prompt_tokens: int
-    answer_tokens: int
-    rows_per_answer: float
-
-    @classmethod
-    def of(
-        cls,
-        entry: KindSynthesis,
-        *,
-        tasks: int,
-        rows: int,
-        exact_duplicates: int,
-        near_duplicates: int,
-        usage: Usage,
-    ) -> "KindReport":
-        """Report of a kind."""
-        return cls(
-            kind=entry.kind,
-            tasks=tasks,
-            rows=rows,
-            answers=usage.answers,
-            misfits=dict(usage.misfits.most_common()),
-            exact_duplicates=exact_duplicates,
-            near_duplicates=near_duplicates,
-            prompt_tokens=usage.prompt_tokens,
-            answer_tokens=usage.answer_tokens,
-            rows_per_answer=round(rows / usage.answers, 4) if usage.answers else 0.0,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        """One line for the log."""
-        return (
-            f"{self.rows} rows of {self.tasks} tasks from {self.answers} answers; "
-            f"{sum(self.misfits.values())} did not fit, {self.exact_duplicates} exact and "
-            f"{self.near_duplicates} near duplicates dropped; "
-            f"{self.prompt_tokens + self.answer_tokens} tokens"
-        )
-
-
-@dataclass(frozen=True)
-class SynthesizedSource:
-    """Result of one kind: its Parquet file and what it took."""
-
-    path: Path
-    report: KindReport
-
-
 def synthesize(recipe: SynthesisRecipe) -> list[SynthesizedSource]:
-    """Make all kinds of a recipe.
+    """Make all kinds of a recipe, and rows for the passages of the user.
+
+    A kind that gets nothing, as `max_cost` is reached before, is left out.
 
     Raises:
         DataError: no usable answer came for a kind.
         ResourceError: the endpoint fails; the answers so far are kept.
     """
-    results = []
-    for position, entry in enumerate(recipe.kinds):
-        results.append(_synthesize_kind(recipe, entry, recipe.seed + 1000 * position))
-    reports = [result.report for result in results]
-    atomic_write(resolve(recipe.output) / "report.md", _markdown(recipe.name, reports))
+    output = resolve(recipe.output)
+    spending = Spending(recipe.generator, output)
+    made = [
+        _synthesize_kind(recipe, entry, recipe.seed + 1000 * position, spending)
+        for position, entry in enumerate(recipe.kinds)
+    ]
+    if recipe.grounded is not None:
+        made.append(ground(recipe, recipe.grounded, spending))
+    results = [result for result in made if result is not None]
+    if spending.over:
+        logger.warning("max_cost is reached: %.2f of %.2f is spent", spending.cost, spending.most)
+    if not results:
+        raise DataError(f"max_cost is reached before the first row ({spending.cost:.2f} is spent); raise it")
+    atomic_write(output / "report.md", markdown(recipe.name, [result.report for result in results]))
     return results
 
 
-def _synthesize_kind(recipe: SynthesisRecipe, entry: KindSynthesis, seed: int) -> SynthesizedSource:
+def _synthesize_kind(
+    recipe: SynthesisRecipe, entry: KindSynthesis, seed: int, spending: Spending
+) -> SynthesizedSource | None:
     folder = resolve(recipe.output) / entry.kind
     work = folder / "work" / _settings_key(recipe, entry)
     tasks, steps = [KINDS[entry.kind].instruction] * entry.tasks, []
     if KINDS[entry.kind].invents_tasks:
-        tasks, ledger = _invent_tasks(recipe, entry, work, seed)
+        tasks, ledger = _invent_tasks(recipe, entry, work, seed, spending)
         steps.append(ledger.usage)
-    examples = Ledger(work / "examples.jsonl")
+    examples = Ledger(work / "examples.jsonl", spending)
     names = {
         f"{task}/{example}": task for task in range(len(tasks)) for example in range(entry.examples_per_task)
     }
@@ -130,21 +88,26 @@ def _synthesize_kind(recipe: SynthesisRecipe, entry: KindSynthesis, seed: int) -
         name: partial(_example, recipe, entry, tasks[task], name, seed) for name, task in names.items()
     }
     parse = partial(_triplet, entry.kind)
-    examples.ask(recipe.generator, prompts, parse, attempts=ATTEMPTS, seed=seed)
+    examples.ask(recipe.generator, prompts, parse, fields=TEXT_FIELDS, attempts=ATTEMPTS, seed=seed)
     accepted = {name: examples.accepted[name] for name in names if name in examples.accepted}
     kept, exact, near = _without_duplicates(accepted)
+    if not kept and spending.over:
+        return None
     if not kept:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in examples.usage.misfits.most_common(3))
         raise DataError(
             f"{entry.kind}: none of {examples.usage.answers} answers can be used ({reasons or 'no task'}); "
             "use a stronger model or raise max_tokens"
         )
-    rows = [_row(recipe.name, entry.kind, tasks[names[name]], triplet) for name, triplet in kept.items()]
+    rows = [
+        _row(recipe.name, entry.kind, tasks[names[name]], triplet, _grades(entry.kind, name, seed))
+        for name, triplet in kept.items()
+    ]
     path = folder / "train.parquet"
     with atomic_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), temporary, compression="zstd")
     report = KindReport.of(
-        entry,
+        entry.kind,
         tasks=len(set(tasks)),
         rows=len(rows),
         exact_duplicates=exact,
@@ -156,36 +119,10 @@ def _synthesize_kind(recipe: SynthesisRecipe, entry: KindSynthesis, seed: int) -
     return SynthesizedSource(path, report)
 
 
-def _markdown(name: str, reports: Sequence[KindReport]) -> str:
-    """The report of all kinds for a person."""
-    lines = [
-        f"# Synthetic rows: {name}",
-        "",
-        "| kind | tasks | rows | answers | rows per answer | duplicates, exact and near "
-        "| tokens, prompt and answer |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for one in reports:
-        lines.append(
-            f"| {one.kind} | {one.tasks:,} | {one.rows:,} | {one.answers:,} | {one.rows_per_answer:.2f} "
-            f"| {one.exact_duplicates:,}, {one.near_duplicates:,} "
-            f"| {one.prompt_tokens:,}, {one.answer_tokens:,} |"
-        )
-    misfits = [(one.kind, reason, count) for one in reports for reason, count in one.misfits.items()]
-    if misfits:
-        lines += ["", "| kind | why an answer did not fit | answers |", "|---|---|---|"]
-        lines += [f"| {kind} | {reason} | {count:,} |" for kind, reason, count in misfits]
-    return "\n".join(lines) + "\n"
-
-
 def _settings_key(recipe: SynthesisRecipe, entry: KindSynthesis) -> str:
     """Folder for the answers under these settings; more tasks continue in the same one."""
-    generator = recipe.generator.model_dump(
-        mode="json",
-        include={"kind", "url", "model", "path", "temperature", "top_p", "max_tokens", "json_mode"},
-    )
     made_from = {
-        "generator": generator,
+        "generator": identity(recipe.generator),
         "seed": recipe.seed,
         "kind": entry.kind,
         "languages": [list(recipe.languages), [list(pair) for pair in recipe.language_pairs]],
@@ -195,10 +132,10 @@ def _settings_key(recipe: SynthesisRecipe, entry: KindSynthesis) -> str:
 
 
 def _invent_tasks(
-    recipe: SynthesisRecipe, entry: KindSynthesis, work: Path, seed: int
+    recipe: SynthesisRecipe, entry: KindSynthesis, work: Path, seed: int, spending: Spending
 ) -> tuple[list[str], Ledger]:
     """The first `entry.tasks` different tasks, and the ledger of the step."""
-    ledger = Ledger(work / "tasks.jsonl")
+    ledger = Ledger(work / "tasks.jsonl", spending)
     requests = -(-entry.tasks // _TASKS_PER_REQUEST)
     found: list[str] = []
     for wanted in range(requests, _REQUESTS_PER_TASK * requests + 1):
@@ -206,7 +143,7 @@ def _invent_tasks(
             f"tasks/{number}": partial(_tasks, recipe, entry, f"tasks/{number}", seed)
             for number in range(wanted)
         }
-        ledger.ask(recipe.generator, prompts, parse_tasks, attempts=ATTEMPTS, seed=seed)
+        ledger.ask(recipe.generator, prompts, parse_tasks, fields=LIST_FIELDS, attempts=ATTEMPTS, seed=seed)
         found = _different([task for name in prompts for task in ledger.accepted.get(name, [])])
         if len(found) >= entry.tasks:
             break
@@ -216,7 +153,7 @@ def _invent_tasks(
 
 
 def _tasks(recipe: SynthesisRecipe, entry: KindSynthesis, name: str, seed: int, attempt: int) -> str:
-    generator = _generator(name, seed, attempt)
+    generator = draws(name, seed, attempt)
     language = str(generator.choice(recipe.languages))
     return tasks_prompt(entry.kind, count=_TASKS_PER_REQUEST, language=language, generator=generator)
 
@@ -224,16 +161,23 @@ def _tasks(recipe: SynthesisRecipe, entry: KindSynthesis, name: str, seed: int, 
 def _example(
     recipe: SynthesisRecipe, entry: KindSynthesis, task: str, name: str, seed: int, attempt: int
 ) -> str:
-    generator = _generator(name, seed, attempt)
+    generator = draws(name, seed, attempt)
     if entry.kind == "bitext":
         first, second = recipe.language_pairs[int(generator.integers(len(recipe.language_pairs)))]
     else:
         first = second = str(generator.choice(recipe.languages))
-    return example_prompt(entry.kind, task=task, languages=(first, second), generator=generator)
+    return example_prompt(
+        entry.kind,
+        task=task,
+        languages=(first, second),
+        generator=generator,
+        grades=_grades(entry.kind, name, seed),
+    )
 
 
-def _generator(name: str, seed: int, attempt: int) -> np.random.Generator:
-    return np.random.default_rng([int(document_id(name), 16), seed, attempt])
+def _grades(kind: str, name: str, seed: int) -> tuple[float, float] | None:
+    """Grades of a request's positive and negative, the same for every attempt; None of an ungraded kind."""
+    return draw_grades(draws(f"grades/{name}", seed, 0)) if KINDS[kind].graded else None
 
 
 def _triplet(kind: str, answer: str) -> dict[str, str]:
@@ -271,12 +215,15 @@ def _without_duplicates(accepted: dict[str, dict[str, str]]) -> tuple[dict[str, 
     return kept, exact, near
 
 
-def _row(dataset: str, kind: str, task: str, triplet: Triplet) -> dict[str, Any]:
+def _row(
+    dataset: str, kind: str, task: str, triplet: Triplet, grades: tuple[float, float] | None
+) -> dict[str, Any]:
     return pair_row(
         triplet.query,
         [triplet.positive],
         [triplet.negative],
         dataset=f"{dataset}-{kind}",
         task_type=KINDS[kind].task_type,
+        teacher_scores=[grade / HIGHEST_GRADE for grade in grades] if grades else None,
         instruction=task,
     )
