@@ -98,7 +98,7 @@ def test_a_megabyte_is_not_read_to_its_end():
     read = []
 
     class Counting:
-        bos_token_id, eos_token_id = None, 1
+        bos_token_id, cls_token_id, eos_token_id = None, None, 1
 
         def __call__(self, texts, **_):
             read.append(sum(map(len, texts)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -163,9 +164,9 @@ def test_variable_length_kernel_is_called_as_it_is_documented(monkeypatch, causa
     torch.manual_seed(0)
     lengths = PackedLengths.of([4, 4, 2], padding)
     tensors = [torch.randn(heads, 10 + padding, 8) for heads in (4, 2, 2)]
-    settings = {"scaling": 0.3, "causal": causal, "dropout": 0.0}
+    settings = {"scaling": 0.3, "causal": causal}
     in_one = attention._attend_varlen(*tensors, lengths, **settings)
-    grouped = attention._attend_grouped(*tensors, lengths, **settings)
+    grouped = attention._attend_grouped(*tensors, lengths, dropout=0.0, **settings)
     torch.testing.assert_close(in_one[:10], grouped[:10], atol=1e-6, rtol=1e-5)
     assert torch.isfinite(in_one).all()
 
@@ -175,8 +176,8 @@ def test_variable_length_kernel_is_for_16_bits_on_cuda_without_dropout():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("causal", [False, True])
-def test_variable_length_kernel_agrees_with_groups_in_value_and_gradient(causal):
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 16)])
+def test_variable_length_kernel_agrees_with_groups_in_value_and_gradient(causal, window):
     torch.manual_seed(0)
     lengths = PackedLengths.of([70, 64, 64, 3, 1], 6).to("cuda")
     tensors = [
@@ -185,23 +186,33 @@ def test_variable_length_kernel_agrees_with_groups_in_value_and_gradient(causal)
     ]
     assert attention._varlen_is_possible(tensors[0], 0.0)
     assert not attention._varlen_is_possible(tensors[0], 0.1)
-    settings = {"scaling": 0.125, "causal": causal, "dropout": 0.0}
+    settings = {"scaling": 0.125, "causal": causal}
+    mask = partial(attention._mask, window, None, torch.device("cuda"))
     results = []
-    for attend in (attention._attend_varlen, attention._attend_grouped):
-        attended = attend(*tensors, lengths, **settings)[:202]
+    for attended in (
+        attention._attend_varlen(*tensors, lengths, window=window, **settings)[:202],
+        attention._attend_grouped(*tensors, lengths, mask, dropout=0.0, **settings)[:202],
+    ):
         weight = torch.linspace(-1, 1, attended.numel(), device="cuda").view_as(attended).bfloat16()
         results.append((attended, *torch.autograd.grad((attended * weight).sum(), tensors)))
     for ours, reference in zip(*results, strict=True):
         assert (ours - reference).float().norm() / reference.float().norm() < 2e-2
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", ["none", "causal", "window", "bias"])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_plain_and_fused_attention_agree_in_value_and_gradient(causal, groups):
+def test_plain_and_fused_attention_agree_in_value_and_gradient(mask, groups):
     torch.manual_seed(0)
     tensors = [torch.randn(3, heads, 5, 8, requires_grad=True) for heads in (4, groups, groups)]
-    settings = {"scaling": 0.3, "causal": causal, "dropout": 0.0}
-    plain, fused = _attend_plainly(*tensors, **settings), _attend_fused(*tensors, **settings)
+    bias = torch.randn(4, 5, 5, requires_grad=True)
+    tensors += [bias] if mask == "bias" else []
+    window = 1 if mask == "window" else None
+    arguments = (
+        *tensors[:3],
+        attention._mask(window, (lambda _: bias) if mask == "bias" else None, torch.device("cpu"), 5),
+    )
+    settings = {"scaling": 0.3, "causal": mask == "causal", "dropout": 0.0}
+    plain, fused = _attend_plainly(*arguments, **settings), _attend_fused(*arguments, **settings)
     torch.testing.assert_close(plain, fused, atol=1e-6, rtol=1e-5)
     weight = torch.randn_like(plain)
     for ours, reference in zip(

@@ -1,26 +1,40 @@
-"""Every supported architecture: really bidirectional, packed like padded, window removed."""
+"""Every supported architecture, packed like padded; decoders really bidirectional, their window removed."""
 
 import pytest
 import torch
 from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
     LlamaConfig,
     LlamaModel,
     MistralConfig,
     MistralModel,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
     Qwen2Config,
     Qwen2Model,
     Qwen3Config,
     Qwen3Model,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
 )
 
+from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.contract import Contract
 from rayembed.contract.packing import pack_ids
 from rayembed.engine.engine import Engine
-from rayembed.model.backbone import MODEL_CLASSES, load_backbone
+from rayembed.model.backbone import DECODERS, ENCODERS, layers_of, load_backbone, most_positions
 from rayembed.model.checkpoint import save_model
-from rayembed.model.configuration import ModelConfig
+from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
-from rayembed.model.pooling import LatentPoolingConfig
+from rayembed.model.lora import attach_lora, merge_lora
+from rayembed.model.mixed_precision import use_mixed_precision
+from rayembed.model.pooling import ClsPoolingConfig, LatentPoolingConfig, MeanPoolingConfig
 from tests.tiny import make_tokenizer
 
 SIZES = {
@@ -40,15 +54,37 @@ FAMILIES = {
     "qwen2": (Qwen2Model, Qwen2Config(**SIZES, **QWEN_WINDOW)),
     "qwen3": (Qwen3Model, Qwen3Config(**SIZES, **QWEN_WINDOW)),
 }
+ENCODER_SIZES = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+ROBERTA_SIZES = ENCODER_SIZES | {"pad_token_id": 3, "max_position_embeddings": 64}
+MODERN = {"local_attention": 4, "global_attn_every_n_layers": 2, "pad_token_id": 0}  # a window of 2 a side
+ENCODER_FAMILIES = {
+    "bert": (BertModel, BertConfig(**ENCODER_SIZES)),
+    "roberta": (RobertaModel, RobertaConfig(**ROBERTA_SIZES)),
+    "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig(**ROBERTA_SIZES)),
+    "mpnet": (MPNetModel, MPNetConfig(**ENCODER_SIZES)),
+    "modernbert": (ModernBertModel, ModernBertConfig(**ENCODER_SIZES, **MODERN)),
+}
+HEADS = [
+    ClsPoolingConfig(),
+    MeanPoolingConfig(),
+    LatentPoolingConfig(num_latents=4, num_heads=2, head_width=8),
+]
 TEXTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
 LAST_TOKEN_FLIPPED = [[*TEXTS[0][:-1], 99], TEXTS[1]]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, tmp_path_factory):
+    return save_random(*FAMILIES[request.param], tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=ENCODER_FAMILIES)
+def encoder(request, tmp_path_factory):
+    return save_random(*ENCODER_FAMILIES[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def save_random(model_class, config, folder):
     torch.manual_seed(0)
-    model_class, config = FAMILIES[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
     model = model_class(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -84,7 +120,8 @@ def padded(model, texts):
 
 
 def test_every_supported_architecture_is_tested():
-    assert set(FAMILIES) == set(MODEL_CLASSES)
+    assert set(FAMILIES) == set(DECODERS)
+    assert set(ENCODER_FAMILIES) == set(ENCODERS)
 
 
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
@@ -118,3 +155,66 @@ def test_cut_and_checkpoint_round_trip(folder, tmp_path):
     tokenized = engine.tokenize(["some text", "b"])
     expected = embedder(pack_ids(tokenized.input_ids, tokenized.pool_starts))
     torch.testing.assert_close(torch.tensor(engine.encode_tokens(tokenized)), expected, atol=1e-5, rtol=0)
+
+
+def reference_states(model, texts):
+    """transformers' own forward pass over right padding with an explicit mask."""
+    width, padding = max(map(len, texts)), model.config.pad_token_id or 0
+    ids = torch.tensor([text + [padding] * (width - len(text)) for text in texts])
+    mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
+    states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    return [states[index, : len(text)] for index, text in enumerate(texts)]
+
+
+def gradients_of(model, states):
+    states = torch.cat(states)
+    (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_encoder_equals_padded_in_values_and_gradients(encoder, checkpointing):
+    texts = [list(range(5, 25)), list(range(30, 50)), [6, 7, 8, 9], [12]]
+    ours = load_backbone(encoder).eval()
+    theirs = AutoModel.from_pretrained(encoder, attn_implementation="eager").eval()
+    if checkpointing:  # needs training mode, which draws dropout
+        ours.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in ours.train().modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    states, wanted = packed(ours, texts), reference_states(theirs, texts)
+    for one, other in zip(states, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    gradients, expected = gradients_of(ours, states), gradients_of(theirs, wanted)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@torch.no_grad()
+def test_encoder_checkpoints_with_every_head_and_number_format(encoder, tmp_path):
+    for head in HEADS:
+        torch.manual_seed(0)
+        backbone = attach_lora(load_backbone(encoder, layers=2), LoraSettings(rank=2))
+        assert len(layers_of(backbone)) == 2
+        for name, parameter in backbone.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+        embedder = EmbeddingModel(merge_lora(backbone), ModelConfig(pooling=head)).eval()
+        save_model(tmp_path / "model", embedder, make_tokenizer(), Contract(pool_instruction=True))
+        engine = Engine.load(tmp_path / "model", precision="fp32")
+        tokenized = engine.tokenize(["some text that is long", "b"])
+        expected = embedder(pack_ids(tokenized.input_ids, tokenized.pool_starts))
+        torch.testing.assert_close(torch.tensor(engine.encode_tokens(tokenized)), expected, atol=1e-5, rtol=0)
+        rounded = torch.tensor(Engine.load(tmp_path / "model", precision="bf16").encode_tokens(tokenized))
+        assert (rounded * expected).sum(dim=1).min() > 0.98  # weights are large
+    with pytest.raises(ConfigError, match="fp32_layers is 1, and the model is an encoder"):
+        use_mixed_precision(embedder, fp32_layers=1)
+
+
+def test_what_an_encoder_cannot_do_is_refused(encoder):
+    with pytest.raises(CheckpointError, match=r"is an encoder .* set model.attention to bidirectional"):
+        load_backbone(encoder, attention="causal")
+    assert most_positions(encoder) in {"roberta": (60,), "xlm-roberta": (60,), "modernbert": (None,)}.get(
+        load_backbone(encoder).config.model_type, (126, 128)
+    )

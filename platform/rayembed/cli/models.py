@@ -36,14 +36,24 @@ def base_model(
 
 
 def import_checkpoint(
-    folder: Annotated[Path, typer.Argument(help="Downloaded folder of NV-Embed-v1 or -v2.")],
+    folder: Annotated[Path, typer.Argument(help="Downloaded folder of NV-Embed or sentence-transformers.")],
     out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")],
-    max_length: Annotated[int, typer.Option(min=4, help="Most tokens of one text.")] = 4096,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=4, help="Most tokens of one text (default: the folder's, NV-Embed 4096)."),
+    ] = None,
 ) -> None:
-    """Turn a published NV-Embed folder into a checkpoint."""
-    from rayembed.model.export.nv_embed import import_nv_embed
+    """Turn a published folder into a checkpoint."""
+    from rayembed.model.base_model import import_sentence_transformers
+    from rayembed.model.export.modules_json import is_modules_folder
+    from rayembed.model.export.nv_embed import import_nv_embed, is_nv_embed
 
-    digest = import_nv_embed(resolve(folder), resolve(out), max_length=max_length)
+    source = resolve(folder)
+    limit = {"max_length": max_length} if max_length else {}
+    if is_modules_folder(source) and not is_nv_embed(source):
+        digest = import_sentence_transformers(source, resolve(out), **limit)
+    else:
+        digest = import_nv_embed(source, resolve(out), **limit)
     typer.echo(f"checkpoint {digest[:12]}: {resolve(out)}")
 
 

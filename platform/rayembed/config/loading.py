@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -11,11 +12,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rayembed.common.errors import ConfigError, all_mistakes
+from rayembed.common.paths import resolve
 from rayembed.common.settings import Frozen, read_yaml
 from rayembed.config.blend import SourceConfig
 from rayembed.config.facts import facts_of, list_blends, spread_facts
 from rayembed.config.layering import assign, merge, names_in
 from rayembed.config.run import RunConfig
+from rayembed.model.export.modules_json import is_modules_folder, read_modules
+
+logger = logging.getLogger(__name__)
 
 Recipe = TypeVar("Recipe", bound=Frozen)
 
@@ -125,6 +130,8 @@ def validate_recipe(raw: dict[str, Any], model: type[Recipe], origin: str) -> Re
         ConfigError: all mistakes, each with its address.
     """
     raw = list_blends(raw)
+    if model is RunConfig:
+        raw = with_declared(raw)
     complete = spread_facts(raw)
     mistakes = list(_wrong_facts(raw))
     try:
@@ -134,6 +141,25 @@ def validate_recipe(raw: dict[str, Any], model: type[Recipe], origin: str) -> Re
     if mistakes:
         raise ConfigError(all_mistakes(origin, mistakes))
     return found
+
+
+def with_declared(raw: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with what the folder of its base model declares, where the recipe does not say otherwise.
+
+    For a folder of sentence-transformers that pools by mean, `contract: {max_length: 64}` becomes
+    `contract: {max_length: 64, pool_instruction: true, ...}, model: {pooling: {type: mean}, ...}`.
+    """
+    folder = resolve(str(raw.get("base_model", "")))
+    if not is_modules_folder(folder):
+        return raw
+    found, raw = read_modules(folder).settings, dict(raw)
+    for part, settings in found.items():
+        own = raw.get(part) or {}
+        if isinstance(own, Mapping):  # other values are mistakes, which validation names
+            taken = {key: value for key, value in settings.items() if key not in own}
+            raw[part] = taken | own
+            logger.info("%s of base model %s: %s", part, folder, taken)
+    return raw
 
 
 def _wrong_facts(raw: Mapping[str, Any]) -> Iterator[str]:

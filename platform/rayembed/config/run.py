@@ -67,6 +67,11 @@ class RunConfig(Frozen):
         return self
 
     def _problems(self) -> Iterator[str]:
+        if self.model.pooling.type == "cls" and not self.contract.pool_instruction:
+            yield (
+                "model.pooling of type cls takes the first token, which is not pooled where an instruction "
+                "comes before a text; set contract.pool_instruction to true"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             yield f"two stages share a name in {names}; names are folder names and must differ"

@@ -28,7 +28,7 @@ class TokenizedTexts:
 
     Attributes:
         input_ids: for each text its token ids: beginning token if the tokenizer has one, instruction, text,
-            end token.
+            end token. BERT's are [CLS] and [SEP].
         pool_starts: for each text the number of leading positions that attend but are not pooled.
         truncated: for each text whether it lost tokens to the maximum length.
     """
@@ -64,6 +64,10 @@ class Contract(BaseModel):
     )
     append_eos: bool = Field(
         True, description="end every text with the tokenizer's end token, which is pooled"
+    )
+    pool_instruction: bool = Field(
+        False,
+        description="pool the instruction and the beginning token too, as sentence-transformers does",
     )
     max_length: int = Field(
         512, ge=4, description="most tokens of one text, instruction and end token included"
@@ -138,7 +142,7 @@ class Contract(BaseModel):
         limit = min(max_length or self.max_length, self.max_length)
         prefixed = [prefix + text for text in texts]
         encoded = edge_ids(tokenizer, prefixed, limit)
-        tokenized = self._assemble(tokenizer, encoded, self._pool_start(tokenizer, prefix), max_length)
+        tokenized = self._assemble(tokenizer, encoded, _prefix_tokens(tokenizer, prefix), max_length)
         longest = _CHARACTERS_READ * (limit + _MARGIN)
         cut = [was or len(text) > longest for was, text in zip(tokenized.truncated, prefixed, strict=True)]
         return TokenizedTexts(tokenized.input_ids, tokenized.pool_starts, cut)
@@ -154,42 +158,27 @@ class Contract(BaseModel):
         prefix = self.prefix(instruction)
         prefix_ids = tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"] if prefix else []
         encoded = [[*prefix_ids, *ids] for ids in token_ids]
-        return self._assemble(tokenizer, encoded, self._pool_start(tokenizer, prefix), max_length)
+        return self._assemble(tokenizer, encoded, _prefix_tokens(tokenizer, prefix), max_length)
 
     def _assemble(
-        self, tokenizer: Any, encoded: list[list[int]], pool_start: int, max_length: int | None
+        self, tokenizer: Any, encoded: list[list[int]], prefix: int, max_length: int | None
     ) -> TokenizedTexts:
         limit = min(max_length or self.max_length, self.max_length)
         beginning = beginning_ids(tokenizer)
-        end = [tokenizer.eos_token_id] if self.append_eos else []
-        if pool_start + len(end) >= limit:
+        end = [end_id(tokenizer)] if self.append_eos else []
+        if prefix + len(end) >= limit:
             raise RequestError(
-                f"the instruction takes {pool_start} tokens of a maximum length of {limit}, which leaves no "
+                f"the instruction takes {prefix} tokens of a maximum length of {limit}, which leaves no "
                 "room for text; shorten the instruction or raise max_length"
             )
         room = limit - len(beginning) - (len(end) if self.truncation == "keep_eos" else 0)
         input_ids = [[*beginning, *ids[:room], *end][:limit] for ids in encoded]
-        if any(len(ids) <= pool_start for ids in input_ids):
+        if any(len(ids) <= prefix for ids in input_ids):
             raise RequestError(
                 "an empty text has no tokens to pool under this contract; send at least one character"
             )
         truncated = [len(beginning) + len(ids) + len(end) > limit for ids in encoded]
-        return TokenizedTexts(input_ids, [pool_start] * len(encoded), truncated)
-
-    def _pool_start(self, tokenizer: Any, prefix: str) -> int:
-        """Number of leading positions that are not pooled.
-
-        NV-Embed counts the tokens of the instruction string tokenised alone, without special tokens, and
-        masks that many positions of a sequence that starts with the beginning token. The count includes the
-        lone piece of the trailing space, which in the sequence usually merges into the first word, so it
-        covers the beginning token and the instruction exactly. A tokenizer without a beginning token needs
-        the count without that space.
-        Source: forward helpers of the published NV-Embed-v2 model file.
-        """
-        if not prefix:
-            return 0
-        counted = prefix if beginning_ids(tokenizer) else prefix.rstrip()
-        return len(tokenizer(counted, add_special_tokens=False)["input_ids"])
+        return TokenizedTexts(input_ids, [0 if self.pool_instruction else prefix] * len(encoded), truncated)
 
     def save(self, folder: Path) -> None:
         """Write contract.json into `folder`."""
@@ -246,7 +235,33 @@ def edge_ids(tokenizer: Any, texts: Sequence[str], wanted: int, *, from_end: boo
     return encoded
 
 
+def _prefix_tokens(tokenizer: Any, prefix: str) -> int:
+    """Number of leading positions that the prefix takes, beginning token included.
+
+    NV-Embed counts the tokens of the instruction string tokenised alone, without special tokens, and masks
+    that many positions of a sequence that starts with the beginning token. The count includes the lone piece
+    of the trailing space, which in the sequence usually merges into the first word. So it covers the
+    beginning token and the instruction exactly. A tokenizer without a beginning token needs the count without
+    that space. Where that space is no piece, as in WordPiece, the beginning token is counted on top.
+    Source: forward helpers of the published NV-Embed-v2 model file.
+    """
+    if not prefix:
+        return 0
+    bare = len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"])
+    if not beginning_ids(tokenizer):
+        return bare
+    counted = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
+    is_published = tokenizer.bos_token_id is not None and not prefix[-1].isspace()
+    return counted if is_published or counted > bare else counted + 1
+
+
 def beginning_ids(tokenizer: Any) -> list[int]:
     """Ids that the tokenizer puts in front of every text: its beginning token, or nothing."""
-    beginning = tokenizer.bos_token_id
-    return [beginning] if beginning is not None and tokenizer("")["input_ids"][:1] == [beginning] else []
+    beginnings = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    first = tokenizer("")["input_ids"][:1] if beginnings else []
+    return first if beginnings.issuperset(first) else []
+
+
+def end_id(tokenizer: Any) -> int | None:
+    """Id of the token that ends a text: the end token, or the separator of encoders that have no other."""
+    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import cached_file
 
 from rayembed.common.errors import CheckpointError
+from rayembed.contract.contract import end_id
 
 _SENTENCEPIECE_FILE = "tokenizer.model"
 _PROBES = ("plain words", "hello  world", " two", "a\nb\tc", "中文 é 🙂", "3.14", "x = '''y'''")
@@ -40,7 +41,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             f"no tokenizer can be read from {name}: {str(error).splitlines()[0]}"
         ) from error
-    if tokenizer.eos_token_id is None:
+    if end_id(tokenizer) is None:
         raise CheckpointError(
             f"the tokenizer of {name} has no end token, which the contract appends to every text"
         )

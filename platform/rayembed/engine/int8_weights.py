@@ -1,10 +1,9 @@
-"""Weights of the decoder as 8-bit integers, by torchao."""
-
-from typing import Any
+"""Weights of the backbone as 8-bit integers, by torchao."""
 
 import transformers
 
 from rayembed.common.errors import ResourceError
+from rayembed.model.backbone import layers_of
 
 
 def use_int8_weights(backbone: "transformers.PreTrainedModel") -> None:
@@ -22,5 +21,4 @@ def use_int8_weights(backbone: "transformers.PreTrainedModel") -> None:
         raise ResourceError(
             "int8 weights need the package torchao; install rayembed[int8] or leave int8_weights off"
         ) from error
-    layers: Any = backbone.layers
-    quantize_(layers, Int8WeightOnlyConfig())
+    quantize_(layers_of(backbone), Int8WeightOnlyConfig())

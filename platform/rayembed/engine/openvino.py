@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from rayembed.contract.packing import PackedBatch
+from rayembed.model.backbone import DECODERS
 from rayembed.model.embedding_model import EmbeddingModel
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ def short_passes(
     It computes fp32 and bf16 on CPUs, for heads that pool the last layer's states. It copies the weights.
     """
     fits = device.type == "cpu" and dtype in _FORMATS and not embedder.pooling.all_layers
-    if not fits or embedder.backbone.config.hidden_act != "silu" or find_spec("openvino") is None:
+    config = embedder.backbone.config
+    is_known = config.model_type in DECODERS and config.hidden_act == "silu"
+    if not fits or not is_known or find_spec("openvino") is None:
         return None
     logger.info("OpenVINO computes passes of up to %d tokens", SHORT_PASS)
     return OpenVinoDecoder(embedder.backbone, dtype)

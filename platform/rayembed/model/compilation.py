@@ -3,19 +3,27 @@
 Attention stays as it is: its kernels are fused already, and its shapes follow the lengths of the texts.
 """
 
-from typing import Any
-
 import transformers
+
+from rayembed.model.backbone import layers_of
+
+_TOKEN_WISE = {
+    *("input_layernorm", "post_attention_layernorm", "mlp"),
+    *("intermediate", "output"),  # BERT and its kin
+    *("attn_norm", "mlp_norm"),  # ModernBERT
+}
 
 
 def compile_token_wise_parts(backbone: "transformers.PreTrainedModel") -> None:
-    """Compile norms and feed-forward networks of a decoder with torch's compiler, in place.
+    """Compile norms and feed-forward networks with torch's compiler, in place.
 
     The number of tokens of a row is a variable of the kernels, so that they are built once, in the first
     forward pass, and shared by all layers. Call it when the modules are those that will compute.
     """
-    decoder: Any = backbone
-    for layer in decoder.layers:
-        for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
-            part.compile(dynamic=True)
-    decoder.norm.compile(dynamic=True)
+    for layer in layers_of(backbone):
+        for name, part in layer.named_children():
+            if name in _TOKEN_WISE:
+                part.compile(dynamic=True)
+    for name in ("norm", "final_norm"):
+        if hasattr(backbone, name):
+            backbone.get_submodule(name).compile(dynamic=True)

@@ -14,9 +14,8 @@ class LoraSettings(Frozen):
     rank: int = Field(16, ge=1, description="rank of the update of a layer")
     alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the input of the adapters")
-    target_modules: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        description="names of the linear layers that get an adapter",
+    target_modules: tuple[str, ...] | None = Field(
+        None, description="names of the linear layers that get an adapter; None: all"
     )
 
 

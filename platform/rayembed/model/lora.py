@@ -11,7 +11,7 @@ from rayembed.model.configuration import LoraSettings
 def attach_lora(
     backbone: "transformers.PreTrainedModel", settings: LoraSettings
 ) -> "transformers.PreTrainedModel":
-    """Freeze the backbone and add trainable adapters to the named linear layers, in place.
+    """Freeze the backbone and add trainable adapters to the named linear layers, or all, in place.
 
     Raises:
         ConfigError: a target module does not exist in the backbone.
@@ -21,7 +21,8 @@ def attach_lora(
     present = {
         name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)
     }
-    unknown = sorted(set(settings.target_modules) - present)
+    targets = settings.target_modules or sorted(present)
+    unknown = sorted(set(targets) - present)
     if unknown:
         raise ConfigError(
             f"LoRA target modules {unknown} are not linear layers here; there are {sorted(present)}"
@@ -30,7 +31,7 @@ def attach_lora(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(settings.target_modules),
+        target_modules=list(targets),
     )
     inject_adapter_in_model(config, backbone)
     for name, parameter in backbone.named_parameters():

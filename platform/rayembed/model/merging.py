@@ -7,6 +7,7 @@ adapters of rank r, shapes (out, in):
     q_proj.weight of the base                W; written is W + alpha / r * B @ A
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,6 @@ from rayembed.model.configuration import LoraSettings
 from rayembed.model.export.shards import shapes, weight_files, write
 
 _PART_BYTES = 2**31  # of a file that is written
-_HEADS = ("model.", "")  # in front of a backbone's names, with and without a language-model head
 
 
 def write_merged(
@@ -52,7 +52,7 @@ def write_merged(
     """
     model = empty_backbone(base, attention=attention, layers=layers)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    files = _base_tensors(base, expected)
+    files = _base_tensors(base, expected, model.base_model_prefix)
     dtype = dtype or _stored_dtype(*next(iter(files.values())))
     model.config.architectures, model.config.dtype = [type(model).__name__], dtype
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,16 +74,22 @@ def merging_bytes(parameters: int, trained: int) -> int:
     return 2**30 + 3 * part + 2 * 4 * trained
 
 
-def _base_tensors(base: Path | str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Path, str]]:
-    """Where each tensor is: file, and name in it."""
+def _base_tensors(
+    base: Path | str, expected: Mapping[str, tuple[int, ...]], head: str
+) -> dict[str, tuple[Path, str]]:
+    """Where each tensor is: file, and name in it, which `head` precedes where a language-model head is saved.
+
+    The first BERT models call the weights of a norm gamma and its biases beta.
+    """
     folder = Path(base)
     if not folder.is_dir():
         folder = Path(snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json"]))
     found: dict[str, tuple[Path, str]] = {}
     for file in weight_files(folder):
         for stored, shape in shapes([file]).items():
-            for head in _HEADS:
-                name = stored.removeprefix(head)
+            modern = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", stored)
+            modern = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", modern)
+            for name in {modern, modern.removeprefix(f"{head}.")}:
                 if expected.get(name) == shape:
                     found[name] = (file, stored)
     missing = sorted(expected.keys() - found.keys())

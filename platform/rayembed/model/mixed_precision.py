@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rayembed.common.errors import ConfigError
+from rayembed.model.backbone import ENCODERS
 from rayembed.model.embedding_model import EmbeddingModel
 
 
@@ -60,6 +61,17 @@ def use_mixed_precision(
         ConfigError: more fp32 layers than the model has.
     """
     backbone: Any = embedder.backbone
+    if backbone.config.model_type in ENCODERS:
+        if fp32_layers:
+            raise ConfigError(
+                f"fp32_layers is {fp32_layers}, and the model is an encoder, whose norms keep all values "
+                "small; leave it out"
+            )
+        device = backbone.device.type
+        _multiply_in(dtype, backbone, device)
+        backbone.get_input_embeddings().to(dtype).register_forward_hook(_to_fp32)
+        _multiply_in(dtype, embedder.pooling, device)
+        return
     if not 0 <= fp32_layers <= len(backbone.layers):
         raise ConfigError(
             f"fp32_layers must be between 0 and the model's {len(backbone.layers)} layers, not {fp32_layers}"
@@ -71,13 +83,15 @@ def use_mixed_precision(
         layer.input_layernorm = ResidualNorm(layer.input_layernorm, layer_dtype)
         layer.post_attention_layernorm = ResidualNorm(layer.post_attention_layernorm, layer_dtype)
     backbone.norm = ResidualNorm(backbone.norm, torch.float32)
-    head = embedder.pooling.float()
-    for module in head.modules():
+    _multiply_in(dtype, embedder.pooling, backbone.device.type)
+
+
+def _multiply_in(dtype: torch.dtype, part: nn.Module, device: str) -> None:
+    """Let linear layers compute in 16 bits; residual sums, norms and the mean stay fp32 by autocast."""
+    for module in part.float().modules():
         if isinstance(module, nn.Linear):
             module.to(dtype)
-    device = next(backbone.parameters()).device.type
-    # Autocast hands 16 bits to the projections; residual sums, norms and the mean stay fp32.
-    head.forward = torch.autocast(device, dtype=dtype)(head.forward)  # type: ignore[method-assign]
+    part.forward = torch.autocast(device, dtype=dtype)(part.forward)  # type: ignore[method-assign]
 
 
 def _to_fp32(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:

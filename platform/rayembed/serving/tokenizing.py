@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from rayembed.contract import Contract, TokenizedTexts
-from rayembed.contract.contract import beginning_ids, edge_ids
+from rayembed.contract.contract import beginning_ids, edge_ids, end_id
 from rayembed.contract.instructions import requested_instruction
 from rayembed.serving.config import ModelSettings
 from rayembed.serving.errors import ApiError, Problem
@@ -102,7 +102,7 @@ class RequestTokenizer:
         """Tokens and places with what the contract adds, cut to the maximum length."""
         [ids] = self._contract.tokenize_prefixed(self._tokenizer, [text], "", self.max_length).input_ids
         places = [None] * len(beginning_ids(self._tokenizer)) + [span for _, span in spans]
-        end = [None] if self._contract.append_eos and ids[-1] == self._tokenizer.eos_token_id else []
+        end = [None] if self._contract.append_eos and ids[-1] == end_id(self._tokenizer) else []
         places = [*places[: len(ids) - len(end)], *end]
         return list(zip(ids, places, strict=True))
 
@@ -134,7 +134,7 @@ class RequestTokenizer:
     def _overhead(self, instruction: str | None) -> int:
         """Tokens that the instruction and the special tokens take next to an input."""
         one = self._contract.tokenize_ids(
-            self._tokenizer, [[self._tokenizer.eos_token_id]], instruction, self.max_length
+            self._tokenizer, [[end_id(self._tokenizer)]], instruction, self.max_length
         )
         return one.lengths[0] - 1
 

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rayembed.common.errors import CheckpointError, ConfigError
+from rayembed.contract.contract import end_id
 from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
 from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.collate import TrainingBatch
@@ -156,7 +157,7 @@ class MaskedStep:
         assert isinstance(loss, MNTPConfig)
         tokenizer = load_tokenizer(stage.stream.tokenizer)
         self._loss = loss
-        self._mask, self._end = mask_id(tokenizer, loss), tokenizer.eos_token_id
+        self._mask, self._end = mask_id(tokenizer, loss), end_id(tokenizer)
         self._seed = stage.seed
         self._num_sources = len(stage.settings.blend)
         self._budget = stage.training.chunk_tokens

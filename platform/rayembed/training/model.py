@@ -82,6 +82,8 @@ def prepare_for_stage(model: nn.Module, settings: StageConfig, training: Trainin
     for module in backbone.modules():
         if hasattr(module, "attention_dropout"):
             module.__dict__["attention_dropout"] = settings.attention_dropout
+        elif hasattr(module, "attention_head_size"):  # BERT and its kin
+            module.get_submodule("dropout").p = settings.attention_dropout  # type: ignore[assignment]
     if training.activation_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
         if isinstance(model, EmbeddingModel):
@@ -149,7 +151,7 @@ def load_teacher(
         CheckpointError: contract, vocabulary or width of the vectors differ from the student's.
     """
     teacher = load_model(resolve(folder), dtype=dtype, device=device)
-    for key in ("instruction_template", "append_eos", "truncation"):
+    for key in ("instruction_template", "append_eos", "pool_instruction", "truncation"):
         if getattr(teacher.contract, key) != getattr(contract, key):
             raise CheckpointError(
                 f"teacher {folder} has {key} {getattr(teacher.contract, key)!r}, this run "

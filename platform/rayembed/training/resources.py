@@ -193,7 +193,7 @@ class Utilization:
         layers = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
         self._per_token = sum(2 * _size(layer) * (2 + layer.weight.requires_grad) for layer in layers)
         config = backbone.config
-        width = config.num_attention_heads * config.head_dim
+        width = config.num_attention_heads * (getattr(config, "head_dim", None) or 0) or config.hidden_size
         # Two products of a text's tokens with one another forward, four backward.
         self._per_pair = 6 * 2 * width * config.num_hidden_layers
 

@@ -20,10 +20,13 @@ from rayembed.config.training import TrainingConfig
 from rayembed.model.base_model import (
     PACKAGED_MODELS,
     build_packaged_model,
+    check_length,
     prepare_base_model,
     save_untrained,
 )
 from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
+from rayembed.model.configuration import ModelConfig
+from rayembed.model.export.modules_json import is_modules_folder, read_modules
 from rayembed.model.merging import merging_bytes
 from rayembed.training.callbacks.trackers import check_trackers
 from rayembed.training.checkpoint import STATE_FILE
@@ -82,7 +85,10 @@ def _train(
     memory = merging_bytes(*parameter_counts(model))
     if not (folder / "untrained" / MANIFEST_FILE).is_file():
         # Under the trained model's contract, so that both are asked in the same words.
-        write = partial(save_untrained, base, folder / "untrained", export.contract, layers=model.layers)
+        write = partial(
+            save_untrained, base, folder / "untrained", export.contract, layers=model.layers,
+            **untrained_settings(config),
+        )  # fmt: skip
         run_apart(write, what="copying the untrained model", memory=memory)
     finished: list[FinishedStage] = []
     for index, settings in enumerate(config.stages):
@@ -111,6 +117,12 @@ def _train(
     run_apart(write, what="writing the trained model", memory=memory)
 
 
+def untrained_settings(config: RunConfig) -> dict[str, ModelConfig]:
+    """How the untrained model of a run pools, where its base model says so."""
+    folder = resolve(config.base_model)
+    return {"config": read_modules(folder).model} if is_modules_folder(folder) else {}
+
+
 def ready_base_model(config: RunConfig) -> Path | str:
     """The base model of a run; a packaged one is built in a process of its own."""
 
@@ -118,9 +130,11 @@ def ready_base_model(config: RunConfig) -> Path | str:
         making = partial(build_packaged_model, name, folder, **options)
         run_apart(making, what=f"building {name}", memory=PACKAGED_MODELS[name].memory)
 
-    return prepare_base_model(
+    base = prepare_base_model(
         config.base_model, resolve(config.models_directory), layers=config.base_layers, build=build
     )
+    check_length(base, config.contract)
+    return base
 
 
 def claim_run_folder(config: RunConfig) -> Path:

@@ -55,6 +55,12 @@ _BACKBONE = "embedding_model."
 _HEAD = "latent_attention_model."
 
 
+def is_nv_embed(folder: Path) -> bool:
+    """Whether the folder is a published NV-Embed; those have modules of sentence-transformers too."""
+    path = folder / "config.json"
+    return path.is_file() and '"nvembed"' in path.read_text()
+
+
 def read_nv_embed_configuration(folder: Path) -> tuple[MistralConfig, ModelConfig, bool]:
     """Backbone and model configuration of a published folder, and whether texts end with the end token.
 

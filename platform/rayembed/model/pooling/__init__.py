@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rayembed.model.pooling.base import PoolingHead, PoolingSettings
+from rayembed.model.pooling.cls import ClsPoolingConfig
 from rayembed.model.pooling.eos import EosPoolingConfig
 from rayembed.model.pooling.latent import LatentPoolingConfig
 from rayembed.model.pooling.mean import MeanPoolingConfig
@@ -18,11 +19,13 @@ PoolingConfig = Annotated[
     | MultiLayerPoolingConfig
     | MeanPoolingConfig
     | WeightedMeanPoolingConfig
-    | EosPoolingConfig,
+    | EosPoolingConfig
+    | ClsPoolingConfig,
     Field(discriminator="type"),
 ]
 
 __all__ = [
+    "ClsPoolingConfig",
     "EosPoolingConfig",
     "LatentPoolingConfig",
     "MeanPoolingConfig",
