@@ -13,7 +13,7 @@ def synthesize(
     set: Set = None,
     dry_run: DryRun = False,
 ) -> dict[str, Path]:
-    """Let a language model invent tasks and write training rows for them.
+    """Let a language model write training rows, for tasks that it invents or passages of your own.
 
     If it is interrupted, run it again to continue.
 
@@ -23,7 +23,7 @@ def synthesize(
         dry_run: print the resolved recipe and stop.
 
     Returns:
-        Kind of task -> Parquet file; nothing after a dry run.
+        Kind of rows -> Parquet file; nothing after a dry run.
 
     Raises:
         UserError: a setting is wrong, or the language model's endpoint does not answer.

@@ -6,6 +6,7 @@ Shapes: R rows, Q distinct queries, N distinct documents.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ from rayembed.records.locations import list_files
 from rayembed.records.schema import document_id
 
 logger = logging.getLogger(__name__)
+
+_TEXTS_PER_CHUNK = 65_536
+_NO_TEXTS = pa.array([], pa.large_string())
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,9 @@ def read_corpus(path: str, column: str = "text") -> pa.Array:
                 elif row.record is not None:
                     left_out += 1
 
-    found = pa.array(texts(), pa.large_string())
+    waiting = texts()
+    chunks = iter(lambda: list(islice(waiting, _TEXTS_PER_CHUNK)), [])  # not all as Python's texts at once
+    found = pa.concat_arrays([pa.array(chunk, pa.large_string()) for chunk in chunks] or [_NO_TEXTS])
     if not len(found):
         raise DataError(f"{path} has no text in a column `{column}`; its columns are {', '.join(names)}")
     if left_out:
@@ -133,7 +139,7 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
     first_row = pa.array(first_rows)
     row_of_positive, positive_texts, positive_ids = _documents(table, "positives")
     row_of_negative, negative_texts, negative_ids = _documents(table, "negatives")
-    extra = extra_documents if extra_documents is not None else pa.array([], pa.large_string())
+    extra = extra_documents if extra_documents is not None else _NO_TEXTS
     extra = extra.cast(pa.large_string())
     extra_ids = pa.array((document_id(text.as_py()) for text in extra), pa.large_string())
     document_of_text, first_texts = _codes(pa.concat_arrays([positive_ids, negative_ids, extra_ids]))

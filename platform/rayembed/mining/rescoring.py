@@ -17,6 +17,7 @@ import numpy as np
 
 from rayembed.common.endpoint_client import keep_answer, stored_answers
 from rayembed.common.errors import DataError, ResourceError
+from rayembed.common.paths import resolve
 from rayembed.common.progress import Progress
 from rayembed.data.plan import fingerprint
 from rayembed.mining.candidates import Candidates
@@ -25,6 +26,7 @@ from rayembed.mining.config import CrossEncoder, Judge, Rescoring, SourceMining
 from rayembed.mining.filters import below_positive_share
 from rayembed.mining.judges import RescoringRequest, answers_of
 from rayembed.mining.rows import choose, found_back
+from rayembed.mining.teachers import model_files
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,9 @@ def rescore(
     """
     made_from: dict[str, object] = {
         "instruction": settings.instruction,
-        "endpoint": config.model_dump(mode="json", include={"kind", "url", "model", "path"}),
+        "endpoint": {"kind": config.kind, "files": model_files(resolve(config.path))}
+        if isinstance(config, CrossEncoder)
+        else config.model_dump(mode="json", include={"kind", "url", "model"}),
         "form": 2,  # of a line
     }
     path = folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl"

@@ -162,9 +162,13 @@ def identity(config: DenseTeacher) -> dict[str, Any]:
         speed = {"timeout", "concurrency", "batch_size", "key_variable"}
         return config.model_dump(mode="json", exclude=speed)
     settings = config.model_dump(mode="json", exclude={"path", "batch_size", "token_budget"})
-    folder = Path(config.path)
+    return settings | {"files": model_files(Path(config.path))}
+
+
+def model_files(folder: Path) -> dict[str, str]:
+    """Content digests of the files of a model that its answers depend on."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
-    return settings | {"files": {str(path.relative_to(folder)): file_digest(path) for path in files}}
+    return {str(path.relative_to(folder)): file_digest(path) for path in files}
 
 
 def filled(prompt: str, instruction: str | None) -> str:

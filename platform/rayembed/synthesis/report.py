@@ -57,11 +57,12 @@ class KindReport:
 
     def __str__(self) -> str:
         """One line for the log."""
+        lost = f"{self.not_found} queries do not find their passage; " if self.not_found else ""
         return (
             f"{self.rows} rows of {self.tasks} tasks from {self.answers} answers; "
             f"{sum(self.misfits.values())} did not fit, {self.exact_duplicates} exact and "
-            f"{self.near_duplicates} near duplicates dropped, {self.not_found} not found again; "
-            f"{self.prompt_tokens + self.answer_tokens} tokens"
+            f"{self.near_duplicates} near duplicates dropped; "
+            f"{lost}{self.prompt_tokens + self.answer_tokens} tokens"
         )
 
 
