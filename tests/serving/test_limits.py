@@ -122,3 +122,15 @@ def test_where_another_answer_is_possible_the_replica_is_asked(settings):
     refusals = refusals_of(Clock(), **settings)
     refusals.note(request("four"), FULL)
     assert refusals.find(request("four")) is None
+
+
+def test_the_tokens_of_a_request_are_estimated_once():
+    looked = []
+
+    class Texts(tuple):
+        def __iter__(self):
+            looked.append(1)
+            return super().__iter__()
+
+    request = EncodeRequest([Inputs(Texts(["one", "two words"]))])
+    assert [request.estimated_tokens, request.estimated_tokens, looked] == [4, 4, [1]]

@@ -252,7 +252,7 @@ class ReplicaPool:
             self._calls -= 1
 
     async def _ask(self, replica: _Member, method: str, *arguments: Any) -> Any:
-        work = 1 + sum(each.estimated_tokens() for each in arguments if isinstance(each, EncodeRequest))
+        work = 1 + sum(each.estimated_tokens for each in arguments if isinstance(each, EncodeRequest))
         replica.work += work
         try:
             return await replica.calls.call(method, *arguments)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -89,6 +90,7 @@ class EncodeRequest:
         """Length of all inputs; a token counts as one character."""
         return sum(len(item) for group in self.groups for item in (*group.texts, *group.token_ids))
 
+    @cached_property
     def estimated_tokens(self) -> int:
         """As far as they are known before tokenising."""
         return sum(group.estimated_tokens() for group in self.groups)
