@@ -117,14 +117,32 @@ class _DiesInTheMiddle:
 def test_the_writer_stays_near_the_ranks_and_stops_with_them(spec, tmp_path, monkeypatch):
     lanes = replace(spec.lanes, location=str(tmp_path)).begin()
     waits = []
+    lanes.write(0, [])
     monkeypatch.setattr("rayembed.data.lane_folder.RANGES_AHEAD", 4)
     monkeypatch.setattr("time.sleep", lambda _: (waits.append(1), lanes._put("reading", b"6")))
     assert lanes.wait_for_turn(4)
     assert not waits
     assert lanes.wait_for_turn(10)
     assert len(waits) == 1
+    assert not lanes.wait_for_turn(11)  # range 6, which the ranks need, is gone
+    assert not lanes.wait_for_turn(5)
     lanes.end()
-    assert not lanes.wait_for_turn(0)
+    assert not lanes.wait_for_turn(6)
+
+
+def test_a_resumed_run_begins_at_its_range_and_gets_earlier_ones_when_it_goes_back(spec, tmp_path):
+    lanes = replace(spec.lanes, location=str(tmp_path)).begin(step=3)
+    assert lanes.missing() == [1, 2]
+    tables = [spec.cutter().cut(PlanReader(spec.plan).read(step)) for step in range(STEPS)]
+    for number in range(3):
+        lanes.write(number, (tables[step] for step in lanes.steps_in(number)))
+    lanes.drop_before(3)
+    lanes._put("reading", b"0")
+    assert lanes.missing() == [0]
+    [*_] = lanes.batches(4, STEPS, rank=0, world_size=1)
+    lanes.drop_before(STEPS)
+    assert lanes.missing() == []
+    assert [batch.step for batch in lanes.batches(4, STEPS, rank=1, world_size=2)] == [4]
 
 
 def test_a_failed_writer_is_told_to_the_ranks(spec, tmp_path):

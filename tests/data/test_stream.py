@@ -95,17 +95,23 @@ def test_another_number_of_workers_continues_the_same_global_batches(spec):
 
 @pytest.mark.ray
 def test_training_reads_what_the_job_writes(spec, tmp_path, monkeypatch):
-    """Ranks begin while lanes are written and see the batches of one process; then the lanes are removed."""
+    """Ranks begin while lanes are written and see the batches of one process; then the lanes are removed.
+
+    They start before the range that was expected, and go back to ranges that were dropped.
+    """
     monkeypatch.setattr("rayembed.data.lane_folder.RANGES_AHEAD", 1)
+    monkeypatch.setattr("rayembed.data.stream._LOOK_SECONDS", 0.1)
     lanes = replace(spec.lanes, steps_of_a_range=4)
     connect(num_cpus=1)
     try:
-        with lanes_written(replace(spec, lanes=lanes)) as written:
+        with lanes_written(replace(spec, lanes=lanes), step=12) as written:
             for start, rank, world_size in ((0, 0, 1), (5, 0, 2), (5, 1, 2)):
                 batches = stream_batches(written, start=start, stop=STEPS, rank=rank, world_size=world_size)
                 assert [content(batch) for batch in batches] == unbroken(spec, rank, world_size)[start:]
             assert list(stream_batches(written, start=STEPS, stop=STEPS, rank=0, world_size=1)) == []
-            assert not written.lanes.missing()
+            written.lanes.drop_before(STEPS)
+            batches = stream_batches(written, start=7, stop=STEPS, rank=0, world_size=1)
+            assert [content(batch) for batch in batches] == unbroken(spec, 0, 1)[7:]
         assert not Path(lanes.location, lanes.name).exists()
         nowhere = replace(spec, lanes=lanes, tokenizer=str(tmp_path / "nowhere"))
         with lanes_written(nowhere) as written, pytest.raises(DataError, match="nowhere"):

@@ -59,13 +59,15 @@ def test_checkpoints_are_written_listed_and_emptied(tmp_path, remote):
     if remote:
         filesystem, path = SubTreeFileSystem(path, filesystem), "bucket/run"
     store = CheckpointStore(filesystem, path)
-    assert store.names() == []
+    assert (store.names(), store.newest_step()) == ([], 0)
     for step in (4, 8):
         store.write(store.new_name(step), state(step))
     assert store.names() == ["step-0000008", "step-0000004"]
     with store.checkpoint("step-0000008").as_directory() as folder:
         assert json.loads((tmp_path / folder / "state.json").read_text())["next_step"] == 8
+    assert store.newest_step() == 8
     assert store.clear("step-0000008")
+    assert store.newest_step() == 4
     assert not store.exists("step-0000008/state.json")
     assert store.new_name(8) == "step-0000008-1"
     store.write("step-0000008-1", state(8))

@@ -1,12 +1,14 @@
 """Lanes on disk or in an object store: one Arrow file for every few steps, in the order of the plan.
 
 A file `range-N.arrow` has the lanes of its first step, those of its second, and so on, each a record batch: a
-rank reads its own and skips the others. A file appears when it is complete. Next to them lie `reading`
-with the number of the range that the ranks are at, and `failed` with the reason where no more will come.
+rank reads its own and skips the others. A file appears when it is complete, and goes when a checkpoint lies
+behind it; ranks that go back to an older checkpoint get it again. Next to the files lie `reading` with the
+number of the range that the ranks are at, and `failed` with the reason where no more will come.
 """
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -58,8 +60,12 @@ class LaneFolder:
         lanes = min(-(-_LANES // workers) * workers, batch_size)
         return cls(location, name, steps, lanes, max(_ROWS_OF_A_RANGE // batch_size, 1))
 
-    def begin(self) -> "LaneFolder":
-        """Make the folder, or take over the layout that it began with; called before anything is written."""
+    def begin(self, step: int = 0) -> "LaneFolder":
+        """Make the folder, or take over the layout that it began with; called before anything is written.
+
+        Args:
+            step: where the ranks will probably start; the first range that they read decides.
+        """
         self._store.base_fs.create_dir(self._store.base_path)
         stored = self._get(_LAYOUT)
         if stored is None:
@@ -67,13 +73,14 @@ class LaneFolder:
             self._put(_LAYOUT, json.dumps(content).encode())
         elif self._get(_FAILED) is not None:
             self._store.delete_file(_FAILED)
-        self._put(_READING, b"0")
-        return self if stored is None else replace(self, **json.loads(stored))
+        begun = self if stored is None else replace(self, **json.loads(stored))
+        self._put(_READING, str(step // begun.steps_of_a_range).encode())
+        return begun
 
     def missing(self) -> list[int]:
-        """Numbers of the ranges that are not there."""
-        names = {info.base_name for info in self._store.get_file_info(fs.FileSelector(""))}
-        ranges = range(-(-self.steps // self.steps_of_a_range))
+        """Numbers of the ranges that are not there, from the one on that the ranks are at."""
+        names, reading = self._names(), self._reading()
+        ranges = range(-(-self.steps // self.steps_of_a_range))[reading:]
         return [number for number in ranges if self._name(number) not in names]
 
     def steps_in(self, number: int) -> range:
@@ -117,12 +124,21 @@ class LaneFolder:
                     yield to_training_batch(step, lanes, rank=rank, world_size=world_size)
 
     def wait_for_turn(self, number: int) -> bool:
-        """Return when the ranks are near a range; False: nobody needs it any more."""
-        while (reading := self._get(_READING)) != _END.encode():
-            if reading is None or number <= int(reading) + RANGES_AHEAD:
+        """Return when the ranks are near a range; False: they are behind it, or need one that is gone."""
+        while (reading := self._reading()) <= number:
+            if number <= reading + RANGES_AHEAD:
                 return True
+            if not self._has(reading):
+                return False
             time.sleep(10 * _LOOK_SECONDS)
         return False
+
+    def drop_before(self, step: int) -> None:
+        """Delete the ranges whose steps are all before this one."""
+        needed = self._name(step // self.steps_of_a_range)
+        for name in self._names():
+            if name.startswith("range-") and name < needed:
+                self._store.delete_file(name)
 
     def end(self) -> None:
         """Let the writer stop."""
@@ -138,7 +154,7 @@ class LaneFolder:
 
     def _opened(self, number: int, *, whole: bool) -> pa.ipc.RecordBatchFileReader:
         name, reported = self._name(number), time.monotonic()
-        while self._store.get_file_info(name).type == fs.FileType.NotFound:
+        while not self._has(number):
             if (reason := self._get(_FAILED)) is not None:
                 raise DataError(reason.decode())
             if time.monotonic() > reported + _REPORT_SECONDS:
@@ -151,6 +167,17 @@ class LaneFolder:
 
     def _name(self, number: int) -> str:
         return f"range-{number:06d}.arrow"
+
+    def _has(self, number: int) -> bool:
+        return self._store.get_file_info(self._name(number)).type != fs.FileType.NotFound
+
+    def _names(self) -> set[str]:
+        return {info.base_name for info in self._store.get_file_info(fs.FileSelector(""))}
+
+    def _reading(self) -> int:
+        """Range that the ranks are at; behind all of them when training has ended."""
+        reading = self._get(_READING)
+        return sys.maxsize if reading == _END.encode() else int(reading or 0)
 
     def _get(self, name: str) -> bytes | None:
         try:

@@ -34,6 +34,7 @@ from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 
 PREFETCHED_STEPS = 8
+_LOOK_SECONDS = 5.0  # between looks for ranges that ranks need again
 _END_SECONDS = 30.0  # for the range that is being written when training ends
 
 logger = logging.getLogger(__name__)
@@ -67,12 +68,16 @@ class StreamSpec:
 
 
 @contextlib.contextmanager
-def lanes_written(spec: StreamSpec) -> Iterator[StreamSpec]:
+def lanes_written(spec: StreamSpec, step: int = 0) -> Iterator[StreamSpec]:
     """Write the lanes of a stage while the body trains; yields the spec with the layout that they have.
 
     What is there is kept, and all is removed when the body is done. Called on the driver.
+
+    Args:
+        spec: of the stage.
+        step: where training will probably start.
     """
-    spec = replace(spec, lanes=spec.lanes.begin())
+    spec = replace(spec, lanes=spec.lanes.begin(step))
     ended = threading.Event()
     thread = threading.Thread(target=_write_lanes, args=(spec, ended), name="lanes", daemon=True)
     thread.start()
@@ -86,14 +91,19 @@ def lanes_written(spec: StreamSpec) -> Iterator[StreamSpec]:
 
 
 def _write_lanes(spec: StreamSpec, ended: threading.Event) -> None:
-    """Write what is missing, the first ranges first; the ranks learn why no more come."""
+    """Write what is missing, the first ranges first; the ranks learn why no more come.
+
+    A job ends early where the ranks go back to a checkpoint whose ranges are gone. The next one writes them.
+    """
     try:
-        ranges = spec.lanes.missing()
-        for row in _lanes_job(spec, ranges) if ranges else ():
-            if ended.is_set():
-                return
-            if row["error"]:
-                raise DataError(row["error"])
+        while not ended.is_set():
+            ranges = spec.lanes.missing()
+            for row in _lanes_job(spec, ranges) if ranges else ():
+                if ended.is_set():
+                    return
+                if row["error"]:
+                    raise DataError(row["error"])
+            ended.wait(_LOOK_SECONDS)
     except UserError as error:
         spec.lanes.fail(str(error))
     except Exception as error:  # whatever it is, the ranks wait

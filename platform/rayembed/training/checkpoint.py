@@ -177,6 +177,11 @@ class CheckpointStore:
         names = [info.base_name for info in found if info.type == FileType.Directory]
         return sorted((name for name in names if name.startswith("step-")), reverse=True)
 
+    def newest_step(self) -> int:
+        """Step at which training goes on where the newest complete checkpoint is not damaged."""
+        names = (name for name in self.names() if self.exists(f"{name}/{STATE_FILE}"))
+        return int(next(names, "step-0").split("-")[1])
+
     def new_name(self, next_step: int) -> str:
         """Name for a checkpoint; a folder that an earlier attempt left is never written again."""
         name = f"step-{next_step:07d}"
@@ -262,7 +267,6 @@ def open_store(location: str | None, *, run_name: str, recipe: str, stage_folder
                 "check the address, the credentials of all nodes and the free space"
             ) from error
         store = CheckpointStore(filesystem, str(run_path / stage_folder.name / FOLDER))
-    store.mend()
     return store
 
 

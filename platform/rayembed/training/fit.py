@@ -17,7 +17,14 @@ from rayembed.config.training import TrainingConfig
 from rayembed.data.stream import lanes_written
 from rayembed.training.callbacks.bad_batches import STOPPED_FILE
 from rayembed.training.callbacks.checkpoints import SCORE
-from rayembed.training.checkpoint import FOLDER, STATE_FILE, check_training_state, next_step, open_store
+from rayembed.training.checkpoint import (
+    FOLDER,
+    STATE_FILE,
+    CheckpointStore,
+    check_training_state,
+    next_step,
+    open_store,
+)
 from rayembed.training.stage import Stage
 from rayembed.training.trainer import train_stage
 from rayembed.training.validation import Score, kept_checkpoint, report_scores, validation_task
@@ -39,15 +46,23 @@ def fit_stage(stage: Stage, score: Score | None, stage_folder: Path, trained: Pa
         UserError: what a worker found wrong with recipe, data or machine.
     """
     _check_cluster(stage)
-    with lanes_written(stage.stream) as stream:
-        _fit_to_the_end(replace(stage, stream=stream), score, stage_folder, trained)
+    store = open_store(
+        stage.training.checkpoint_storage,
+        run_name=stage.run_name,
+        recipe=stage.export.recipe,
+        stage_folder=stage_folder,
+    )
+    with lanes_written(stage.stream, store.newest_step()) as stream:
+        _fit_to_the_end(replace(stage, stream=stream), score, store, stage_folder, trained)
 
 
-def _fit_to_the_end(stage: Stage, score: Score | None, stage_folder: Path, trained: Path) -> None:
+def _fit_to_the_end(
+    stage: Stage, score: Score | None, store: CheckpointStore, stage_folder: Path, trained: Path
+) -> None:
     stopped = stage.run_folder / STOPPED_FILE
     stopped.unlink(missing_ok=True)
     while True:
-        result = _fit(stage, score, stage_folder)
+        result = _fit(stage, score, store, stage_folder)
         if stopped.is_file():
             raise TrainingError(
                 f"{stopped.read_text()}; lower the learning rate, remove the rows, or continue with "
@@ -67,15 +82,10 @@ def _fit_to_the_end(stage: Stage, score: Score | None, stage_folder: Path, train
         logger.warning("stage %s: workers were taken away; it goes on with what is left", stage.name)
 
 
-def _fit(stage: Stage, score: Score | None, stage_folder: Path) -> ray.train.Result:
+def _fit(stage: Stage, score: Score | None, store: CheckpointStore, stage_folder: Path) -> ray.train.Result:
     """Train to the last step, or to the one after which workers are taken away."""
     training = stage.training
-    store = open_store(
-        training.checkpoint_storage,
-        run_name=stage.run_name,
-        recipe=stage.export.recipe,
-        stage_folder=stage_folder,
-    )
+    store.mend()
     trainer = TorchTrainer(
         partial(train_stage, stage),  # as a configuration, Ray's controller would import all that trains
         scaling_config=_scaling(training),

@@ -1,5 +1,6 @@
 """Checkpoints of a stage: written by a thread of Ray Train while training goes on, and found again."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -111,6 +112,9 @@ class Checkpoints(Callback):
                     f"{reason}; those before it are kept: free space there, then run the same command again"
                 ) from error
             logger.warning("%s; training goes on and those before it are kept", reason)
+        else:
+            with contextlib.suppress(OSError):  # what is left goes with the stage
+                self.state.stage.stream.lanes.drop_before(saved.next_step)
         finally:
             self._written.set()
         return checkpoint
