@@ -116,7 +116,7 @@ def test_training_continues_from_a_store_that_is_not_a_local_folder(home, tiny_b
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
     connect(num_cpus=2)
     config = load_config(
-        write_recipe(home, tiny_base, "remote", workers=2, checkpoint_storage="s3://bucket/prefix")
+        write_recipe(home, tiny_base, "remote", workers=2, checkpoint_storage=f"{bucket.as_uri()}/prefix")
     )
     model = train(config)
     files = read_manifest(model)["files"]
