@@ -28,9 +28,9 @@ def test_a_folder_gives_its_files_by_name_without_hidden_ones(tmp_path):
     for name in ("b.parquet", "a.parquet", "deep/c.parquet", ".part-1.parquet", "_log/d.parquet"):
         write_parquet(tmp_path / name, 0, 1)
     (tmp_path / "readme.txt").write_text("no rows")
-    names = [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path)]
-    assert names == ["a.parquet", "b.parquet", "deep/c.parquet"]
-    assert find_files(tmp_path / "[ab].parquet") == [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    assert [file.name for file in find_files(tmp_path)] == ["a.parquet", "b.parquet", "deep/c.parquet"]
+    found = [file.uri for file in find_files(tmp_path / "[ab].parquet")]
+    assert found == [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
 
 
 @pytest.mark.parametrize("interval", [2, 1024])
@@ -55,6 +55,22 @@ def test_any_range_of_rows_is_read_across_files_of_both_kinds(tmp_path, monkeypa
     assert rows.place(12) == f"row 3 of {tmp_path / '2.jsonl'}"
 
 
+def test_files_of_a_store_are_read_as_those_of_the_disk(tmp_path):
+    import fsspec
+
+    write_parquet(tmp_path / "1.parquet", 0, 4, row_group_size=2)
+    write_lines(tmp_path / "2.jsonl", [{"id": n, "text": f"text {n}"} for n in range(4, 7)])
+    (tmp_path / "3.csv").write_text("text\ntext 7\n")
+    (tmp_path / "notes.txt").write_text("no rows")
+    fsspec.filesystem("memory").put(str(tmp_path), "/bulk", recursive=True)
+    for place, first, stop in (("", 0, 8), ("/*.parquet", 0, 4), ("/2.jsonl", 4, 7)):
+        rows = index_files(find_files(f"memory://bulk{place}"))
+        found = read_rows(rows, 0, len(rows), "text", kept_schema(rows, "text", []))
+        assert found.texts == [f"text {number}" for number in range(first, stop)]
+    local = [file.sha256 for file in index_files(find_files(tmp_path)).files]
+    assert [file.sha256 for file in index_files(find_files("memory://bulk")).files] == local
+
+
 def test_each_kind_of_bad_row_is_told_apart(tmp_path):
     lines = [
         {"text": "good", "id": 1},
@@ -66,7 +82,7 @@ def test_each_kind_of_bad_row_is_told_apart(tmp_path):
         '{"text": "cut',
         '{"text": "\\ud800"}',
     ]
-    rows = index_files([write_lines(tmp_path / "rows.jsonl", lines)])
+    rows = index_files(find_files(write_lines(tmp_path / "rows.jsonl", lines)))
     found = read_rows(rows, 0, 8, "text", kept_schema(rows, "text", ["id"]))
     assert found.problems == {
         1: "no text",
@@ -82,15 +98,15 @@ def test_each_kind_of_bad_row_is_told_apart(tmp_path):
 
 def test_a_digest_is_taken_again_only_when_size_or_time_differ(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "a.parquet", 0, 3)
-    first = index_files([path])
+    first = index_files(find_files(path))
     digest = first.files[0].sha256
     assert len(digest) == 64
     known = [file.description() for file in first.files]
     with monkeypatch.context() as patch:
-        patch.setattr(inputs, "file_digest", lambda path: pytest.fail("read again"))
-        assert index_files([path], known).files[0].sha256 == digest
+        patch.setattr(inputs, "_digest", lambda path: pytest.fail("read again"))
+        assert index_files(find_files(path), known).files[0].sha256 == digest
     write_parquet(path, 1, 4)
-    assert index_files([path], known).files[0].sha256 != digest
+    assert index_files(find_files(path), known).files[0].sha256 != digest
 
 
 def test_unusable_inputs_are_refused_with_the_remedy(tmp_path):
@@ -99,16 +115,16 @@ def test_unusable_inputs_are_refused_with_the_remedy(tmp_path):
     (tmp_path / "torn.parquet").write_bytes(good.read_bytes()[:-10])
     (tmp_path / "empty.jsonl").write_text("\n")
     for pattern, message in [
-        ("s3://bucket/texts", "is a URL"),
+        (tmp_path / "*.*", r"notes\.txt does not end in"),
         (tmp_path / "nothing.parquet", "does not exist"),
         (tmp_path / "notes.txt", "does not end in"),
     ]:
         with pytest.raises(DataError, match=message):
             find_files(pattern)
     with pytest.raises(DataError, match="not a complete Parquet file"):
-        index_files([tmp_path / "torn.parquet"])
+        index_files(find_files(tmp_path / "torn.parquet"))
     with pytest.raises(DataError, match="has no rows"):
-        index_files([tmp_path / "empty.jsonl"])
+        index_files(find_files(tmp_path / "empty.jsonl"))
 
 
 def test_columns_must_be_there_and_have_one_type(tmp_path):
@@ -127,9 +143,8 @@ def test_columns_must_be_there_and_have_one_type(tmp_path):
 
 
 def test_a_value_of_another_type_in_json_lines_is_named(tmp_path):
-    rows = index_files(
-        [write_lines(tmp_path / "rows.jsonl", [{"text": "a", "id": n} for n in (1, 2, "three")])]
-    )
+    lines = [{"text": "a", "id": n} for n in (1, 2, "three")]
+    rows = index_files(find_files(write_lines(tmp_path / "rows.jsonl", lines)))
     with pytest.raises(DataError, match="mixes types"):
         kept_schema(rows, "text", ["id"])
     with pytest.raises(
@@ -154,14 +169,14 @@ def test_broken_texts_and_kept_values_are_rows_with_a_problem(tmp_path):
     lines = write_lines(
         tmp_path / "a.jsonl", [{"text": "a", "title": "\ud83d", "n": 1}, {"text": "b", "n": 2.0}]
     )
-    rows = index_files([lines])
+    rows = index_files(find_files(lines))
     found = read_rows(rows, 0, 2, "text", kept_schema(rows, "text", ["title"]))
     assert found.problems == {0: "half a Unicode character in 'title'"}
-    later = index_files([write_lines(tmp_path / "b.jsonl", [{"text": "a", "n": 2.5}])])
+    later = index_files(find_files(write_lines(tmp_path / "b.jsonl", [{"text": "a", "n": 2.5}])))
     with pytest.raises(DataError, match=r"'n' is int64 in the first rows.*2\.5 is no whole number"):
         read_rows(later, 0, 1, "text", pa.schema([("n", pa.int64())]))
     bad = pa.array([b"caf\xe9", b"q"]).cast(pa.binary())
     texts = pa.StringArray.from_buffers(2, *bad.buffers()[1:])
     pq.write_table(pa.table({"text": texts}), tmp_path / "c.parquet")
-    rows = index_files([tmp_path / "c.parquet"])
+    rows = index_files(find_files(tmp_path / "c.parquet"))
     assert read_rows(rows, 0, 2, "text", pa.schema([])).problems == {0: "text is not UTF-8"}

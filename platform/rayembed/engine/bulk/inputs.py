@@ -6,6 +6,7 @@ JSON arrays, compressed files) are read from their beginning for every range.
 """
 
 import hashlib
+import io
 import json
 import re
 from bisect import bisect_right
@@ -19,16 +20,15 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import file_digest, resolve
 from rayembed.config.data import UserSourceConfig
 from rayembed.records import READERS, SUFFIXES, Unreadable, find_parts, read_part
-from rayembed.records.columnar import open_parquet
+from rayembed.records.columnar import PARQUET, open_parquet
 from rayembed.records.layout import is_bookkeeping
-from rayembed.records.locations import list_files
+from rayembed.records.locations import StoredFile, list_files
 from rayembed.records.text_files import JSON, is_array
 
-PARQUET_SUFFIX = ".parquet"
 ROWS_PER_OFFSET = 1024
+_BYTES_PER_READ = 2**20
 _READERS = 8  # files that are counted and digested at the same time
 
 
@@ -37,10 +37,10 @@ class InputFile:
     """A file as it was when the job was planned.
 
     Attributes:
-        path: where it is.
+        path: where it is, on the disk or as a URI.
         rows: number of rows; blank lines are none.
         bytes: its size.
-        modified: time of its last change, ns.
+        modified: time of its last change, ns; 0 where the store keeps none.
         sha256: digest of its content.
         offsets: of JSON lines, byte position of every `ROWS_PER_OFFSET`-th row; none of other formats.
     """
@@ -51,6 +51,12 @@ class InputFile:
     modified: int
     sha256: str
     offsets: tuple[int, ...] = ()
+
+    @property
+    def stored(self) -> StoredFile:
+        """The file as readers know it."""
+        place = self.path.partition("?")[0] if "://" in self.path else self.path
+        return StoredFile(self.path, place.rpartition("/")[2], self.bytes, self.modified)
 
     def description(self) -> dict[str, Any]:
         """What a manifest keeps of the file."""
@@ -92,35 +98,34 @@ class InputRows:
         return f"row {piece.start + 1} of {piece.file.path}"
 
 
-def find_files(pattern: str | Path) -> list[Path]:
+def find_files(pattern: str | Path) -> list[StoredFile]:
     """Files that `pattern` stands for, in the order of their names.
 
     Args:
         pattern: a file, a folder (searched with its subfolders; names that start with . or _ are left out),
-            or a glob such as `texts/2026-*.parquet`.
+            or a glob such as `texts/2026-*.parquet`; or the URI of one in any store that training reads.
 
     Raises:
         DataError: there are none, or a file has another suffix.
+        ResourceError: the store does not answer.
     """
-    if "://" in str(pattern):
-        raise DataError(f"{pattern} is a URL; mount or copy the files and give their path")
-    in_folder, found = resolve(pattern).is_dir(), []
-    for file in list_files(str(pattern)):
-        if any(reader.takes(file) for reader in READERS.values()):
-            if not is_bookkeeping(file.name):
-                found.append(Path(file.uri))
-        elif not in_folder:
-            raise DataError(f"{file.uri} does not end in {', '.join(SUFFIXES)}; convert it or leave it out")
-    if in_folder and not found:
+    pattern, stored = str(pattern), list_files(str(pattern))
+    named = re.search(r"[*\[]", pattern) or (len(stored) == 1 and stored[0].name in pattern)
+    readable = [file for file in stored if any(reader.takes(file) for reader in READERS.values())]
+    if named and len(readable) < len(stored):
+        other = next(file.uri for file in stored if file not in readable)
+        raise DataError(f"{other} does not end in {', '.join(SUFFIXES)}; convert it or leave it out")
+    found = [file for file in readable if not is_bookkeeping(file.name)]
+    if not found:
         raise DataError(f"{pattern} has no files that end in {', '.join(SUFFIXES)}")
     return found
 
 
-def index_files(paths: Sequence[Path], known: Sequence[dict[str, Any]] = ()) -> InputRows:
+def index_files(stored: Sequence[StoredFile], known: Sequence[dict[str, Any]] = ()) -> InputRows:
     """Count and digest files.
 
     Args:
-        paths: the files.
+        stored: the files.
         known: descriptions from an earlier run; the digest of a file whose size and time of change are the
             same is taken from there.
 
@@ -129,26 +134,33 @@ def index_files(paths: Sequence[Path], known: Sequence[dict[str, Any]] = ()) -> 
     """
     digests = {(file["path"], file["bytes"], file["modified"]): file["sha256"] for file in known}
     with ThreadPoolExecutor(_READERS) as readers:
-        files = list(readers.map(lambda path: _index(path, digests), paths))
+        files = list(readers.map(lambda file: _index(file, digests), stored))
     rows = InputRows(files)
     if not len(rows):
-        raise DataError(f"{paths[0]}{' and the other files' if len(paths) > 1 else ''} has no rows")
+        raise DataError(f"{stored[0].uri}{' and the other files' if len(stored) > 1 else ''} has no rows")
     return rows
 
 
-def _index(path: Path, digests: dict[tuple[str, int, int], str]) -> InputFile:
-    status = path.stat()
-    key = (str(path), status.st_size, status.st_mtime_ns)
-    if path.suffix == PARQUET_SUFFIX:
-        with open_parquet(path) as parquet:
+def _index(file: StoredFile, digests: dict[tuple[str, int, int], str]) -> InputFile:
+    key = (file.uri, file.size, file.changed)
+    if JSON.takes(file) and not file.compressed and not is_array(file):
+        rows, offsets, digest = _index_lines(file)
+        return InputFile(file.uri, rows, *key[1:], digest, offsets)
+    if PARQUET.takes(file):
+        with open_parquet(file.uri) as parquet:
             rows = parquet.metadata.num_rows
-        return InputFile(str(path), rows, *key[1:], digests.get(key) or file_digest(path))
-    (stored,) = list_files(str(path))
-    if JSON.takes(stored) and not stored.compressed and not is_array(stored):
-        rows, offsets, digest = _index_lines(path)
-        return InputFile(str(path), rows, *key[1:], digest, offsets)
-    rows = sum(1 for _ in _streamed(str(path)))
-    return InputFile(str(path), rows, *key[1:], digests.get(key) or file_digest(path))
+    else:
+        rows = sum(1 for _ in _streamed(file.uri))
+    return InputFile(file.uri, rows, *key[1:], (file.changed and digests.get(key)) or _digest(file))
+
+
+def _digest(file: StoredFile) -> str:
+    with _buffered(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _buffered(file: StoredFile) -> io.BufferedReader:
+    return io.BufferedReader(file.open(), _BYTES_PER_READ)
 
 
 def _streamed(path: str) -> Iterator[Any]:
@@ -157,12 +169,12 @@ def _streamed(path: str) -> Iterator[Any]:
         yield from (row.record for row in read_part(part) if row.record is not None)
 
 
-def _index_lines(path: Path) -> tuple[int, tuple[int, ...], str]:
+def _index_lines(file: StoredFile) -> tuple[int, tuple[int, ...], str]:
     """Rows of a JSON-lines file, where every `ROWS_PER_OFFSET`-th starts, and the file's digest."""
     rows = position = 0
     offsets = []
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with _buffered(file) as stream:
         for line in stream:
             digest.update(line)
             if not line.isspace():
@@ -241,7 +253,7 @@ def read_rows(rows: InputRows, start: int, stop: int, text_column: str, kept: pa
 
 def _columns(piece: Piece, text_column: str, keep: Sequence[str], first: pa.Schema | None) -> pa.Schema:
     """Types of the kept columns in one file; checks that it has a column of texts."""
-    if not piece.file.path.endswith(PARQUET_SUFFIX):
+    if not PARQUET.takes(piece.file.stored):
         if first is not None:
             return first
         records = [record if isinstance(record, dict) else {} for record in _records(piece)]
@@ -288,7 +300,7 @@ def _read_piece(
     piece: Piece, text_column: str, kept: pa.Schema
 ) -> tuple[list[Any], list[pa.Array], dict[int, str]]:
     """Texts, kept columns, and what is wrong with those; a text is whatever stands in its place."""
-    if piece.file.path.endswith(PARQUET_SUFFIX):
+    if PARQUET.takes(piece.file.stored):
         table = _read_parquet(piece, list(dict.fromkeys([text_column, *kept.names])))
         return _texts(table[text_column]), [table[field.name].cast(field.type) for field in kept], {}
     records = list(_records(piece))
@@ -356,7 +368,7 @@ def _records(piece: Piece) -> Iterator[Any]:
         yield from islice(_streamed(piece.file.path), piece.start, piece.stop)
         return
     seek, skipped = divmod(piece.start, ROWS_PER_OFFSET)
-    with open(piece.file.path, "rb") as stream:
+    with _buffered(piece.file.stored) as stream:
         stream.seek(piece.file.offsets[seek])
         lines = (line for line in stream if not line.isspace())
         for line in islice(lines, skipped, skipped + piece.stop - piece.start):

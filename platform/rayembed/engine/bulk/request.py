@@ -45,10 +45,10 @@ _WANTED_SHARDS = 64
 class EmbedRequest:
     """Which texts to embed, and how.
 
-    On several nodes files, checkpoint and output lie on storage that all of them mount.
+    On several nodes checkpoint and output lie on storage that all of them mount; files may be in a store.
 
     Attributes:
-        files: a file of any format that training reads, a folder or a glob of them.
+        files: a file of any format that training reads, a folder or a glob of them, or the URI of one.
         checkpoint: checkpoint folder.
         output: folder of the vectors and their manifest.
         text_column: column of the texts.
