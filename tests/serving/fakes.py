@@ -20,7 +20,7 @@ WIDTH = 16
 class WordTokenizer:
     """Splits at spaces; a word's id is a checksum. Stands for a Hugging Face tokenizer."""
 
-    bos_token_id = None
+    bos_token_id = cls_token_id = sep_token_id = None
     eos_token_id = 1
     all_special_ids = (1,)
 
