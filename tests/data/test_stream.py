@@ -12,6 +12,7 @@ import torch
 
 from rayembed.common.errors import DataError
 from rayembed.common.ray_cluster import connect
+from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.stream import (
     StreamSpec,
@@ -91,6 +92,17 @@ def test_another_number_of_workers_continues_the_same_global_batches(spec):
                 pair for batch in batches for pair in zip(batch.source_Q.tolist(), batch.rows, strict=True)
             ]
             assert sorted(rows) == sorted(plan.read(step).pairs())
+
+
+def test_fixed_prompts_go_before_texts_of_sources_without_an_instruction(spec):
+    prompts = {"instruction_template": "{instruction}", "instructions": {"query": "q: ", "document": "p: "}}
+    contract = spec.contract.model_copy(update=prompts)
+    tokenizer = load_tokenizer(spec.tokenizer)
+    blend = tuple(entry.model_copy(update={"instruction": None}) for entry in spec.blend)
+    [batch] = local_batches(replace(spec, contract=contract, blend=blend), start=0, stop=1)
+    texts = batch.packed.input_ids_T[: batch.packed.num_tokens].split(list(batch.packed.lengths.texts))
+    starts = [tokenizer.decode(texts[place])[:3] for place in batch.packed.order_N.tolist()]
+    assert starts == ["q: "] * batch.num_queries + ["p: "] * (len(starts) - batch.num_queries)
 
 
 @pytest.mark.ray

@@ -40,6 +40,11 @@ def test_a_checkpoint_is_asked_as_it_was_trained():
     assert sides("contract", "SciFact", trained) == ("Find evidence", "Find evidence")
     with pytest.raises(CheckpointError, match="no instruction for NFCorpus; it has some for SciFact"):
         sides("contract", "NFCorpus", trained)
+    prompted = Contract(
+        instruction_template="{instruction}", instructions={"query": "query: ", "document": "passage: "}
+    )
+    assert sides("auto", "NFCorpus", prompted) == ("query: ", "passage: ")
+    assert sides("auto", "NFCorpus", Contract(instructions={"query": ""})) == (None, None)
 
 
 def test_a_users_file_decides_by_task_then_by_type(tmp_path):

@@ -157,7 +157,7 @@ def with_declared(raw: dict[str, Any]) -> dict[str, Any]:
         own = raw.get(part) or {}
         if isinstance(own, Mapping):  # other values are mistakes, which validation names
             taken = {key: value for key, value in settings.items() if key not in own}
-            raw[part] = taken | own
+            raw[part] = taken | dict(own)
             logger.info("%s of base model %s: %s", part, folder, taken)
     return raw
 

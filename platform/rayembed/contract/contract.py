@@ -103,6 +103,17 @@ class Contract(BaseModel):
         """Text that goes before an instructed input; empty without an instruction."""
         return self.instruction_template.format(instruction=instruction) if instruction else ""
 
+    @property
+    def prompts(self) -> tuple[str | None, str | None] | None:
+        """Fixed prompts of queries and documents, as many encoders have; None: any sentence may be given.
+
+        With them `instructions` has "query", and its text is empty or the whole prefix.
+        """
+        is_prefix = self.instruction_template == "{instruction}" or not self.instructions.get("query")
+        if "query" not in self.instructions or not is_prefix:
+            return None
+        return self.instructions["query"] or None, self.instructions.get("document") or None
+
     def instruction_for(self, task: str, side: Literal["query", "document"] = "query") -> str | None:
         """Instruction that the model was trained with for one side of a task; None: the bare text.
 
@@ -116,7 +127,7 @@ class Contract(BaseModel):
                 "them or give the instruction in words"
             )
         if side == "document" and task not in self.symmetric:
-            return None
+            return self.prompts[1] if self.prompts else None
         return self.instructions[task] or None
 
     def tokenize(
@@ -262,6 +273,9 @@ def beginning_ids(tokenizer: Any) -> list[int]:
     return first if beginnings.issuperset(first) else []
 
 
-def end_id(tokenizer: Any) -> int | None:
-    """Id of the token that ends a text: the end token, or the separator of encoders that have no other."""
+def end_id(tokenizer: Any) -> int:
+    """Id of the token that ends a text: the end token, or the separator of encoders that have no other.
+
+    `load_tokenizer` refuses tokenizers that have neither.
+    """
     return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id

@@ -70,11 +70,15 @@ class LaneCutter:
         """The lanes of a step, one a row, as `LANE_SCHEMA` says."""
         rows = self._chooser.choose(batch)
         texts = {key: text for row in rows for key, text in row.texts.items()}
+        query_prompt, document_prompt = self._contract.prompts or (None, None)
         limits = self._document_limits(rows)
         tokens = self._tokenize(
             [
-                *((row.query, row.instruction, self._blend[row.source].query_max_length) for row in rows),
-                *((text, key[1], limits[key]) for key, text in texts.items()),
+                *(
+                    (row.query, row.instruction or query_prompt, self._blend[row.source].query_max_length)
+                    for row in rows
+                ),
+                *((text, key[1] or document_prompt, limits[key]) for key, text in texts.items()),
             ]
         )
         queries, documents = tokens[: len(rows)], dict(zip(texts, tokens[len(rows) :], strict=True))
@@ -107,9 +111,9 @@ class LaneCutter:
                 limits[key] = max(limit, limits.get(key, 0))
         return limits
 
-    def _tokenize(self, texts: Sequence[tuple[str, str, int | None]]) -> list[Tokens]:
+    def _tokenize(self, texts: Sequence[tuple[str, str | None, int | None]]) -> list[Tokens]:
         """Tokens of (text, instruction, most tokens) in order; equal instructions and lengths go together."""
-        members: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+        members: dict[tuple[str | None, int | None], list[int]] = defaultdict(list)
         for index, (_, instruction, limit) in enumerate(texts):
             members[instruction, limit].append(index)
         found: list[Tokens] = [([], 0)] * len(texts)

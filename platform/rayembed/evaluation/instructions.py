@@ -1,6 +1,7 @@
 """Which instruction each side of a task gets: one policy a run, recorded in every result.
 
-auto        what the checkpoint was trained with for the task or its source, else as mteb
+auto        what the checkpoint was trained with for the task or its source, else its fixed prompts, else as
+            mteb
 contract    the same, but a task that the checkpoint has no instruction for is refused
 mteb        mteb's prompt on queries and on all texts of tasks without sides; documents get none
 paper       NV-Embed's table: as mteb with the differences below, both sides instructed for Quora
@@ -107,7 +108,7 @@ class InstructionPolicy:
                     f"the checkpoint was trained with no instruction for {task.name}; it has some for "
                     f"{', '.join(sorted(contract.instructions)) or 'nothing'}. Choose another policy"
                 )
-            return _mteb(task)
+            return Instructions(*contract.prompts, "contract") if contract.prompts else _mteb(task)
         return {"mteb": _mteb, "paper": _paper, "mteb-entry": _mteb_entry}[self.name](task)
 
     def check(self, tasks: Iterable[TaskMetadata], contract: Contract) -> None:

@@ -91,7 +91,7 @@ def _multiply_in(dtype: torch.dtype, part: nn.Module, device: str) -> None:
     for module in part.float().modules():
         if isinstance(module, nn.Linear):
             module.to(dtype)
-    part.forward = torch.autocast(device, dtype=dtype)(part.forward)  # type: ignore[method-assign]
+    part.forward = torch.autocast(device, dtype=dtype)(part.forward)
 
 
 def _to_fp32(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ class MPNetModel(transformers.MPNetModel):
         super().__init__(config, add_pooling_layer=add_pooling_layer)
         self.gradient_checkpointing = False  # transformers sets it, and `_gradient_checkpointing_func`
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,

@@ -206,8 +206,8 @@ def trained_contract(config: RunConfig) -> Contract:
                 instructions.setdefault(name, entry.instruction)
             if entry.symmetric:
                 symmetric.add(name)
-        if entry.instruction:
-            instructions.setdefault("query", entry.instruction)
+        if entry.instruction and not instructions.get("query"):
+            instructions["query"] = entry.instruction
     return config.contract.model_copy(
         update={"instructions": instructions, "symmetric": tuple(sorted(symmetric))}
     )

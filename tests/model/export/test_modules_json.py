@@ -113,6 +113,7 @@ def test_recipes_take_over_what_they_do_not_say(bert, tmp_path, caplog):
         instruction_template="{instruction}",
         instructions={"query": "query: "},
     )
+    assert config.contract.prompts == ("query: ", None)
     assert "'pooling': {'type': 'cls'}" in caplog.text
     assert prepare_base_model(str(tmp_path), tmp_path) == tmp_path
     assert load_config(recipe(tmp_path, model={"pooling": {"type": "mean"}})).model.pooling.type == "mean"

@@ -88,14 +88,17 @@ def read_modules(folder: Path) -> ModulesFolder:
     _check_tokenizer(tokenizer, declared, folder)
     general = _read(folder / "config_sentence_transformers.json")
     prompts = {name: prompt for name, prompt in (general.get("prompts") or {}).items() if prompt}
+    if "passage" in prompts:
+        prompts.setdefault("document", prompts["passage"])
     limits = (declared.get("max_seq_length") or tokenizer.model_max_length, most_positions(backbone))
     contract: dict[str, Any] = {
         "append_eos": tokenizer("")["input_ids"][-1:] == [end_id(tokenizer)],
         "pool_instruction": include_prompt,
         "max_length": min(limit for limit in (*limits, config.max_position_embeddings) if limit),
+        "instructions": {"query": ""} | prompts,
     }
     if prompts:
-        contract |= {"instruction_template": "{instruction}", "instructions": prompts}
+        contract["instruction_template"] = "{instruction}"
     is_causal = config.model_type in DECODERS and getattr(config, "is_causal", True)
     model = {"attention": "causal" if is_causal else "bidirectional", "pooling": {"type": mode}}
     if "Normalize" not in names:
