@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from rayembed.common.errors import ResourceError
+from rayembed.contract.packing import pack_ids
 from rayembed.model.pooling import LatentPoolingConfig, MeanPoolingConfig
 from rayembed.training import preflight
-from rayembed.training.model import ModelSpec
+from rayembed.training.model import ModelSpec, prepare_for_stage
 from rayembed.training.preflight import GIBIBYTE, memory_of_worker
+from rayembed.training.resources import Utilization
+from tests.model.test_families import ENCODER_FAMILIES, save_random
 from tests.tiny import make_backbone
 from tests.training.recipes import tiny_recipe as recipe
 
@@ -101,3 +104,28 @@ def test_time_on_paper_is_that_of_the_named_gpu(tiny_base):
     h100 = seconds(accelerator_type="H100")
     assert seconds(accelerator_type="L4") == pytest.approx(h100 * 989 / 121)
     assert h100 < seconds(accelerator_type="H100", activation_checkpointing=True) < 2 * h100
+
+
+@pytest.mark.parametrize("family", ENCODER_FAMILIES)
+def test_encoders_are_counted_and_prepared_like_decoders(family, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr("rayembed.training.resources.measured_peak", lambda *_: 1e9)
+    config = recipe(tiny_base)
+    model = ModelSpec.of(config, save_random(*ENCODER_FAMILIES[family], tmp_path))
+    plain, checkpointed = (
+        preflight.activation_bytes(
+            model, config.training.model_copy(update={"activation_checkpointing": on}), torch.float32
+        )
+        for on in (False, True)
+    )
+    assert 0 < checkpointed < plain
+    built = model.build(torch.float32)
+    prepare_for_stage(built, config.stages[0].model_copy(update={"attention_dropout": 0.25}), config.training)
+    names = ("attention_dropout", "attention_head_size")
+    attentions = [each for each in built.backbone.modules() if any(hasattr(each, name) for name in names)]
+    assert {
+        getattr(each, "attention_dropout", None) or each.get_submodule("dropout").p for each in attentions
+    } == {0.25}
+    batch = pack_ids([[5, 6, 7], [8, 9]], [0, 0])
+    built.train()(batch).sum().backward()
+    assert all(each.grad is not None for each in built.parameters() if each.requires_grad)
+    assert Utilization(built, torch.device("cpu")).of(batch, 1.0)[0] > 0
