@@ -118,7 +118,7 @@ def test_a_judge_that_reasons_is_understood_and_what_it_cannot_say_is_no_negativ
     assert (report["right_after_all"], report["unanswered"], report["share"]) == (4, 8, round(4 / 12, 4))
 
 
-def test_scores_of_a_reranker_are_kept_for_another_share_and_logits_are_understood(source):
+def test_scores_of_a_reranker_are_kept_for_another_share_and_logits_are_understood(source, caplog):
     asked = []
 
     def tei(path, body):
@@ -131,6 +131,7 @@ def test_scores_of_a_reranker_are_kept_for_another_share_and_logits_are_understo
     with fake_endpoint(tei) as url:
         strict = run.mine(recipe(url, "reranker", share=0.8))[0]
         assert all(not kept for kept in negatives(strict).values())  # 0.73 of 0.88 is above the share
+        assert "finds 100 % of the candidates right" in caplog.text
         loose = run.mine(recipe(url, "reranker", share=0.9))[0]
     assert all(len(kept) == 2 for kept in negatives(loose).values())
     assert asked == ["/rerank"] * 5

@@ -31,6 +31,7 @@ from rayembed.mining.teachers import model_files
 logger = logging.getLogger(__name__)
 
 _ENOUGH_ANSWERS, _MOST_MISFITS = 20, 0.5
+_MOST_RIGHT = 0.5  # of what a search finds; a model that says yes to more knows too little
 MOST_POSITIVES = 4  # of one query that a reranker scores
 
 
@@ -116,6 +117,13 @@ def rescore(
                 answers.sort_into(result, request)
         # A local model is loaded for every window: of 8, 16, 32, 64 documents, not of 8 thirteen times.
         start, stop = stop, stop + config.top if config.kind != "cross-encoder" else 3 * stop - 2 * start
+    share = result.summary()["share"]
+    if share is not None and share > _MOST_RIGHT:
+        logger.warning(
+            "source %s: %s finds %.0f %% of the candidates right; read some of them before you train, and "
+            "use a stronger model if they are not",
+            settings.source, _name(config), 100 * share,
+        )  # fmt: skip
     return result
 
 
