@@ -141,8 +141,7 @@ def _pickled(message: Any) -> bytes:
 
 
 def _write(writer: asyncio.StreamWriter, content: bytes) -> None:
-    writer.write(_LENGTH.pack(len(content)))
-    writer.write(content)
+    writer.write(_LENGTH.pack(len(content)) + content)  # at once: each write wakes the other side
 
 
 async def _received(reader: asyncio.StreamReader) -> Any:

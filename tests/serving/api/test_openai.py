@@ -161,3 +161,10 @@ def test_last_byte_of_signs_is_filled_with_zeros(client):
 def test_request_id_is_repeated_or_made(client):
     assert client.get("/health/live", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
     assert len(client.get("/health/live", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"]) == 32
+
+
+def test_a_request_needs_no_other_thread(make_client, monkeypatch):
+    client = make_client()
+    for place in ("fastapi.dependencies.utils", "fastapi.routing"):
+        monkeypatch.setattr(f"{place}.run_in_threadpool", lambda *_: pytest.fail("another thread"))
+    assert client.post("/v1/embeddings", json={"input": "a text"}).status_code == 200

@@ -172,11 +172,12 @@ def truncation_of(values: dict[str, Any]) -> None:
         values.setdefault("truncate", "START" if side == "left" else "END")
 
 
-def _record(request: Request) -> RequestRecord:
+# FastAPI would call them in another thread if they were no coroutines.
+async def _record(request: Request) -> RequestRecord:
     return request.state.record
 
 
-def _trace(request: Request) -> Mapping[str, str]:
+async def _trace(request: Request) -> Mapping[str, str]:
     return {name: value for name in ("traceparent", "tracestate") if (value := request.headers.get(name))}
 
 
