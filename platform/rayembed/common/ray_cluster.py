@@ -182,14 +182,15 @@ def run_apart(
     gpus: float = 0,
     environment: Mapping[str, str] | None = None,
 ) -> Result:
-    """What a function returns, called in a process that Ray starts for it on a node with enough free memory.
+    """What a function returns, called in another process, on a node with enough free memory.
 
     Args:
         function: can be pickled.
         what: subject of the sentence in errors.
         memory: bytes that it takes.
         cpus, gpus: that it uses.
-        environment: environment variables of the process.
+        environment: environment variables of the process, which then serves this call alone. Other processes
+            without a GPU wait for the next call: their imports take seconds.
 
     Raises:
         UserError: as the function raised it.
@@ -203,7 +204,8 @@ def run_apart(
             f"{what} needs {memory / 2**30:.1f} GiB of memory on one node and the largest offers "
             f"{largest / 2**30:.1f}; add a larger node, or start Ray with --memory if it has more"
         )
-    task = ray.remote(max_calls=1, max_retries=0)(lambda: function()).options(
+    alone = {"max_calls": 1} if environment else {}
+    task = ray.remote(max_retries=0, **alone)(lambda: function()).options(
         num_cpus=cpus,
         num_gpus=gpus,
         memory=int(memory),
