@@ -204,11 +204,12 @@ def run_apart(
             f"{what} needs {memory / 2**30:.1f} GiB of memory on one node and the largest offers "
             f"{largest / 2**30:.1f}; add a larger node, or start Ray with --memory if it has more"
         )
-    alone = {"max_calls": 1} if environment else {}
-    task = ray.remote(max_retries=0, **alone)(lambda: function()).options(
+    remote = ray.remote(max_calls=1) if environment else ray.remote
+    task = remote(lambda: function()).options(
         num_cpus=cpus,
         num_gpus=gpus,
         memory=int(memory),
+        max_retries=0,
         runtime_env={"env_vars": dict(environment or {})},
     )
     try:

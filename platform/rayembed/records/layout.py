@@ -200,9 +200,9 @@ def _declared(card: StoredFile, files: Sequence[StoredFile]) -> Iterator[Place]:
             for pattern in [item["path"]] if isinstance(item["path"], str) else item["path"]:
                 pattern = folder + pattern.removeprefix("./")
                 matches = re.compile(glob_translate(pattern)).match
-                fitting = [file for file in files if matches(file.name)]
-                for file in fitting or [pattern]:
-                    yield Place(name, canonical(item.get("split", "train")), file)
+                fitting: list[StoredFile | str] = [file for file in files if matches(file.name)]
+                for found in fitting or [pattern]:
+                    yield Place(name, canonical(item.get("split", "train")), found)
 
 
 def _configurations(card: StoredFile) -> list[dict[str, Any]]:
