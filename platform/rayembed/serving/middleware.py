@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -40,6 +40,7 @@ class RequestRecord:
         truncated: inputs that were cut.
         digest: digest of the weights that answered.
         account: the holder of the key, where there are keys.
+        trace: headers of the trace that the request belongs to.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class RequestRecord:
     truncated: int = 0
     digest: str = ""
     account: ApiClient | None = field(default=None, repr=False)
+    trace: Mapping[str, str] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def reserve(self, tokens: int) -> Iterator[None]:
@@ -85,7 +87,11 @@ class ObservationMiddleware:
             return await self._app(scope, receive, send)
         if scope["method"] == "HEAD":  # servers leave out the body by themselves
             scope = {**scope, "method": "GET"}
-        record = RequestRecord(_request_id(scope))
+        headers = Headers(scope=scope)
+        record = RequestRecord(
+            _request_id(headers),
+            trace={name: headers[name] for name in ("traceparent", "tracestate") if headers.get(name)},
+        )
         scope.setdefault("state", {})["record"] = record
         status = _DISCONNECTED
         started = time.perf_counter()
@@ -110,7 +116,7 @@ class ObservationMiddleware:
         self._metrics.responses.labels(route, record.model, status).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         if self._access_log:
-            known = {name: value for name, value in vars(record).items() if name != "account"}
+            known = {name: value for name, value in vars(record).items() if name not in ("account", "trace")}
             line = {"route": route, "status": status, "seconds": round(seconds, 4), **known}
             access_logger.info(json.dumps(line))
 
@@ -172,8 +178,8 @@ class DropAbandonedMiddleware:
             watch.cancel()
 
 
-def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+def _request_id(headers: Headers) -> str:
+    given = headers.get(REQUEST_ID_HEADER, "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 

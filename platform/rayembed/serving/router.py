@@ -99,7 +99,7 @@ class ModelRouter:
         """
         target = self.resolve(model)
         self._check_inputs(len(request), target, record)
-        request = replace(request, adapter=target.adapter, client=record.client)
+        request = replace(request, adapter=target.adapter, client=record.client, trace=record.trace)
         with record.reserve(request.estimated_tokens):
             refusals = self._refusals[target.model]
             answer = refusals.find(request)

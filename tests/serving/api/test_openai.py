@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rayembed.engine.vector_formats import quantise
+from rayembed.serving import tracing
 from tests.serving.fakes import WIDTH, FakeEngine, WordTokenizer
 
 
@@ -163,8 +164,13 @@ def test_request_id_is_repeated_or_made(client):
     assert len(client.get("/health/live", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"]) == 32
 
 
-def test_a_request_needs_no_other_thread(make_client, monkeypatch):
-    client = make_client()
+def test_a_request_needs_no_other_thread_and_its_trace_reaches_the_replica(make_client, monkeypatch):
+    client, span, parents = make_client(), tracing.span, []
     for place in ("fastapi.dependencies.utils", "fastapi.routing"):
         monkeypatch.setattr(f"{place}.run_in_threadpool", lambda *_: pytest.fail("another thread"))
-    assert client.post("/v1/embeddings", json={"input": "a text"}).status_code == 200
+    monkeypatch.setattr(
+        tracing, "span", lambda name, parent, **more: parents.append(parent) or span(name, parent)
+    )
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    assert client.post("/v1/embeddings", json={"input": "a text"}, headers=trace).status_code == 200
+    assert parents == [trace]

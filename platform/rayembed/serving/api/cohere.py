@@ -14,7 +14,6 @@ from rayembed.serving.api.dialect import (
     Record,
     ServedName,
     Texts,
-    Trace,
     Truncate,
     WorkPriority,
     dialect_router,
@@ -96,32 +95,29 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
     """Routes that the clients of Cohere use."""
     router = dialect_router("Cohere")
 
-    async def answer_to(
-        request: CohereEmbedRequest, record: Record, trace: Trace, priority: WorkPriority
-    ) -> Embeddings:
+    async def answer_to(request: CohereEmbedRequest, record: Record, priority: WorkPriority) -> Embeddings:
         input_type = _INPUT_TYPES.get(request.input_type, request.input_type)
         asked = EncodeRequest(
             [Inputs(request.texts, input_type=input_type, max_tokens=request.max_tokens)],
             dimensions=request.output_dimension,
             truncate=request.truncate,
             priority=priority,
-            trace=trace,
         )
         return await models.encode(request.model, asked, record)
 
     @router.post("/v2/embed", response_model=CohereEmbedResponse)
     async def embed(
-        request: CohereEmbedRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
+        request: CohereEmbedRequest, record: Record, priority: WorkPriority = "online"
     ) -> Response:
         """Embed texts."""
-        return await _response(request, await answer_to(request, record, trace, priority), "2")
+        return await _response(request, await answer_to(request, record, priority), "2")
 
     @router.post("/v1/embed", response_model=CohereV1EmbedResponse)
     async def embed_v1(
-        request: CohereV1EmbedRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
+        request: CohereV1EmbedRequest, record: Record, priority: WorkPriority = "online"
     ) -> Response:
         """Embed texts, as older clients ask."""
-        return await _response(request, await answer_to(request, record, trace, priority), "1")
+        return await _response(request, await answer_to(request, record, priority), "1")
 
     return router
 

@@ -8,7 +8,7 @@ agrees with it is accepted. A field declares such a rule where it is defined:
 
 import asyncio
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -172,17 +172,11 @@ def truncation_of(values: dict[str, Any]) -> None:
         values.setdefault("truncate", "START" if side == "left" else "END")
 
 
-# FastAPI would call them in another thread if they were no coroutines.
-async def _record(request: Request) -> RequestRecord:
+async def _record(request: Request) -> RequestRecord:  # FastAPI calls what is no coroutine in a thread
     return request.state.record
 
 
-async def _trace(request: Request) -> Mapping[str, str]:
-    return {name: value for name in ("traceparent", "tracestate") if (value := request.headers.get(name))}
-
-
 Record = Annotated[RequestRecord, Depends(_record)]
-Trace = Annotated[Mapping[str, str], Depends(_trace)]
 WorkPriority = Annotated[
     Priority,
     Header(alias=PRIORITY_HEADER, description="bulk work runs when online work leaves room"),

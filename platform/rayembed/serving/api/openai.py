@@ -16,7 +16,6 @@ from rayembed.serving.api.dialect import (
     Record,
     ServedName,
     SomeInputs,
-    Trace,
     Truncate,
     WorkPriority,
     dialect_router,
@@ -189,7 +188,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
     @router.post("/v1/embeddings", response_model=EmbeddingResponse)
     @router.post("/embeddings", include_in_schema=False)
     async def embeddings(
-        request: EmbeddingRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
+        request: EmbeddingRequest, record: Record, priority: WorkPriority = "online"
     ) -> Response:
         """Embed one or several inputs."""
         name, input_type = models.with_side(request.model)
@@ -199,16 +198,15 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             truncate=request.truncate,
             normalize=request.normalize,
             priority=priority,
-            trace=trace,
         )
         return await _response(request, name, await models.encode(name, asked, record))
 
     @router.post("/openai/deployments/{name}/embeddings", include_in_schema=False)
     async def deployment(
-        name: str, request: EmbeddingRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
+        name: str, request: EmbeddingRequest, record: Record, priority: WorkPriority = "online"
     ) -> Response:
         """The same with the model in the path, as Azure has it."""
-        return await embeddings(request.model_copy(update={"model": name}), record, trace, priority)
+        return await embeddings(request.model_copy(update={"model": name}), record, priority)
 
     @router.get("/v1/models", name="models")
     async def list_models() -> ModelList:

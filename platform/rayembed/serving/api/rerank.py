@@ -17,7 +17,6 @@ from rayembed.serving.api.dialect import (
     Record,
     ServedName,
     Text,
-    Trace,
     Truncate,
     WorkPriority,
     dialect_router,
@@ -179,11 +178,10 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
         truncate: Truncation,
         model: str,
         record: Record,
-        trace: Trace,
         priority: WorkPriority,
     ) -> tuple[Embeddings, list[tuple[int, float]]]:
         """The answer, and index and cosine of each document, best first."""
-        asked = EncodeRequest([query, documents], truncate=truncate, priority=priority, trace=trace)
+        asked = EncodeRequest([query, documents], truncate=truncate, priority=priority)
         answer = await models.encode(model, asked, record)
         cosines = similarities(answer)
         order = sorted(range(len(cosines)), key=lambda index: -cosines[index])
@@ -191,9 +189,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
 
     @router.post("/v1/rerank", response_model=RerankResponse)
     @router.post("/v2/rerank", response_model=RerankResponse, include_in_schema=False)
-    async def rerank(
-        request: RerankRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
-    ) -> Response:
+    async def rerank(request: RerankRequest, record: Record, priority: WorkPriority = "online") -> Response:
         """Order documents by their cosine to a query."""
         named = request.instruction is not None or request.prompt_name is not None
         query = Inputs(
@@ -210,9 +206,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             input_type="document",
             max_tokens=request.max_tokens,
         )
-        answer, ranks = await scores(
-            query, documents, request.truncate, request.model, record, trace, priority
-        )
+        answer, ranks = await scores(query, documents, request.truncate, request.model, record, priority)
         results = [
             {"index": index, "relevance_score": score}
             | ({"document": {"text": texts[index]}} if request.return_documents else {})
@@ -229,17 +223,15 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
         return json_response(body, answer, request)
 
     @router.post("/rerank", response_model=RerankResponse | list[TeiRank])
-    async def either(
-        request: EitherRerank, record: Record, trace: Trace, priority: WorkPriority = "online"
-    ) -> Response:
+    async def either(request: EitherRerank, record: Record, priority: WorkPriority = "online") -> Response:
         """The same, for the bodies of Cohere and of text-embeddings-inference."""
         if isinstance(request, RerankRequest):
-            return await rerank(request, record, trace, priority)
+            return await rerank(request, record, priority)
         prompt = request.prompt_name
         query = Inputs([request.query], prompt_name=prompt, input_type=None if prompt else "query")
         documents = Inputs(request.texts, prompt_name=prompt, side="document", input_type="document")
         name = request.model or config.served_name
-        answer, ranks = await scores(query, documents, request.truncation(), name, record, trace, priority)
+        answer, ranks = await scores(query, documents, request.truncation(), name, record, priority)
         ranked = [
             {"index": index, "score": score} | ({"text": request.texts[index]} if request.return_text else {})
             for index, score in ranks
@@ -247,15 +239,11 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
         return json_response(ranked, answer, request)
 
     @router.post("/v1/ranking", response_model=RankingResponse)
-    async def ranking(
-        request: RankingRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
-    ) -> Response:
+    async def ranking(request: RankingRequest, record: Record, priority: WorkPriority = "online") -> Response:
         """The same as NIM has it."""
         query = Inputs([request.query.text], input_type="query")
         documents = Inputs([each.text for each in request.passages], input_type="document")
-        answer, ranks = await scores(
-            query, documents, request.truncate, request.model, record, trace, priority
-        )
+        answer, ranks = await scores(query, documents, request.truncate, request.model, record, priority)
         rankings = [{"index": index, "logit": score} for index, score in ranks]
         return json_response({"rankings": rankings, "usage": usage(answer)}, answer, request)
 

@@ -20,7 +20,6 @@ from rayembed.serving.api.dialect import (
     Text,
     Texts,
     TokenIds,
-    Trace,
     WorkPriority,
     dialect_router,
     json_response,
@@ -66,7 +65,7 @@ class TeiEmbedRequest(TeiOptions):
         if isinstance(parameters, dict):
             values |= {name: value for name, value in parameters.items() if value is not None}
 
-    def encode_request(self, trace: Trace, priority: WorkPriority) -> EncodeRequest:
+    def encode_request(self, priority: WorkPriority) -> EncodeRequest:
         """What a replica is asked."""
         texts, token_ids = split_inputs(self.inputs)
         return EncodeRequest(
@@ -75,7 +74,6 @@ class TeiEmbedRequest(TeiOptions):
             truncate=self.truncation(),
             normalize=self.normalize,
             priority=priority,
-            trace=trace,
         )
 
 
@@ -173,20 +171,16 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
     @router.post("/embed", response_model=list[list[float]])
     @router.post("/", include_in_schema=False)
     @router.post("/invocations", include_in_schema=False)  # SageMaker
-    async def embed(
-        request: TeiEmbedRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
-    ) -> Response:
+    async def embed(request: TeiEmbedRequest, record: Record, priority: WorkPriority = "online") -> Response:
         """Embed one or several texts; the answer is the bare vectors."""
-        asked = request.encode_request(trace, priority)
+        asked = request.encode_request(priority)
         answer = await models.encode(request.model or config.served_name, asked, record)
         return json_response(await rows(answer.vectors), answer, request)
 
     @router.post("/vertex", include_in_schema=False)
-    async def vertex(
-        request: VertexRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
-    ) -> Response:
+    async def vertex(request: VertexRequest, record: Record, priority: WorkPriority = "online") -> Response:
         """Several requests of /embed in one."""
-        [first, *others] = [each.encode_request(trace, priority) for each in request.instances]
+        [first, *others] = [each.encode_request(priority) for each in request.instances]
         groups = [*first.groups, *(each.groups[0] for each in others)]
         names = {each.model or config.served_name for each in request.instances}
         alike = all(
@@ -196,9 +190,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
         )
         if len(names) > 1 or not alike:
             raise ApiError(Problem(400, "instances: give all the same model and options", "instances"))
-        asked = EncodeRequest(
-            groups, first.dimensions, first.truncate, first.normalize, priority=priority, trace=trace
-        )
+        asked = EncodeRequest(groups, first.dimensions, first.truncate, first.normalize, priority=priority)
         answer = await models.encode(names.pop(), asked, record)
         written = await rows(answer.vectors)
         predictions = []
@@ -217,7 +209,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
 
     @router.post("/similarity", response_model=list[float])
     async def similarity(
-        request: TeiSimilarityRequest, record: Record, trace: Trace, priority: WorkPriority = "online"
+        request: TeiSimilarityRequest, record: Record, priority: WorkPriority = "online"
     ) -> Response:
         """Cosine of one sentence with each of the others."""
         texts = [request.inputs.source_sentence, *request.inputs.sentences]
@@ -225,7 +217,6 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             [Inputs(texts, prompt_name=request.parameters.prompt_name)],
             truncate=request.parameters.truncation(),
             priority=priority,
-            trace=trace,
         )
         answer = await models.encode(request.model or config.served_name, asked, record)
         return json_response(similarities(answer), answer, request)
