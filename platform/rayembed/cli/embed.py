@@ -9,7 +9,7 @@ from rayembed.cli.options import FilePath
 from rayembed.common.paths import resolve
 from rayembed.common.settings import Precision
 from rayembed.contract.instructions import Side
-from rayembed.engine.bulk.inputs import BadRows
+from rayembed.engine.bulk.rows import BadRows
 from rayembed.engine.vector_formats import Quantisation
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from rayembed.common.errors import DataError
 from rayembed.engine.bulk import inputs
-from rayembed.engine.bulk.inputs import find_files, index_files, kept_schema, read_rows
+from rayembed.engine.bulk.inputs import find_files, index_files
+from rayembed.engine.bulk.rows import kept_schema, read_rows
 
 
 def write_parquet(path, start, stop, *, row_group_size=None, **columns):
@@ -36,8 +37,8 @@ def test_a_folder_gives_its_files_by_name_without_hidden_ones(tmp_path):
 @pytest.mark.parametrize("interval", [2, 1024])
 def test_any_range_of_rows_is_read_across_files_of_both_kinds(tmp_path, monkeypatch, interval):
     monkeypatch.setattr(inputs, "ROWS_PER_OFFSET", interval)
-    monkeypatch.setattr("rayembed.engine.bulk.inputs.ROWS_PER_OFFSET", interval)
-    monkeypatch.setattr("rayembed.engine.bulk.inputs._ROWS_PER_READ", 3)
+    monkeypatch.setattr("rayembed.engine.bulk.rows.ROWS_PER_OFFSET", interval)
+    monkeypatch.setattr("rayembed.engine.bulk.rows._ROWS_PER_READ", 3)
     write_parquet(tmp_path / "1.parquet", 0, 10, row_group_size=4)
     write_lines(tmp_path / "2.jsonl", [{"id": n, "text": f"text {n}"} for n in range(10, 15)] + ["", "  "])
     write_parquet(tmp_path / "3.parquet", 15, 15)

@@ -15,16 +15,7 @@ from rayembed.common.paths import resolve
 from rayembed.common.settings import Precision
 from rayembed.contract import Contract
 from rayembed.contract.instructions import Side, chosen_instruction
-from rayembed.engine.bulk.inputs import (
-    ROW_FIELD,
-    BadRows,
-    InputRows,
-    Rows,
-    find_files,
-    index_files,
-    kept_schema,
-    read_rows,
-)
+from rayembed.engine.bulk.inputs import InputRows, find_files, index_files
 from rayembed.engine.bulk.output import (
     VECTOR_COLUMN,
     ShardStatistics,
@@ -32,6 +23,7 @@ from rayembed.engine.bulk.output import (
     vector_column,
     write_shard,
 )
+from rayembed.engine.bulk.rows import ROW_FIELD, BadRows, Rows, kept_schema, read_rows
 from rayembed.engine.engine import Engine
 from rayembed.engine.vector_formats import Quantisation, quantise
 from rayembed.model import checkpoint as checkpoints
