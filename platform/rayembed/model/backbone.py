@@ -29,8 +29,8 @@ ENCODERS = {
     "modernbert": "ModernBertModel",
 }
 MODEL_CLASSES = DECODERS | ENCODERS
-_POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "mpnet")  # they begin behind the padding token's id
-_LEARNED_POSITIONS = ("bert", *_POSITIONS_BEHIND_PADDING)  # there is a last one
+POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "mpnet")  # they begin behind the padding token's id
+_LEARNED_POSITIONS = ("bert", *POSITIONS_BEHIND_PADDING)  # there is a last one
 
 _SHARED_KEYS = (
     "vocab_size",
@@ -148,7 +148,7 @@ def prepare_backbone(
     model.config.is_causal = attention == "causal"
     if model.config.model_type in DECODERS:
         _remove_window(model.config)
-    if model.config.model_type in _POSITIONS_BEHIND_PADDING:
+    if model.config.model_type in POSITIONS_BEHIND_PADDING:
         embeddings = model.get_submodule("embeddings")
         if _from_first_position not in embeddings._forward_pre_hooks.values():
             embeddings.register_forward_pre_hook(_from_first_position, with_kwargs=True)
@@ -166,7 +166,7 @@ def most_positions(name: str | Path) -> int | None:
     config = read_config(name)
     if config.model_type not in _LEARNED_POSITIONS:
         return None
-    behind = config.model_type in _POSITIONS_BEHIND_PADDING
+    behind = config.model_type in POSITIONS_BEHIND_PADDING
     return config.max_position_embeddings - (config.pad_token_id + 1 if behind else 0)
 
 

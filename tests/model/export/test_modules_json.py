@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 from typer.testing import CliRunner
 
 from rayembed.cli.main import app
@@ -18,8 +20,15 @@ from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.config.loading import load_config
 from rayembed.contract import Contract
 from rayembed.engine.embedder import Embedder
-from rayembed.model.base_model import check_length, import_sentence_transformers, prepare_base_model
+from rayembed.model.base_model import (
+    check_length,
+    import_sentence_transformers,
+    prepare_base_model,
+    save_untrained,
+)
+from rayembed.model.configuration import ModelConfig
 from rayembed.model.export.modules_json import read_modules
+from rayembed.model.export.sentence_transformers import export_sentence_transformers
 from tests.tiny import save_base
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz:"
@@ -50,6 +59,16 @@ def save_bert(folder):
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     return save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    """Takes what its tokenizer begins a text with for padding."""
+    folder = tmp_path_factory.mktemp("roberta")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    RobertaModel(RobertaConfig(vocab_size=len(VOCABULARY), pad_token_id=2, **sizes)).save_pretrained(folder)
+    word_piece_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +172,74 @@ def test_what_cannot_be_followed_is_refused_by_name(bert, tmp_path):
         Embedder.load(tmp_path / "dense")
     with pytest.raises(ConfigError, match=r"512 and base model .* has learned 40 positions"):
         check_length(bert, Contract())
+
+
+LOAD_ALONE = """
+import json, sys
+sys.modules["rayembed"] = None  # importing it fails
+from sentence_transformers import SentenceTransformer
+
+def encode(folder, texts):
+    model = SentenceTransformer(folder, device="cpu")
+    return {name: model.encode(texts, prompt_name=name).tolist() for name in model.prompts}
+
+print(json.dumps({folder: encode(folder, texts) for folder, texts in json.loads(sys.argv[1]).items()}))
+"""
+PROMPTS = {"query": "query: ", "document": "passage: "}
+FIXED = {"instruction_template": "{instruction}", "instructions": PROMPTS, "max_length": 20}
+FREE = {"instructions": {"query": "find"}, "max_length": 50}
+CAUSAL_EOS = {"attention": "causal", "pooling": {"type": "eos"}}
+
+
+def export(base, folder, contract, model):
+    """Checkpoint and export of an untrained model, in `folder`."""
+    config = ModelConfig.model_validate(model)
+    save_untrained(base, folder / "checkpoint", Contract(**contract), config=config)
+    export_sentence_transformers(folder / "checkpoint", folder / "exported")
+    return folder / "exported"
+
+
+def test_plain_exports_load_without_this_library(bert, mistral, tmp_path):
+    """The end token that BERT's tokenizer adds and the contract does not is gone, Mistral's is added."""
+    cases = {
+        "prompt": (bert, FIXED, {"pooling": {"type": "mean"}}),
+        "first": (bert, FIXED | {"pool_instruction": True}, {"pooling": {"type": "cls"}}),
+        "no-end": (bert, FIXED | {"append_eos": False}, {"pooling": {"type": "mean"}}),
+        "last": (mistral, FREE, CAUSAL_EOS),
+    }
+    folders = {name: export(case[0], tmp_path / name, *case[1:]) for name, case in cases.items()}
+    texts = [*filter(None, TEXTS), " odd  spaces\n", "y" * 99]
+    command = [sys.executable, "-c", LOAD_ALONE, json.dumps({str(each): texts for each in folders.values()})]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    for name, folder in folders.items():
+        import_sentence_transformers(folder, tmp_path / name / "again")
+        theirs = json.loads(run.stdout.splitlines()[-1])[str(folder)]
+        assert {"query", "document"} <= theirs.keys()
+        for checkpoint in ("checkpoint", "again"):
+            ours = Embedder.load(tmp_path / name / checkpoint, precision="fp32")
+            documents = ours.encode(
+                texts, instruction=ours.contract.instruction_for("query", side="document")
+            )
+            np.testing.assert_allclose(theirs["query"], ours.encode(texts, task="query"), atol=1e-5)
+            np.testing.assert_allclose(theirs["document"], documents, atol=1e-5)
+        assert "trust_remote_code" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("base", "contract", "model", "problem"),
+    [
+        ("mistral", FREE, {"pooling": {"type": "eos"}}, "its attention is bidirectional"),
+        ("mistral", FREE, CAUSAL_EOS | {"pooling": {"type": "mean"}}, "has 22 tokens alone and 21 before"),
+        ("mistral", FREE | {"truncation": "published"}, CAUSAL_EOS, "cuts the end token off long texts"),
+        ("mistral", FREE | {"max_length": 9}, CAUSAL_EOS, "leaves no room for text"),
+        ("bert", FIXED, {"pooling": {"type": "weighted_mean"}}, "weights begin behind the prompt here"),
+        ("bert", FIXED, {"pooling": {"type": "self_attention"}}, "no mode for the head self_attention"),
+        ("roberta", FIXED, {"pooling": {"type": "mean"}}, "token 2 of its texts is padding to roberta"),
+    ],
+)
+def test_what_plain_modules_cannot_compute_is_said(base, contract, model, problem, tmp_path, request, caplog):
+    caplog.set_level("INFO")
+    folder = export(request.getfixturevalue(base), tmp_path, contract, model)
+    assert f"{folder} needs rayembed where it is loaded" in caplog.text
+    assert problem in caplog.text
+    assert "RayembedModule" in (folder / "modules.json").read_text()

@@ -15,6 +15,8 @@ def model_card(
     config: ModelConfig,
     contract: Contract,
     scores: Mapping[str, Mapping[str, Any]],
+    *,
+    is_plain: bool = False,
 ) -> str:
     """README.md of a model in Markdown.
 
@@ -24,12 +26,13 @@ def model_card(
         config: model configuration.
         contract: contract.
         scores: task -> {"metric", "base", "bm25", "trained"}, as in a run's summary.json; may be empty.
+        is_plain: whether the folder loads without this library.
     """
     provenance = manifest["provenance"]
     sections = [
         _HEADER.format(name=name),
         _facts(manifest, config, contract),
-        _USE.format(name=name, instruction=next(iter(contract.instructions), "query")),
+        _use(is_plain).format(name=name, instruction=next(iter(contract.instructions), "query")),
         "## Instructions\n\n" + _instructions(contract),
         "## Training data and licences\n\n" + _data(provenance),
         "## Scores\n\n" + _scores(scores),
@@ -47,7 +50,23 @@ tags: [rayembed, sentence-transformers, text-embedding]
 # {name}
 """
 
-_USE = """
+_CALLS = """
+queries = model.encode(["what is packed attention"], prompt_name="{instruction}")
+documents = model.encode(["Texts laid end to end attend to themselves only."])
+print(model.similarity(queries, documents))
+```
+"""
+
+_USE_PLAIN = """
+## Use
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{name}")
+"""
+
+_USE_RAYEMBED = """
 ## Use
 
 With the package `rayembed` installed:
@@ -56,14 +75,16 @@ With the package `rayembed` installed:
 from rayembed.model.export.sentence_transformers import load_sentence_transformer
 
 model = load_sentence_transformer("{name}")
-queries = model.encode(["what is packed attention"], prompt_name="{instruction}")
-documents = model.encode(["Texts laid end to end attend to themselves only."])
-print(model.similarity(queries, documents))
-```
+"""
 
+_FLAG = """
 `SentenceTransformer("{name}", trust_remote_code=True)` gives the same model. The flag allows the import of
 the installed package; this folder holds no code.
 """
+
+
+def _use(is_plain: bool) -> str:
+    return _USE_PLAIN.rstrip() + _CALLS if is_plain else _USE_RAYEMBED.rstrip() + _CALLS + _FLAG
 
 
 def _facts(manifest: Mapping[str, Any], config: ModelConfig, contract: Contract) -> str:

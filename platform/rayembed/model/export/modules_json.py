@@ -1,4 +1,4 @@
-"""A folder of sentence-transformers in this library's terms.
+"""A folder of sentence-transformers in this library's terms, read and written.
 
     modules.json                        what is here
     Transformer, path ""                the backbone, with its tokenizer
@@ -8,19 +8,28 @@
     prompts                             contract.instructions, whose template is the bare prompt
     include_prompt                      contract.pool_instruction
 
-Nothing of sentence-transformers itself is imported. Other modules, such as Dense, are refused by name.
+Nothing of sentence-transformers itself is imported. Other modules, such as Dense, are refused by name. A
+checkpoint is written in this form only where these modules give its vectors: `plain_modules_problem` says why
+one cannot be.
 """
 
 import json
 import logging
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from rayembed.common.errors import CheckpointError
+from tokenizers import processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rayembed.common.errors import CheckpointError, RequestError
+from rayembed.common.paths import atomic_write
 from rayembed.contract.contract import Contract, beginning_ids, end_id
 from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.model.backbone import DECODERS, most_positions, read_config
+from rayembed.model.backbone import DECODERS, POSITIONS_BEHIND_PADDING, most_positions, read_config
 from rayembed.model.configuration import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -35,6 +44,7 @@ _OLD_MODES = {  # True or False each, before release 6
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_PROBES = ("a", "Plain words, 3.14", " hello  world ", "a\nb\tc", "中文 é 🙂")
 
 
 @dataclass(frozen=True)
@@ -136,3 +146,102 @@ def _check_tokenizer(tokenizer: Any, declared: dict[str, Any], folder: Path) -> 
             f"{folder} lowers the case of texts before its tokenizer, which does not; set do_lower_case of "
             "sentence_bert_config.json to false and add the normalizer Lowercase to tokenizer.json"
         )
+
+
+def plain_modules_problem(
+    checkpoint: Path, model: ModelConfig, contract: Contract, prompts: Iterable[str]
+) -> str | None:
+    """Why a checkpoint cannot be Transformer, Pooling and Normalize with the same vectors; None: it can.
+
+    Tokens are compared on a few texts behind each of `prompts`, with the tokenizer as others read it.
+    """
+    pooling = model.pooling.type
+    if pooling not in _POOLINGS.values():
+        return f"Pooling has no mode for the head {pooling}"
+    config = read_config(checkpoint / "backbone")
+    if config.model_type in DECODERS and model.attention != "causal":
+        return "other programs read a decoder as causal, and its attention is bidirectional"
+    if contract.append_eos and contract.truncation != "keep_eos":
+        return "its contract cuts the end token off long texts, and a tokenizer keeps it"
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        _plain_tokenizer(checkpoint, contract).save_pretrained(folder)
+        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    ours = load_tokenizer(checkpoint / "tokenizer")
+    counts_prompts = not contract.pool_instruction and pooling != "eos"
+    any_prompt = () if contract.prompts else (contract.prefix("find"),)
+    texts = [*_PROBES, " ".join(map(str, range(contract.max_length)))]
+    for prompt in sorted({"", *any_prompt, *prompts}):
+        try:
+            wanted = contract.tokenize_prefixed(ours, texts, prompt)
+        except RequestError as error:
+            return str(error)
+        options = {"truncation": True, "max_length": contract.max_length}
+        found = theirs([prompt + text for text in texts], **options)["input_ids"]
+        for text, here, there in zip(texts, wanted.input_ids, found, strict=True):
+            if here != there:
+                return f"its tokenizer alone gives other tokens for {(prompt + text)[:60]!r}"
+            if config.model_type in POSITIONS_BEHIND_PADDING and config.pad_token_id in here:
+                return f"token {config.pad_token_id} of its texts is padding to {config.model_type}"
+        if prompt and counts_prompts:
+            if pooling == "weighted_mean":
+                return "weights begin behind the prompt here, and at the first token there"
+            alone = theirs(prompt)["input_ids"]
+            length = len(alone) - (alone[-1] in theirs.all_special_ids)
+            if length != wanted.pool_starts[0]:
+                return (
+                    f"the prompt {prompt!r} has {length} tokens alone and {wanted.pool_starts[0]} before a "
+                    "text, so other tokens would be pooled"
+                )
+    return None
+
+
+def write_modules(
+    checkpoint: Path, folder: Path, model: ModelConfig, contract: Contract, dimensions: int
+) -> None:
+    """Write the modules of a checkpoint that has no `plain_modules_problem`; prompts are the caller's.
+
+    Pooling is written in the older form, which every release and other servers read.
+    """
+    shutil.copytree(checkpoint / "backbone", folder, dirs_exist_ok=True)
+    config = _read(folder / "config.json") | {"dtype": "float32"}  # of the computation, as here
+    _plain_tokenizer(checkpoint, contract).save_pretrained(folder)
+    names = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for index, (name, path) in enumerate(names.items())
+    ]
+    pooling = {
+        "word_embedding_dimension": dimensions,
+        **{key: _POOLINGS.get(mode) == model.pooling.type for key, mode in _OLD_MODES.items()},
+        "include_prompt": contract.pool_instruction,
+    }
+    files = {
+        "config.json": config,
+        MODULES_FILE: modules,
+        "1_Pooling/config.json": pooling,
+        "sentence_bert_config.json": {"max_seq_length": contract.max_length, "do_lower_case": False},
+    }
+    for path in ("1_Pooling", "2_Normalize"):
+        (folder / path).mkdir()
+    for name, content in files.items():
+        atomic_write(folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def _plain_tokenizer(checkpoint: Path, contract: Contract) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, which itself puts the contract's tokens around a text.
+
+    It has no chat template: sentence-transformers would make each text a conversation.
+    """
+    tokenizer: Any = load_tokenizer(checkpoint / "tokenizer")
+    beginning, end = beginning_ids(tokenizer), [end_id(tokenizer)] if contract.append_eos else []
+    if tokenizer("")["input_ids"] != [*beginning, *end]:
+        pieces = {index: tokenizer.convert_ids_to_tokens(index) for index in (*beginning, *end)}
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*map(pieces.get, beginning), "$A", *map(pieces.get, end)],
+            special_tokens=[(piece, index) for index, piece in pieces.items()],
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end_id(tokenizer))
+    tokenizer.chat_template, tokenizer.truncation_side = None, "right"
+    return tokenizer

@@ -1,12 +1,14 @@
 """A checkpoint as a sentence-transformers model.
 
-The exported folder is the checkpoint itself plus what sentence-transformers looks for. Its `modules.json` has
-one module by import path, `RayembedModule` of the installed package, and no code travels in the folder. Since
+Where the modules of sentence-transformers itself give the same vectors, the exported folder has those
+(modules_json.py) and loads without this library. Otherwise it is the checkpoint itself, whose `modules.json`
+has one module by import path, `RayembedModule` of the installed package; no code travels in the folder. Since
 release 6 sentence-transformers imports modules of other packages only with `trust_remote_code=True`;
 `load_sentence_transformer` needs no such flag because the caller names the package.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +25,10 @@ from rayembed.contract import Contract
 from rayembed.contract.packing import pack
 from rayembed.model.checkpoint import LoadedModel, load_model, read_configuration, write_model
 from rayembed.model.export.card import model_card
+from rayembed.model.export.modules_json import MODULES_FILE, plain_modules_problem, write_modules
 
-MODULES_FILE = "modules.json"
+logger = logging.getLogger(__name__)
+
 SETTINGS_FILE = "config_sentence_transformers.json"
 
 
@@ -112,7 +116,9 @@ def load_sentence_transformer(folder: Path | str, **options: Any) -> SentenceTra
 
 
 def export_sentence_transformers(checkpoint: Path, out: Path, *, summary: Path | None = None) -> None:
-    """Copy a checkpoint and add what sentence-transformers needs, with a model card.
+    """Write a checkpoint with a model card as plain modules, or else as one module of this library.
+
+    The log says which, and why.
 
     Args:
         checkpoint: checkpoint folder.
@@ -124,13 +130,25 @@ def export_sentence_transformers(checkpoint: Path, out: Path, *, summary: Path |
     """
     manifest, config = read_configuration(checkpoint)
     contract = Contract.load(checkpoint)
+    settings = _settings(contract)
     scores = json.loads(summary.read_text())["tasks"] if summary else {}
+    problem = plain_modules_problem(checkpoint, config, contract, settings["prompts"].values())
     with atomic_directory(out) as temporary:
-        shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
-        module = {"idx": 0, "name": "0", "path": "", "type": f"{__name__}.{RayembedModule.__name__}"}
-        atomic_write(temporary / MODULES_FILE, json.dumps([module], indent=2) + "\n")
-        atomic_write(temporary / SETTINGS_FILE, json.dumps(_settings(contract), indent=2) + "\n")
-        atomic_write(temporary / "README.md", model_card(out.name, manifest, config, contract, scores))
+        if problem is None:
+            write_modules(checkpoint, temporary, config, contract, manifest["dimensions"])
+        else:
+            shutil.copytree(checkpoint, temporary, dirs_exist_ok=True)
+            module = {"idx": 0, "name": "0", "path": "", "type": f"{__name__}.{RayembedModule.__name__}"}
+            atomic_write(temporary / MODULES_FILE, json.dumps([module], indent=2) + "\n")
+        atomic_write(temporary / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+        card = model_card(out.name, manifest, config, contract, scores, is_plain=problem is None)
+        atomic_write(temporary / "README.md", card)
+    if problem is None:
+        logger.info(
+            "%s has plain modules, which sentence-transformers computes alone, with equal vectors", out
+        )
+    else:
+        logger.info("%s needs rayembed where it is loaded: %s", out, problem)
 
 
 def _settings(contract: Contract) -> dict[str, Any]:
