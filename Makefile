@@ -41,7 +41,7 @@ quickstart: | quickstart-plan $(VENV)/.runtime ## train, evaluate, deploy and qu
 	$(BIN)/rayembed quickstart --port $(PORT)
 
 quickstart-plan:
-	@test -e $(VENV)/.runtime || echo "Installing rayembed into $(VENV) (2 to 4 minutes); the quickstart follows (about 20 minutes)."
+	@test -e $(VENV)/.runtime || echo "Installing rayembed into $(VENV) (2 to 4 minutes); the quickstart follows (about 8 minutes)."
 
 serve: $(VENV)/.runtime ## serve a model: make serve CHECKPOINT=runs/quickstart/model
 	@test -n "$(CHECKPOINT)" || { echo "error: name a model, make serve CHECKPOINT=runs/quickstart/model" >&2; exit 2; }

@@ -13,7 +13,7 @@ The quickstart needs two CPU cores and no GPU. It will
   report    curves, scores and sample searches in one HTML file (1 min).
 Stop it with Ctrl-C; run it again and it continues.
 """
-TRAINING_MINUTES = 15  # on two idle cores
+TRAINING_MINUTES = 5  # on two idle cores
 
 
 def quickstart(port: Annotated[int, typer.Option(help="TCP port of the endpoint.")] = 8000) -> Path:
