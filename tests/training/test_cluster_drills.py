@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.drill, pytest.mark.
 STEP = 12  # after which a drill begins
 EXACT = ("lora.dropout=0", "training.precision=fp32")
 NEVER = "training.checkpoint_every=1000"
+ELASTIC = {"workers": 2, "min_workers": 1, "cpus_per_worker": 1}  # a node of one CPU holds one
 RAY = Path(sys.executable).parent / "ray"
 
 
@@ -160,7 +161,7 @@ def assert_same_course(run_folder: Path, unbroken: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_nodes_that_are_there(unbroken, home, tiny_base, nodes):
-    recipe = write_recipe(home, tiny_base, "elastic", stages=1, workers=2, min_workers=1, resize_seconds=1)
+    recipe = write_recipe(home, tiny_base, "elastic", stages=1, resize_seconds=1, **ELASTIC)
     log, run_folder = home / "elastic.log", home / "runs" / "elastic"
     nodes.join()
     lost = nodes.join()
@@ -177,7 +178,7 @@ def test_a_run_goes_on_with_the_nodes_that_are_there(unbroken, home, tiny_base, 
 
 
 def test_a_drained_node_costs_no_step(unbroken, home, tiny_base, nodes):
-    recipe = write_recipe(home, tiny_base, "drained", stages=1, workers=2, min_workers=1)
+    recipe = write_recipe(home, tiny_base, "drained", stages=1, **ELASTIC)
     log = home / "drained.log"
     nodes.join()
     leaving = nodes.join()
