@@ -18,7 +18,6 @@ from rayembed.config.blend import SourceConfig
 from rayembed.config.facts import facts_of, list_blends, spread_facts
 from rayembed.config.layering import assign, merge, names_in
 from rayembed.config.run import RunConfig
-from rayembed.model.export.modules_json import is_modules_folder, read_modules
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +148,11 @@ def with_declared(raw: dict[str, Any]) -> dict[str, Any]:
     For a folder of sentence-transformers that pools by mean, `contract: {max_length: 64}` becomes
     `contract: {max_length: 64, pool_instruction: true, ...}, model: {pooling: {type: mean}, ...}`.
     """
-    folder = resolve(str(raw.get("base_model", "")))
+    base = raw.get("base_model")
+    if not isinstance(base, str) or not (folder := resolve(base)).is_dir():
+        return raw
+    from rayembed.model.export.modules_json import is_modules_folder, read_modules  # imports transformers
+
     if not is_modules_folder(folder):
         return raw
     found, raw = read_modules(folder).settings, dict(raw)
