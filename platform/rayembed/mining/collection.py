@@ -77,7 +77,8 @@ def source_mistakes(data: DataConfig, entry: SourceMining) -> Iterator[str]:
     except DataError as error:
         yield str(error)
     if entry.known_positives is not None and not resolve(entry.known_positives).is_file():
-        yield f"source {entry.source}: there is no known_positives at {resolve(entry.known_positives)}"
+        path = resolve(entry.known_positives)
+        yield f"source {entry.source}: there is no known_positives at {path}; give a file"
     try:
         if entry.corpus is not None:
             list_files(entry.corpus)

@@ -104,10 +104,10 @@ def rescore(
     wanted = settings.sample_from or settings.negatives_per_query
     ranked = dict(_ranked(settings, found))
     most = max((len(one.documents) for one in ranked.values()), default=0)
-    start, stop = 0, config.top
+    start, width = 0, config.top
     while start < most:
         window = [
-            RescoringRequest(query, one.positives, one.documents[start:stop])
+            RescoringRequest(query, one.positives, one.documents[start : start + width])
             for query, one in ranked.items()
             if len(result.wrong[query]) < wanted and start < len(one.documents)
         ]
@@ -115,8 +115,9 @@ def rescore(
             answers.fetch(window)
             for request in window:
                 answers.sort_into(result, request)
-        # A local model is loaded for every window: of 8, 16, 32, 64 documents, not of 8 thirteen times.
-        start, stop = stop, stop + config.top if config.kind != "cross-encoder" else 3 * stop - 2 * start
+        start += width
+        if isinstance(config, CrossEncoder):  # loaded for every window: 8, 16, 32, 64 documents, not 13 x 8
+            width *= 2
     share = result.summary()["share"]
     if share is not None and share > _MOST_RIGHT:
         logger.warning(

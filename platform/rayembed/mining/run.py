@@ -127,16 +127,17 @@ def _mine_source(
     )
     _write_rows(rows, folder / RESULT_FILE)
     report = MiningReport.of(choices, documents=len(collection.documents))
+    dropped = table.num_rows - report.rows
     summary = audit.summary() | {
         "rescoring": (rescoring or RescoringResult()).summary(),
-        "round_trip": {"dropped": table.num_rows - report.rows},
+        "round_trip": {"dropped": dropped},
     }
     if not choices:
         raise DataError(
             f"source {entry.source}: no positive is among the first {entry.round_trip} of its query; raise "
             "round_trip, or look at the rows: their queries do not lead to their positives"
         )
-    if dropped := table.num_rows - report.rows:
+    if dropped:
         logger.info("source %s: %d rows fail the round trip and are dropped", entry.source, dropped)
     content = {"counts": asdict(report), "settings": entry.model_dump(mode="json"), **summary}
     atomic_write(folder / "report.json", json.dumps(content, indent=2) + "\n")

@@ -137,12 +137,13 @@ def save_untrained(
     contract: Contract,
     *,
     layers: int | None = None,
-    config: ModelConfig = ModelConfig(pooling=MeanPoolingConfig()),  # noqa: B008 - frozen
+    config: ModelConfig | None = None,
 ) -> str:
-    """Write a base model under a head without weights as a checkpoint; returns its digest.
+    """Write a base model under a head without weights (None: the mean) as a checkpoint; returns its digest.
 
     The weights stay in the number format that they have; no model is built.
     """
+    config = config or ModelConfig(pooling=MeanPoolingConfig())
     empty = EmbeddingModel(empty_backbone(base, attention=config.attention, layers=layers), config)
     with atomic_directory(folder) as temporary:
         write_merged(base, temporary / "backbone", {}, dtype=None, attention=config.attention, layers=layers)

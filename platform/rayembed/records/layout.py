@@ -19,7 +19,7 @@ from fsspec.utils import glob_translate
 
 from rayembed.common.errors import DataError
 from rayembed.config.data import UserSourceConfig
-from rayembed.records.locations import StoredFile
+from rayembed.records.locations import StoredFile, names_files
 
 _SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -80,8 +80,7 @@ def choose_files(
         )
     chosen = list(dict.fromkeys(place.file for place in places if isinstance(place.file, StoredFile)))
     missing = [place.file for place in places if isinstance(place.file, str)] + _missing_shards(chosen)
-    path = source.path or ""  # which may name the files themselves
-    if missing and not re.search(r"[*\[]", path) and files[0].name not in path:
+    if missing and not names_files(source.path or "", files):
         raise DataError(
             f"{source.origin} is not complete: {', '.join(missing[:3])}{', ...' if missing[3:] else ''} "
             "missing; download all of it, or give a pattern of the files that are meant as path"

@@ -3,7 +3,7 @@
 import lzma
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ from rayembed.common.errors import DataError, ResourceError
 from rayembed.common.paths import resolve
 
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".xz")
+
+_PATTERN = re.compile(r"[*\[]")
 
 Result = TypeVar("Result")
 
@@ -86,7 +88,7 @@ def list_files(uri: str) -> list[StoredFile]:
     """
     filesystem, path = open_location(uri)
     given = _answered(uri, lambda: filesystem.get_file_info(path))
-    if given.type == fs.FileType.NotFound and re.search(r"[*\[]", uri):
+    if given.type == fs.FileType.NotFound and _PATTERN.search(uri):
         return _fitting(uri)
     if given.type == fs.FileType.NotFound:
         raise DataError(f"{uri} does not exist; give a file, a folder, or a URI of one ({_SCHEMES})")
@@ -101,6 +103,11 @@ def list_files(uri: str) -> list[StoredFile]:
         if info.type == fs.FileType.File and not any(part.startswith(".") for part in name.split("/")):
             files.append(_stored(f"{base.rstrip('/')}/{name}{'?' if query else ''}{query}", name, info))
     return files
+
+
+def names_files(location: str, files: Sequence[StoredFile]) -> bool:
+    """Whether a location names its files, as one file or by a pattern, and not their folder."""
+    return bool(_PATTERN.search(location)) or (len(files) == 1 and files[0].name in location)
 
 
 def _fitting(pattern: str) -> list[StoredFile]:

@@ -69,8 +69,9 @@ class Usage:
 _ENOUGH_ANSWERS, _LEAST_ACCEPTED = 100, 0.05  # before a model that hardly ever fits costs more
 
 
-ATTEMPTS = 3
-"""How often a prompt is asked until an answer can be used."""
+_ATTEMPTS = 3  # most answers to one prompt, those of earlier runs included
+WORK = "work"
+"""Folder of a kind's answers, in one folder for each set of settings."""
 
 
 def draws(name: str, seed: int, attempt: int) -> np.random.Generator:
@@ -100,7 +101,7 @@ class Spending:
         self._generator = generator if isinstance(generator, EndpointGenerator) else None
         self.most = self._generator.max_cost if self._generator else None
         self.cost = 0.0
-        for path in sorted(output.glob("*/work/*/*.jsonl")) if self.most is not None else ():
+        for path in sorted(output.glob(f"*/{WORK}/*/*.jsonl")) if self.most is not None else ():
             for record in stored_answers(path):
                 self.add(record["prompt_tokens"], record["answer_tokens"])
 
@@ -139,10 +140,9 @@ class Ledger:
         parse: Callable[[str], Any],
         *,
         fields: Mapping[str, Any],
-        attempts: int,
         seed: int,
     ) -> None:
-        """Ask every prompt that has no accepted answer yet, until `attempts` answers did not fit.
+        """Ask every prompt that has no accepted answer yet, until `_ATTEMPTS` answers did not fit.
 
         Nothing more is asked once `max_cost` is reached; what is in flight then is kept.
         Each request has a seed of its own: equal prompts get different answers.
@@ -152,7 +152,6 @@ class Ledger:
             prompts: name -> function of the attempt's number, because another attempt asks a bit differently.
             parse: an answer -> what is stored; raises Misfit.
             fields: name -> JSON schema of what an answer holds, for services with structured output.
-            attempts: most answers to one prompt, earlier runs included.
             seed: decides what is sampled.
 
         Raises:
@@ -160,7 +159,7 @@ class Ledger:
             ResourceError: there is a `max_cost` and the service does not say what tokens it used.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(attempts):
+        for attempt in range(_ATTEMPTS):
             open_names = [
                 name for name in prompts if name not in self.accepted and self.attempts[name] == attempt
             ]

@@ -19,10 +19,9 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import atomic_file, atomic_write, resolve
+from rayembed.common.paths import atomic_write, resolve
 from rayembed.config.data import DataConfig, UserSourceConfig
 from rayembed.data.plan import fingerprint
 from rayembed.mining.collection import read_corpus
@@ -30,10 +29,10 @@ from rayembed.mining.config import MiningRecipe, SourceMining
 from rayembed.mining.filters import FilterConfig
 from rayembed.mining.run import mine
 from rayembed.records.schema import PAIR_SCHEMA, document_id, pair_row
-from rayembed.synthesis.answers import ATTEMPTS, Ledger, Spending, draws, identity
+from rayembed.synthesis.answers import WORK, Ledger, Spending, draws, identity
 from rayembed.synthesis.config import Grounding, SynthesisRecipe
 from rayembed.synthesis.kinds import LIST_FIELDS, LONG_WORDS, count_words, grounded_prompt, parse_tasks
-from rayembed.synthesis.report import KindReport, SynthesizedSource
+from rayembed.synthesis.report import KindReport, SynthesizedSource, write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +55,9 @@ def ground(recipe: SynthesisRecipe, settings: Grounding, spending: Spending) -> 
         "seed": recipe.seed,
         "queries": settings.queries_per_passage,
     }
-    ledger = Ledger(folder / "work" / fingerprint(made_from)[:12] / "queries.jsonl", spending)
+    ledger = Ledger(folder / WORK / fingerprint(made_from)[:12] / "queries.jsonl", spending)
     prompts = {name: partial(_prompt, recipe, settings, name, text) for name, text in passages.items()}
-    ledger.ask(
-        recipe.generator, prompts, parse_tasks, fields=LIST_FIELDS, attempts=ATTEMPTS, seed=recipe.seed
-    )
+    ledger.ask(recipe.generator, prompts, parse_tasks, fields=LIST_FIELDS, seed=recipe.seed)
     queries = {name: ledger.accepted.get(name, [])[: settings.queries_per_passage] for name in passages}
     written: dict[str, str] = {}  # query -> its passage
     for name, texts in queries.items():
@@ -81,8 +78,8 @@ def ground(recipe: SynthesisRecipe, settings: Grounding, spending: Spending) -> 
         )
         for query, name in written.items()
     ]
-    pairs = _write(pa.Table.from_pylist(rows, PAIR_SCHEMA), folder / "work" / "written.parquet")
-    texts = _write(pa.table({"text": corpus}), folder / "work" / "corpus.parquet")
+    pairs = write_parquet(pa.Table.from_pylist(rows, PAIR_SCHEMA), folder / WORK / "written.parquet")
+    texts = write_parquet(pa.table({"text": corpus}), folder / WORK / "corpus.parquet")
     (mined,) = mine(_mining(recipe, settings, pairs, texts, folder))
     report = KindReport.of(
         NAME,
@@ -143,16 +140,10 @@ def _mining(
         output=str(folder.parent),
         seed=recipe.seed,
         data=DataConfig(
-            directory=str(folder / "work" / "data"), sources={NAME: UserSourceConfig(path=str(pairs))}
+            directory=str(folder / WORK / "data"), sources={NAME: UserSourceConfig(path=str(pairs))}
         ),
         teachers={"search": settings.teacher},
         sources=(source,),
         rescoring=judge.model_copy(update={"promote": True}) if judge is not None else None,
         actors=settings.actors,
     )
-
-
-def _write(table: pa.Table, path: Path) -> Path:
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    return path

@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayembed.common.paths import atomic_file
 from rayembed.synthesis.answers import Usage
 
 
@@ -72,6 +76,13 @@ class SynthesizedSource:
 
     path: Path
     report: KindReport
+
+
+def write_parquet(table: pa.Table, path: Path) -> Path:
+    """Write rows; the file is whole or not there."""
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    return path
 
 
 def markdown(name: str, reports: Sequence[KindReport]) -> str:

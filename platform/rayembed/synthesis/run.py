@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import atomic_file, atomic_write, resolve
+from rayembed.common.paths import atomic_write, resolve
 from rayembed.data.contamination import NearDuplicates
 from rayembed.data.plan import fingerprint
 from rayembed.records.schema import PAIR_SCHEMA, pair_row
-from rayembed.synthesis.answers import ATTEMPTS, Ledger, Spending, draws, identity, merged
+from rayembed.synthesis.answers import WORK, Ledger, Spending, draws, identity, merged
 from rayembed.synthesis.config import KindSynthesis, SynthesisRecipe
 from rayembed.synthesis.grounded import ground
 from rayembed.synthesis.kinds import (
@@ -37,7 +36,7 @@ from rayembed.synthesis.kinds import (
     parse_triplet,
     tasks_prompt,
 )
-from rayembed.synthesis.report import KindReport, SynthesizedSource, markdown
+from rayembed.synthesis.report import KindReport, SynthesizedSource, markdown, write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def _synthesize_kind(
     recipe: SynthesisRecipe, entry: KindSynthesis, seed: int, spending: Spending
 ) -> SynthesizedSource | None:
     folder = resolve(recipe.output) / entry.kind
-    work = folder / "work" / _settings_key(recipe, entry)
+    work = folder / WORK / _settings_key(recipe, entry)
     tasks, steps = [KINDS[entry.kind].instruction] * entry.tasks, []
     if KINDS[entry.kind].invents_tasks:
         tasks, ledger = _invent_tasks(recipe, entry, work, seed, spending)
@@ -88,7 +87,7 @@ def _synthesize_kind(
         name: partial(_example, recipe, entry, tasks[task], name, seed) for name, task in names.items()
     }
     parse = partial(_triplet, entry.kind)
-    examples.ask(recipe.generator, prompts, parse, fields=TEXT_FIELDS, attempts=ATTEMPTS, seed=seed)
+    examples.ask(recipe.generator, prompts, parse, fields=TEXT_FIELDS, seed=seed)
     accepted = {name: examples.accepted[name] for name in names if name in examples.accepted}
     kept, exact, near = _without_duplicates(accepted)
     if not kept and spending.over:
@@ -104,8 +103,7 @@ def _synthesize_kind(
         for name, triplet in kept.items()
     ]
     path = folder / "train.parquet"
-    with atomic_file(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), temporary, compression="zstd")
+    write_parquet(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), path)
     report = KindReport.of(
         entry.kind,
         tasks=len(set(tasks)),
@@ -143,7 +141,7 @@ def _invent_tasks(
             f"tasks/{number}": partial(_tasks, recipe, entry, f"tasks/{number}", seed)
             for number in range(wanted)
         }
-        ledger.ask(recipe.generator, prompts, parse_tasks, fields=LIST_FIELDS, attempts=ATTEMPTS, seed=seed)
+        ledger.ask(recipe.generator, prompts, parse_tasks, fields=LIST_FIELDS, seed=seed)
         found = _different([task for name in prompts for task in ledger.accepted.get(name, [])])
         if len(found) >= entry.tasks:
             break

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.contract.contract import end_id
@@ -21,6 +21,7 @@ from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.collate import TrainingBatch
 from rayembed.losses import MNTPConfig
 from rayembed.losses.mntp import mask_tokens, masked_next_token
+from rayembed.model.backbone import read_config
 from rayembed.model.export import shards
 from rayembed.training.distributed import largest_over_ranks, sum_over_ranks, world_size
 from rayembed.training.resources import StepTimer
@@ -60,7 +61,7 @@ def language_model_head(base: Path | str, device: torch.device | str = "cpu") ->
     """
     if not (folder := Path(base)).is_dir():
         folder = Path(snapshot_download(str(base), allow_patterns=["*.json", "*.safetensors"]))
-    tied = AutoConfig.from_pretrained(folder, trust_remote_code=False).tie_word_embeddings
+    tied = read_config(folder).tie_word_embeddings
     for ending in ("lm_head.weight", *(["embed_tokens.weight"] if tied else [])):
         for file in shards.weight_files(folder):
             with safe_open(file, framework="pt", device=str(device)) as tensors:

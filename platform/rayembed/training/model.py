@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import resolve
@@ -15,7 +14,7 @@ from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.model.backbone import empty_backbone, load_backbone
+from rayembed.model.backbone import empty_backbone, load_backbone, read_config
 from rayembed.model.checkpoint import load_model
 from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.configuration import LoraSettings, ModelConfig
@@ -159,7 +158,7 @@ def load_teacher(
             )
     if teacher.tokenizer.get_vocab() != load_tokenizer(student.original_base).get_vocab():
         raise CheckpointError(f"teacher {folder} has another vocabulary; use one of the same base model")
-    width, wanted = teacher.embedder.dimensions, AutoConfig.from_pretrained(student.base).hidden_size
+    width, wanted = teacher.embedder.dimensions, read_config(student.base).hidden_size
     if width != wanted:
         raise CheckpointError(
             f"teacher {folder} has vectors of width {width}, this run's model {wanted}; take a teacher "

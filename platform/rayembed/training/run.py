@@ -87,7 +87,7 @@ def _train(
         # Under the trained model's contract, so that both are asked in the same words.
         write = partial(
             save_untrained, base, folder / "untrained", export.contract, layers=model.layers,
-            **untrained_settings(config),
+            config=_declared_model(config),
         )  # fmt: skip
         run_apart(write, what="copying the untrained model", memory=memory)
     finished: list[FinishedStage] = []
@@ -117,10 +117,10 @@ def _train(
     run_apart(write, what="writing the trained model", memory=memory)
 
 
-def untrained_settings(config: RunConfig) -> dict[str, ModelConfig]:
-    """How the untrained model of a run pools, where its base model says so."""
+def _declared_model(config: RunConfig) -> ModelConfig | None:
+    """How the base model of a run attends and pools, where its folder says so."""
     folder = resolve(config.base_model)
-    return {"config": read_modules(folder).model} if is_modules_folder(folder) else {}
+    return read_modules(folder).model if is_modules_folder(folder) else None
 
 
 def ready_base_model(config: RunConfig) -> Path | str:

@@ -7,7 +7,6 @@ JSON arrays, compressed files) are read from their beginning for every range.
 
 import hashlib
 import io
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from rayembed.config.data import UserSourceConfig
 from rayembed.records import READERS, SUFFIXES, find_parts, read_part
 from rayembed.records.columnar import PARQUET, open_parquet
 from rayembed.records.layout import is_bookkeeping
-from rayembed.records.locations import StoredFile, list_files
+from rayembed.records.locations import StoredFile, list_files, names_files
 from rayembed.records.text_files import JSON, is_array
 
 ROWS_PER_OFFSET = 1024
@@ -107,9 +106,8 @@ def find_files(pattern: str | Path) -> list[StoredFile]:
         ResourceError: the store does not answer.
     """
     pattern, stored = str(pattern), list_files(str(pattern))
-    named = re.search(r"[*\[]", pattern) or (len(stored) == 1 and stored[0].name in pattern)
     readable = [file for file in stored if any(reader.takes(file) for reader in READERS.values())]
-    if named and len(readable) < len(stored):
+    if len(readable) < len(stored) and names_files(pattern, stored):
         other = next(file.uri for file in stored if file not in readable)
         raise DataError(f"{other} does not end in {', '.join(SUFFIXES)}; convert it or leave it out")
     found = [file for file in readable if not is_bookkeeping(file.name)]
