@@ -151,11 +151,16 @@ def with_declared(raw: dict[str, Any]) -> dict[str, Any]:
     base = raw.get("base_model")
     if not isinstance(base, str) or not (folder := resolve(base)).is_dir():
         return raw
-    from rayembed.model.export.modules_json import is_modules_folder, read_modules  # imports transformers
+    from rayembed.model.checkpoint import checkpoint_settings  # imports transformers
+    from rayembed.model.export.modules_json import is_modules_folder, read_modules
 
-    if not is_modules_folder(folder):
+    if (folder / "rayembed.json").is_file():
+        found = checkpoint_settings(folder)
+    elif is_modules_folder(folder):
+        found = read_modules(folder).settings
+    else:
         return raw
-    found, raw = read_modules(folder).settings, dict(raw)
+    raw = dict(raw)
     for part, settings in found.items():
         own = raw.get(part) or {}
         if isinstance(own, Mapping):  # other values are mistakes, which validation names

@@ -47,12 +47,18 @@ class RunConfig(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the run and of its folder")
     seed: int = Field(17, description="determines batches, negatives, new weights and dropout")
     output: str = Field("runs", description="parent of the run's folder, relative to the workspace")
-    base_model: str = Field(description="packaged model, local Hugging Face folder or hub id")
+    base_model: str = Field(
+        description="packaged model, local folder of Hugging Face, sentence-transformers or rayembed, or hub id"
+    )
     base_layers: int | None = Field(None, ge=1, description="keep only this many first layers")
     models_directory: str = Field("models", description="folder for packaged base models")
     contract: Contract = Field(Contract(), description="how a text becomes tokens")
     model: ModelConfig = Field(ModelConfig(), description="attention and pooling")
     lora: LoraSettings | None = Field(LoraSettings(), description="None: train all weights")
+    keep_zeros: bool = Field(
+        False,
+        description="weights of linear layers that are zero in the base model stay zero, as in a pruned one",
+    )
     data: DataConfig = Field(DataConfig(), description="where the data is")
     stages: tuple[StageConfig, ...] = Field(min_length=1, description="training stages, in order")
     training: TrainingConfig = Field(TrainingConfig(), description="how training runs")
@@ -71,6 +77,11 @@ class RunConfig(Frozen):
             yield (
                 "model.pooling of type cls takes the first token, which is not pooled where an instruction "
                 "comes before a text; set contract.pool_instruction to true"
+            )
+        if self.keep_zeros and self.lora and self.lora.dropout:
+            yield (
+                f"lora.dropout is {self.lora.dropout:g} and keep_zeros computes with merged weights, where "
+                "there is none; set lora.dropout to 0"
             )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.common.packages import fetch_package
@@ -20,7 +21,13 @@ from rayembed.common.paths import atomic_directory, resolve
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.model.backbone import empty_backbone, llama_to_mistral, most_positions
-from rayembed.model.checkpoint import write_around_backbone
+from rayembed.model.checkpoint import (
+    MANIFEST_FILE,
+    POOLING_FILE,
+    load_matching,
+    read_manifest,
+    write_around_backbone,
+)
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.export.modules_json import is_modules_folder, read_modules
@@ -67,7 +74,8 @@ def prepare_base_model(
     """Folder or hub id of a base model, built when it is one of `PACKAGED_MODELS`.
 
     Args:
-        name: a packaged model's name, a local folder of Hugging Face or sentence-transformers, or a hub id.
+        name: a packaged model's name, a local folder of Hugging Face, sentence-transformers or this library,
+            or a hub id.
         models_dir: where packaged models are built and kept.
         layers: for a packaged model, keep only the first layers; other models are cut while loading.
         build: calls `build_packaged_model` elsewhere; None: in this process.
@@ -77,12 +85,28 @@ def prepare_base_model(
     """
     if name not in PACKAGED_MODELS:
         local = resolve(name)
+        if (local / MANIFEST_FILE).is_file():
+            return _joined(local, models_dir)
         if is_modules_folder(local):
             return read_modules(local).backbone
         return local if local.is_dir() else name
     folder = models_dir / (name if layers is None else f"{name}-{layers}-layers")
     if not (folder / "config.json").is_file():
         (build or build_packaged_model)(name, folder, layers=layers, cache=models_dir / ".downloads")
+    return folder
+
+
+def _joined(checkpoint: Path, models_dir: Path) -> Path:
+    """A checkpoint as one base-model folder: links to its backbone, tokenizer and pooling head."""
+    folder = models_dir / f"checkpoint-{read_manifest(checkpoint)['digest'][:12]}"
+    if not folder.is_dir():
+        with atomic_directory(folder) as temporary:
+            (temporary / POOLING_FILE).parent.mkdir()
+            for part in ("backbone", "tokenizer"):
+                for file in (checkpoint / part).iterdir():
+                    (temporary / file.name).symlink_to(file)
+            if (checkpoint / POOLING_FILE).is_file():
+                (temporary / POOLING_FILE).symlink_to(checkpoint / POOLING_FILE)
     return folder
 
 
@@ -139,12 +163,16 @@ def save_untrained(
     layers: int | None = None,
     config: ModelConfig | None = None,
 ) -> str:
-    """Write a base model under a head without weights (None: the mean) as a checkpoint; returns its digest.
+    """Write a base model under its own head or one without weights as a checkpoint; returns its digest.
+
+    `config` None pools by mean.
 
     The weights stay in the number format that they have; no model is built.
     """
     config = config or ModelConfig(pooling=MeanPoolingConfig())
     empty = EmbeddingModel(empty_backbone(base, attention=config.attention, layers=layers), config)
+    if (head := Path(base) / POOLING_FILE).is_file():
+        load_matching(empty.pooling, load_file(head), str(head))
     with atomic_directory(folder) as temporary:
         write_merged(base, temporary / "backbone", {}, dtype=None, attention=config.attention, layers=layers)
         return write_around_backbone(

@@ -191,6 +191,17 @@ def read_configuration(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
         raise CheckpointError(f"model configuration of {folder} is not readable: {error}") from error
 
 
+def checkpoint_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Keys of a recipe, under `contract` and `model`, that make models of the same kind as a checkpoint.
+
+    Raises:
+        CheckpointError: as `read_configuration`.
+    """
+    _, config = read_configuration(folder)
+    contract = Contract.load(folder)
+    return {"contract": contract.model_dump(mode="json"), "model": config.model_dump(mode="json")}
+
+
 def load_model(
     folder: Path,
     *,

@@ -1,6 +1,9 @@
 """Low-rank adapters on the backbone: attach, and merge into the weights."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import nn
 
@@ -60,3 +63,31 @@ def merge_lora(module: nn.Module) -> nn.Module:
         else:
             merge_lora(child)
     return module
+
+
+def keep_zeros(backbone: "transformers.PreTrainedModel") -> None:
+    """Let weights of linear layers that are zero stay zero in training: those of a pruned model; in place.
+
+    A layer with adapters computes with W + s * B @ A where W is not zero, as `write_merged` will store it. A
+    layer that is trained itself gets no gradient where W is zero, so AdamW moves nothing there.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in backbone.named_modules():
+        if isinstance(module, LoraLayer):
+            module.forward = _masked_forward(module)  # type: ignore[method-assign]
+        elif isinstance(module, nn.Linear) and module.weight.requires_grad and "lora_" not in name:
+            weight = module.weight
+            weight.register_hook(lambda gradient, weight=weight: gradient.masked_fill(weight == 0, 0))
+
+
+def _masked_forward(layer: Any) -> Any:
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        base = layer.get_base_layer()
+        weight = base.weight
+        for adapter in layer.active_adapters:
+            update = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight
+            weight = weight + (layer.scaling[adapter] * update).masked_fill(base.weight == 0, 0)
+        return F.linear(inputs, weight, base.bias)
+
+    return forward

@@ -33,6 +33,7 @@ def write_merged(
     lora: LoraSettings | None = None,
     attention: Literal["bidirectional", "causal"] = "bidirectional",
     layers: int | None = None,
+    keeps_zeros: bool = False,
 ) -> None:
     """Write a base model's backbone as a Hugging Face folder.
 
@@ -46,6 +47,7 @@ def write_merged(
         lora: settings of the adapters in `trained`.
         attention: written into the configuration.
         layers: of the base that are kept; None: all.
+        keeps_zeros: adapters change no weight of the base that is zero.
 
     Raises:
         CheckpointError: the base is incomplete or of another architecture.
@@ -59,7 +61,9 @@ def write_merged(
     model.config.save_pretrained(folder)
     parts = list(_parts(expected, dtype.itemsize))
     scale = lora.alpha / lora.rank if lora else 0.0
-    merged = ({name: _merged(name, files, trained, scale).to(dtype) for name in part} for part in parts)
+    merged = (
+        {name: _merged(name, files, trained, scale, keeps_zeros).to(dtype) for name in part} for part in parts
+    )
     write(folder, merged, len(parts))
 
 
@@ -121,7 +125,11 @@ def _parts(expected: Mapping[str, tuple[int, ...]], itemsize: int) -> Iterator[l
 
 
 def _merged(
-    name: str, files: Mapping[str, tuple[Path, str]], trained: Mapping[str, torch.Tensor], scale: float
+    name: str,
+    files: Mapping[str, tuple[Path, str]],
+    trained: Mapping[str, torch.Tensor],
+    scale: float,
+    keeps_zeros: bool,
 ) -> torch.Tensor:
     if f"backbone.{name}" in trained:
         return trained[f"backbone.{name}"].contiguous()
@@ -132,4 +140,5 @@ def _merged(
     down = trained.get(f"{layer}.lora_A.default.weight")
     if down is None:
         return weight
-    return weight.float() + scale * (trained[f"{layer}.lora_B.default.weight"].float() @ down.float())
+    update = scale * (trained[f"{layer}.lora_B.default.weight"].float() @ down.float())
+    return weight.float() + (update.masked_fill(weight == 0, 0) if keeps_zeros else update)

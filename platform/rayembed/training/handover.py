@@ -160,10 +160,10 @@ class ModelExport:
         check_weights(empty, weights, "the last stage")
         torch.manual_seed(model.seed)
         head = model.settings.pooling.build(empty.dimensions, empty.backbone.config.num_hidden_layers)
-        head.load_state_dict(
-            {name.removeprefix(_HEAD): value for name, value in weights.items() if name.startswith(_HEAD)},
-            strict=False,  # stages may train none
-        )
+        trained = {
+            name.removeprefix(_HEAD): value for name, value in weights.items() if name.startswith(_HEAD)
+        }
+        head.load_state_dict(model.head_weights() | trained, strict=False)  # stages may train none
         dtype = resolve_precision(self.precision, torch.device("cpu"))
         provenance = {
             "base_model": self.base_model,

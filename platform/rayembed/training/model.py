@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 from rayembed.common.errors import CheckpointError
@@ -15,11 +16,11 @@ from rayembed.config.training import TrainingConfig
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.model.backbone import empty_backbone, load_backbone, read_config
-from rayembed.model.checkpoint import load_model
+from rayembed.model.checkpoint import POOLING_FILE, load_matching, load_model
 from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
-from rayembed.model.lora import attach_lora
+from rayembed.model.lora import attach_lora, keep_zeros
 from rayembed.model.merging import write_merged
 
 
@@ -34,6 +35,7 @@ class ModelSpec:
         settings: attention and pooling.
         lora: adapters; None trains the whole backbone.
         seed: of the fresh weights.
+        keeps_zeros: weights of linear layers that are zero in the base stay zero.
     """
 
     base: Path | str
@@ -42,11 +44,12 @@ class ModelSpec:
     settings: ModelConfig
     lora: LoraSettings | None
     seed: int
+    keeps_zeros: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, base: Path | str) -> "ModelSpec":
         """The model that a run begins with."""
-        return cls(base, base, config.base_layers, config.model, config.lora, config.seed)
+        return cls(base, base, config.base_layers, config.model, config.lora, config.seed, config.keep_zeros)
 
     def build(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> EmbeddingModel:
         """The model, trainable parameters marked; the same on every rank and every device."""
@@ -56,7 +59,17 @@ class ModelSpec:
         )
         if self.lora is not None:
             attach_lora(backbone, self.lora)
-        return EmbeddingModel(backbone, self.settings).to(device)
+        if self.keeps_zeros:
+            keep_zeros(backbone)
+        embedder = EmbeddingModel(backbone, self.settings)
+        if head := self.head_weights():
+            load_matching(embedder.pooling, head, f"pooling head of {self.original_base}")
+        return embedder.to(device)
+
+    def head_weights(self) -> dict[str, torch.Tensor]:
+        """Weights of the pooling head that the base model brings along; none where it is no checkpoint."""
+        file = Path(self.original_base) / POOLING_FILE
+        return {name: value.float() for name, value in load_file(file).items()} if file.is_file() else {}
 
     def empty(self) -> EmbeddingModel:
         """The model on the meta device: names and shapes, trainable parameters marked, and no weights."""
@@ -70,7 +83,7 @@ class ModelSpec:
         """Write the backbone with trained weights, adapters merged; no whole model is in memory."""
         write_merged(
             self.base, folder, trained, dtype=dtype, lora=self.lora,
-            attention=self.settings.attention, layers=self.layers,
+            attention=self.settings.attention, layers=self.layers, keeps_zeros=self.keeps_zeros,
         )  # fmt: skip
 
 

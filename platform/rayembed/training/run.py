@@ -24,7 +24,7 @@ from rayembed.model.base_model import (
     prepare_base_model,
     save_untrained,
 )
-from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest
+from rayembed.model.checkpoint import MANIFEST_FILE, read_configuration, read_manifest
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.export.modules_json import is_modules_folder, read_modules
 from rayembed.model.merging import merging_bytes
@@ -120,6 +120,8 @@ def _train(
 def _declared_model(config: RunConfig) -> ModelConfig | None:
     """How the base model of a run attends and pools, where its folder says so."""
     folder = resolve(config.base_model)
+    if (folder / MANIFEST_FILE).is_file():
+        return read_configuration(folder)[1]
     return read_modules(folder).model if is_modules_folder(folder) else None
 
 
