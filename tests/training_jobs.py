@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -99,6 +100,14 @@ def assert_same_run(run_folder: Path, unbroken: Path) -> None:
     assert trace(run_folder) == trace(unbroken)
     ours, theirs = (read_manifest(folder / "model")["files"] for folder in (run_folder, unbroken))
     assert ours == theirs, "the weights differ"
+
+
+def wait_for(condition: Callable[[], object], log: Path, seconds: float = 500) -> None:
+    """Look until it holds; the end of `log` explains why it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()[-5000:]
+        time.sleep(0.02)
 
 
 def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen) -> None:

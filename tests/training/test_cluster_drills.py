@@ -11,8 +11,7 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from tests.training_jobs import (
     start_training,
     trace,
     training_workers,
+    wait_for,
     wait_for_step,
     write_recipe,
 )
@@ -117,13 +117,6 @@ def descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def wait_for(condition: Callable[[], object], log: Path, seconds: float = 500) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()[-5000:]
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager
