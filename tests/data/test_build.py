@@ -106,7 +106,7 @@ def test_labels_scores_and_sentence_pairs(tmp_path):
             "list of 1 numbers",
         ),
         ({"query": "q", "positive": "p", "teacher_scores": ["a"]}, "pairs", "wrong type", "not a number"),
-        ({"query": "q", "positive": "p", "neg": ["", "n"]}, "pairs", "empty", "negative"),
+        ({"query": "q", "positive": "p", "neg": [{"title": "t"}]}, "pairs", "wrong type", "negative is"),
         ({"query": "q", "positive": "p", "neg": ["p"]}, "pairs", "contradiction", "also a positive"),
         ({"query": "q" * 100_001, "positive": "p"}, "pairs", "too long", "100001 characters, 100000 are"),
         ({"text": "", "label": "a"}, "labels", "empty", "text"),

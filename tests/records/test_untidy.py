@@ -4,6 +4,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import math
@@ -23,6 +24,12 @@ PAIR = {"query": "q", "positive": "p"}
 
 def lines(*records):
     return "".join(f"{json.dumps(record)}\n" for record in records)
+
+
+def parquet(columns):
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
 
 
 def row_of(query="q", positives=("p",), negatives=(), **more):
@@ -172,6 +179,78 @@ UNTIDY = {
     "xz": ("a.jsonl.xz", lzma.compress(lines(PAIR).encode()), "pairs", [row_of()]),
     "zstandard": ("a.json.zst", pa.compress(json.dumps([PAIR]).encode(), "zstd", asbytes=True), "pairs", [row_of()]),
     "an archive": ("a.zip", b"PK", "pairs", "has nothing to read as format auto"),
+    "blanks in lists, with their scores": (
+        "a.jsonl",
+        '{"query": "q", "pos": ["p", NaN], "neg": [null, "n", {}, " "], "pos_scores": [1, 0], "neg_scores": [3, 0.5, 4, 4]}\n',
+        "pairs",
+        [row_of(negatives=["n"], teacher_scores=[1.0, 0.5])],
+    ),
+    "lists of numpy in cells": (
+        "a.csv",
+        "query,pos,neg,pos_scores,neg_scores\nq,\"['p' 'it''s']\",\"('n', nan)\",[0.5 -1],\"[2, nan]\"\n",
+        "pairs",
+        [row_of(positives=["p", "its"], negatives=["n"], teacher_scores=[0.5, -1.0, 2.0])],
+    ),
+    "lists as texts of a table": (
+        "a.jsonl",
+        lines({"query": "q", "positive": '["p"]', "negatives": '["a", "b"]'}),
+        "pairs",
+        [row_of(positives=['["p"]'], negatives=["a", "b"])],
+    ),
+    "one score a column": (
+        "a.csv",
+        "query,positive,negative,positive_score,negative_score\nq,p,n,0.75,0.25\n",
+        "pairs",
+        [row_of(negatives=["n"], teacher_scores=[0.75, 0.25])],
+    ),
+    "other spellings of columns": (
+        "a.jsonl",
+        lines({"queryText": "q", "positive_document": "p", "hard_negatives_2": "b", "hard_negatives_1": "a"}),
+        "pairs",
+        [row_of(negatives=["a", "b"])],
+    ),
+    "names that pandas gave twice": (
+        "a.csv",
+        "Question,response,neg.1,neg.2\nq,p,a,b\n",
+        "pairs",
+        [row_of(negatives=["a", "b"])],
+    ),
+    "the exact name goes before a spelling": (
+        "a.jsonl", lines({"Query": "other", "query": "q", "positive": "p"}), "pairs", [row_of()]
+    ),
+    "texts stored as bytes": (
+        "a.pq",
+        parquet({"query": [b"q", b"\xff"], "positive": ["p", "p"]}),
+        "pairs",
+        "query is not a text",
+    ),
+    "bytes that are texts": ("a.pq", parquet({"query": [b"q"], "positive": [b"p"]}), "pairs", [row_of()]),
+    "nested too deeply": ("a.jsonl", '{"query": ' + "[" * 9000 + "]" * 9000 + "}\n", "pairs", "broken JSON"),
+    "a number of many digits": ("a.json", '[{"query": ' + "9" * 5000 + "}]", "pairs", "array that is broken JSON"),
+    "two arrays": ("a.json", json.dumps([PAIR]) * 2, "pairs", "goes on behind its array, with .* write one array"),
+    "upper-case suffix of a compressed file": ("a.JSON.GZ", gzip.compress(json.dumps([PAIR]).encode()), "pairs", [row_of()]),
+    "a compressed file under a plain name": ("a.jsonl", gzip.compress(b"{}"), "pairs", "is compressed with gzip"),
+    "Parquet under another name": ("a.csv", parquet({"query": ["q"]}), "pairs", "is a Parquet file; let its name"),
+    "a pointer of Git LFS": ("a.parquet", "version https://git-lfs.github.com/spec/v1\n", "pairs", "git lfs pull"),
+    "a web page": ("a.jsonl", "<!DOCTYPE html><html></html>", "pairs", "is a web page in place of the data"),
+    "a CSV of Excel": ("a.csv", "sep=;\n\nquery;positive\nq;p;\n", "pairs", [row_of()]),
+    "CSV files put together": ("a.csv", "query,positive\nq,p\nquery,positive\nr,p\n", "pairs", [row_of(), row_of("r")]),
+    "backslashes before quotes": ("a.csv", 'query,positive\n"a \\"b\\" c",p\n', "pairs", 'a.csv:2 is not CSV.* inside as ""'),
+    "floats as classes in CSV": (
+        "a.csv", "text,label\na,0.0\nb,1.5\n", "labels", [{"text": "a", "label": "0"}, {"text": "b", "label": "1.5"}]
+    ),
+    "floats as texts of NLI": (
+        "a.jsonl",
+        lines({"sentence_1": "a", "sentence_2": "b", "label": "2.0"}, {"sentence_1": "a", "sentence_2": "b", "label": "-1.0"}),
+        "nli",
+        [{"sentence1": "a", "sentence2": "b", "label": "contradiction"}],
+    ),
+    "spellings of duplicates": (
+        "a.csv",
+        "text_a,text_b,label\na,b,Not Duplicate\na,c,Y\na,d,\n",
+        "duplicates",
+        [{"sentence2": "b", "label": "0"}, {"sentence2": "c", "label": "1"}],
+    ),
 }  # fmt: skip
 
 

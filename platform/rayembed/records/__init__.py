@@ -74,7 +74,7 @@ def find_parts(source: UserSourceConfig, work: Path) -> list[Part]:
     if not parts:
         raise DataError(
             f"{source.origin} has nothing to read as format {source.format}; files end in "
-            f"{', '.join(SUFFIXES)}, or in these with .gz, .bz2, .zst, .lz4 or .xz"
+            f"{', '.join(SUFFIXES)}, or in these with .gz, .bz2, .zst, .lz4 or .xz; or say it with format"
         )
     return parts
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rayembed.common.errors import DataError
 from rayembed.config.data import UserSourceConfig
 from rayembed.records.locations import StoredFile
 
@@ -25,8 +26,29 @@ class Unreadable:
     text: str = ""
 
 
-class CsvText(str):
-    """A text out of a CSV file, which may stand for a list: `["a", "b"]`."""
+class CellText(str):
+    """A text that may stand for a list, `["a", "b"]`: of a CSV file, or of a column with a plural name."""
+
+
+_DISGUISES = {
+    b"PAR1": "a Parquet file; let its name end in .parquet",
+    b"ARROW1": "an Arrow file; let its name end in .arrow",
+    b"\x1f\x8b": "compressed with gzip; unpack it, or let the name of a text file end in .gz",
+    b"BZh": "compressed with bzip2; let its name end in .bz2",
+    b"\xfd7zXZ": "compressed with xz; let its name end in .xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; let its name end in .zst",
+    b"PK\x03\x04": "a ZIP archive or an Excel sheet; unpack it, or save it as CSV",
+    b"version https://git-lfs": "a pointer of Git LFS in place of the data; fetch that with git lfs pull",
+    b"<!doctype": "a web page in place of the data; download the file itself",
+    b"<html": "a web page in place of the data; download the file itself",
+}
+
+
+def refuse_disguise(file: StoredFile, head: bytes) -> None:
+    """Raise DataError where the first bytes of a file are of another kind than its name says."""
+    for start, what in _DISGUISES.items():
+        if head.lstrip().lower().startswith(start.lower()):
+            raise DataError(f"{file.uri} is {what}")
 
 
 @dataclass(frozen=True)

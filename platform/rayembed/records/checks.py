@@ -1,15 +1,18 @@
 """Makes rows of a layout from the records of files; what is wrong with a record says why there is none."""
 
 import ast
+import io
 import json
 import math
+import re
+import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from rayembed.records.base import CsvText, Unreadable
+from rayembed.records.base import CellText, Unreadable
 from rayembed.records.columns import Columns, is_missing
 from rayembed.records.schema import Kind, label_row, pair_row, row_texts, score_row, sentence_label_row
 
@@ -21,15 +24,18 @@ NO_LABEL = "no label"
 
 _NLI = {
     "0": "entailment", "e": "entailment", "entail": "entailment", "entails": "entailment",
+    "entailed": "entailment", "contradict": "contradiction", "contradicted": "contradiction",
     "1": "neutral", "n": "neutral", "neutral": "neutral", "entailment": "entailment",
     "2": "contradiction", "c": "contradiction", "contradicts": "contradiction",
     "contradictory": "contradiction", "contradiction": "contradiction",
 }  # fmt: skip
 _DUPLICATES = {
-    "0": "0", "false": "0", "no": "0", "not_duplicate": "0", "not_equivalent": "0", "not_paraphrase": "0",
-    "1": "1", "true": "1", "yes": "1", "duplicate": "1", "equivalent": "1", "paraphrase": "1",
+    "0": "0", "false": "0", "no": "0", "f": "0", "n": "0", "not_duplicate": "0", "not_equivalent": "0",
+    "not_paraphrase": "0", "non_duplicate": "0",
+    "1": "1", "true": "1", "yes": "1", "t": "1", "y": "1", "duplicate": "1", "equivalent": "1",
+    "paraphrase": "1",
 }  # fmt: skip
-_WITHOUT_CONSENSUS = ("-", "-1")
+_WITHOUT_CONSENSUS = ("-", "-1", "none")
 
 
 class BadRow(Exception):
@@ -76,8 +82,14 @@ class RowChecker:
         return None if value is None else _text(_key(value), column)
 
     def _pair(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        positives = _documents(self.columns.values(record, "positives"), "positive")
-        negatives = _documents(self.columns.values(record, "negatives"), "negative")
+        all_positives = _documents(self.columns.values(record, "positives"), "positive")
+        all_negatives = _documents(self.columns.values(record, "negatives"), "negative")
+        scores = self._teacher_scores(record, len(all_positives), len(all_negatives))
+        if scores is not None:
+            documents = [*all_positives, *all_negatives]
+            scores = [score for score, text in zip(scores, documents, strict=True) if text is not None]
+        positives = [text for text in all_positives if text is not None]
+        negatives = [text for text in all_negatives if text is not None]
         if not positives:
             raise BadRow("no positive", "positives are missing or an empty list")
         if not set(positives).isdisjoint(negatives):
@@ -90,24 +102,25 @@ class RowChecker:
             dataset=self.dataset,
             task_type=self.task_type,
             cluster=self._optional_key(record, "cluster"),
-            teacher_scores=self._teacher_scores(record, len(positives), len(negatives)),
+            teacher_scores=scores,
             instruction=None if instruction is None else _text(instruction, "instruction"),
         )
 
     def _teacher_scores(
         self, record: Mapping[str, Any], positives: int, negatives: int
     ) -> list[float] | None:
-        """One score a document; FlagEmbedding has those of positives and negatives apart."""
-        whole = self.columns.value(record, "teacher_scores")
+        """One score a document; FlagEmbedding has those of positives and negatives apart, or those of one."""
+        whole, of_positives, of_negatives = (
+            None if (value := self.columns.value(record, column)) == [] else value
+            for column in ("teacher_scores", "positive_scores", "negative_scores")
+        )
         if whole is not None:
             return _numbers(whole, positives + negatives, "teacher_scores", gaps=True)
-        of_positives = self.columns.value(record, "positive_scores")
-        of_negatives = self.columns.value(record, "negative_scores")
-        if of_positives is None or (of_negatives is None and negatives):
+        if of_positives is None and of_negatives is None:
             return None
         return [
-            *_numbers(of_positives, positives, "pos_scores", gaps=True),
-            *_numbers([] if of_negatives is None else of_negatives, negatives, "neg_scores", gaps=True),
+            *_numbers(_or_gaps(of_positives, positives), positives, "pos_scores", gaps=True),
+            *_numbers(_or_gaps(of_negatives, negatives), negatives, "neg_scores", gaps=True),
         ]
 
     def _label(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,9 +140,9 @@ class RowChecker:
 
     def _sentence_pair(self, record: Mapping[str, Any]) -> dict[str, Any]:
         meanings = _NLI if self.kind == "nli" else _DUPLICATES
-        given = str(_key(self.columns.value(record, "label"))).strip()
-        label = self.labels.get(given, given).lower()
-        if label in _WITHOUT_CONSENSUS or (label == "none" and self.kind == "nli"):
+        given = _whole(str(self.columns.value(record, "label")))
+        label = re.sub(r"[\s-]+(?=.)", "_", self.labels.get(given, given).strip().lower())
+        if given.lower() in _WITHOUT_CONSENSUS:
             raise BadRow(NO_LABEL, f"label {given!r}: people did not agree")
         if label not in meanings:
             raise BadRow(
@@ -171,32 +184,48 @@ def unfolded(record: Any) -> Iterator[Any]:
     yield record
 
 
-def _documents(values: list[Any], what: str) -> list[str]:
-    """Documents in one column or several, each a text, a list, or an object with `text` and `title`."""
-    documents: list[str] = []
+def _documents(values: list[Any], what: str) -> list[str | None]:
+    """Documents in one column or several, each a text, a list, or an object with `text` and `title`.
+
+    A blank item of a list is None, so that scores of the others stay with them.
+    """
+    documents: list[str | None] = []
     for value in values:
-        if isinstance(value, CsvText):
+        if isinstance(value, CellText):
             value = _listed(value)
         if isinstance(value, dict) and isinstance(value.get("text"), list):
             value = _transposed(value)
         if not isinstance(value, str | list | dict):
             raise BadRow("wrong type", f"{what}s are neither a text nor a list")
         items = value if isinstance(value, list) else [value]
-        documents += [_text(_passage(item), what) for item in items]
+        passages = map(_passage, items)
+        documents += [None if is_missing(passage) else _text(passage, what) for passage in passages]
     return documents
 
 
-def _listed(cell: CsvText) -> str | list[Any]:
-    """A list that a cell holds as JSON or as Python writes it, or the cell itself."""
-    if cell.startswith("[") and cell.rstrip().endswith("]"):
-        for read in (json.loads, ast.literal_eval):
+def _listed(cell: CellText) -> str | list[Any]:
+    """The texts or objects of a list that a cell holds as JSON or as Python writes it, or the cell itself."""
+    if cell.startswith(("[", "(")):
+        for read in (json.loads, _python_list):
             try:
                 value = read(cell)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
                 continue
-            if isinstance(value, list):
-                return value
+            if isinstance(value, list | tuple) and all(isinstance(one, str | dict | None) for one in value):
+                return list(value)
     return str(cell)
+
+
+def _python_list(cell: str) -> Any:
+    """A list of Python or numpy. The latter has no commas: `['a' 'b']`, which Python alone would join."""
+    code, text_ended = "", None
+    for token in tokenize.generate_tokens(io.StringIO(cell).readline):
+        if token.string.strip():
+            is_text = token.type == tokenize.STRING
+            code += "," if is_text and text_ended and text_ended != token.start else ""
+            code += "None " if token.string == "nan" else f"{token.string} "
+            text_ended = token.end if is_text else None
+    return ast.literal_eval(code)
 
 
 def _transposed(value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -212,7 +241,7 @@ def _passage(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     title, text = value.get("title") or "", value.get("text")
-    return f"{title} {text}".strip() if isinstance(title, str) and isinstance(text, str) else None
+    return f"{title} {text}".strip() if isinstance(title, str) and isinstance(text, str) else value or None
 
 
 def _text(value: Any, what: str) -> str:
@@ -229,12 +258,14 @@ def _text(value: Any, what: str) -> str:
 
 def _numbers(values: Any, count: int, what: str, *, gaps: bool = False) -> list[float]:
     """A list of `count` finite numbers; with `gaps` a text may have none, which is NaN."""
-    if isinstance(values, CsvText):
-        values = _listed(values)
-    if not isinstance(values, list) or len(values) != count:
+    if isinstance(values, str):  # [0.9, 0.1] of JSON, [0.9 0.1] of numpy
+        bracketed = values.strip().startswith(("[", "("))
+        values = values.strip()[1:-1].replace(",", " ").split() if bracketed else [values]
+    values = values if isinstance(values, list) else [values]
+    if len(values) != count:
         raise BadRow("wrong type", f"{what} is not a list of {count} numbers, one a document")
     try:
-        numbers = [math.nan if gaps and value is None else float(value) for value in values]
+        numbers = [math.nan if gaps and value in (None, "null", "None") else float(value) for value in values]
     except (TypeError, ValueError):
         numbers = [math.inf]
     if not all(math.isfinite(number) or (gaps and math.isnan(number)) for number in numbers):
@@ -242,8 +273,16 @@ def _numbers(values: Any, count: int, what: str, *, gaps: bool = False) -> list[
     return numbers
 
 
+def _or_gaps(scores: Any, count: int) -> Any:
+    return [None] * count if scores is None else scores
+
+
 def _key(value: Any) -> Any:
     """Classes and groups may be numbers or dates; pandas writes the class 1 as 1.0 next to missing ones."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value) if isinstance(value, int | date | Decimal) else value
+    if isinstance(value, CellText | Decimal) or (isinstance(value, float) and value.is_integer()):
+        return _whole(str(value))
+    return str(value) if isinstance(value, int | date) else value
+
+
+def _whole(number: str) -> str:
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", number.strip())

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
 from rayembed.config.data import UserSourceConfig
-from rayembed.records.base import PART_BYTES, Part, Reader, Row, Unreadable
+from rayembed.records.base import PART_BYTES, Part, Reader, Row, Unreadable, refuse_disguise
 from rayembed.records.locations import StoredFile, open_location
 
 
@@ -73,6 +73,9 @@ def open_parquet(uri: str | Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(filesystem.open_input_file(path))
     except pa.ArrowException as error:
+        with filesystem.open_input_file(path) as opened:
+            if not (head := opened.read(32)).startswith(b"PAR1"):
+                refuse_disguise(StoredFile(str(uri), path, 0, 0), head)
         raise DataError(
             f"{uri} is not a complete Parquet file ({error}); write or download it again"
         ) from error
@@ -110,9 +113,24 @@ def _read_arrow(part: Part) -> Iterator[Row]:
 def _rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
     """Rows with the names of classes in place of their numbers."""
     names = ClassNames.of(schema)
+    stored_as_bytes = [field.name for field in schema if is_bytes(field.type)]
     records = (record for batch in batches for record in _records(batch))
     for number, record in enumerate(records, start=1):
+        if isinstance(record, dict):
+            record |= {name: _decoded(record[name]) for name in stored_as_bytes}
         yield Row(number, names.named(record))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes, as older writers of Parquet store texts."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _decoded(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Unreadable]:
@@ -129,5 +147,5 @@ def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Unreadable]:
             yield Unreadable("broken encoding", "a text is not UTF-8")
 
 
-PARQUET = Reader("parquet", (".parquet",), _parquet_parts, _read_parquet)
-ARROW = Reader("hugging-face", (".arrow", ".feather"), _arrow_parts, _read_arrow)
+PARQUET = Reader("parquet", (".parquet", ".pq"), _parquet_parts, _read_parquet)
+ARROW = Reader("hugging-face", (".arrow", ".feather", ".ipc"), _arrow_parts, _read_arrow)

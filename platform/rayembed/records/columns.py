@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayembed.common.errors import ConfigError, DataError
+from rayembed.records.base import CellText
 from rayembed.records.schema import Kind
 
 
@@ -27,15 +28,15 @@ class Spellings:
 
 
 _SENTENCES = {
-    "sentence1": Spellings(("sentence1",), ("premise", "question1", "text1", "sentence_a")),
-    "sentence2": Spellings(("sentence2",), ("hypothesis", "question2", "text2", "sentence_b")),
+    "sentence1": Spellings(("sentence1",), ("premise", "question1", "text1", "sentence_a", "text_a")),
+    "sentence2": Spellings(("sentence2",), ("hypothesis", "question2", "text2", "sentence_b", "text_b")),
 }
 _REQUIRED: dict[Kind, dict[str, Spellings]] = {
     "pairs": {
         "query": Spellings(("query",), ("anchor", "question")),
         "positives": Spellings(
-            ("positives", "positive", "pos", "positive_passages", "positive_ctxs"),
-            ("answer", "answers", "passage", "document", "context"),
+            ("positives", "positive", "pos", "positive_ctxs"),
+            ("answer", "answers", "response", "passage", "document", "context"),
             ("positive", "pos"),
         ),
     },
@@ -51,16 +52,16 @@ _OPTIONAL: dict[Kind, dict[str, Spellings]] = {
     "pairs": {
         "negatives": Spellings(
             (
-                "negatives", "negative", "neg", "negative_passages", "hard_negatives", "hard_negative",
+                "negatives", "negative", "negs", "neg", "hard_negatives", "hard_negative", "hard_neg",
                 "hard_negative_ctxs", "negative_ctxs",
             ),
             (),
-            ("negative", "neg", "hard_negative"),
+            ("negative", "neg", "hard_negative", "hard_neg"),
         ),
         "cluster": Spellings(("cluster",)),
         "teacher_scores": Spellings(("teacher_scores",)),
-        "positive_scores": Spellings(("pos_scores", "positive_scores")),
-        "negative_scores": Spellings(("neg_scores", "negative_scores")),
+        "positive_scores": Spellings(("pos_scores", "positive_scores", "pos_score", "positive_score")),
+        "negative_scores": Spellings(("neg_scores", "negative_scores", "neg_score", "negative_score")),
         "instruction": Spellings(("instruction", "prompt")),
     },
     "labels": {"group": Spellings(("group",))},
@@ -68,6 +69,9 @@ _OPTIONAL: dict[Kind, dict[str, Spellings]] = {
     "nli": {},
     "duplicates": {},
 }  # fmt: skip
+
+_LISTS = ("positives", "pos", "negatives", "negs", "neg", "hard_negatives", "answers")
+"""Columns whose texts are lists where they look like ones."""
 
 LOOKED_AT = 1000
 """Records after which a column that none of them has is missing: JSON leaves out what has no value."""
@@ -108,7 +112,8 @@ class Columns:
         for name in self._found[keys][column]:
             value = record[name] if name in record else _inner(record, name)
             if not is_missing(value):
-                found.append(value)
+                listed = isinstance(value, str) and _folded(name) in _LISTS
+                found.append(CellText(value) if listed else value)
                 if value != [] and not _is_numbered(name, self._usual[column]):
                     break
         return [value for value in found if value != []] or found
@@ -124,7 +129,7 @@ class Columns:
             DataError: two columns may be meant, and the user did not say which.
         """
         folded: dict[str, str] = {}
-        for name in present:
+        for name in sorted(present, key=lambda name: name != _folded(name)):  # exact names first
             folded.setdefault(_folded(name), name)
         return {column: self._names(column, folded) for column in self._usual}
 
@@ -186,7 +191,8 @@ class Columns:
 
     def unused(self) -> list[str]:
         """Names in the records that no column of the layout takes."""
-        used = {name.partition(".")[0] for names in self.names(self.present).values() for name in names}
+        used = {name for names in self.names(self.present).values() for name in names}
+        used |= {name.partition(".")[0] for name in used if name not in self.present}
         return [name for name in self.present if name not in used and name not in self.declared.values()]
 
     def __str__(self) -> str:
@@ -205,13 +211,23 @@ def _fits(kind: Kind, present: Iterable[str]) -> bool:
     return all(names[column] for column in _REQUIRED[kind])
 
 
+_TEXT_OF = re.compile(
+    r"(query|question|anchor|answer|passage|document|pos|positives?|(?:hard_)?neg|(?:hard_)?negatives?)"
+    r"_(?:text|passage|document|doc)s?((?:_\d+)?)"
+)
+
+
 def _folded(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
+    """One name for spellings: `Query`, `queryText` and `query-text` are `query`, `neg.1` is `neg_1`."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s.-]+", "_", name.strip()).lower()
+    if match := _TEXT_OF.fullmatch(name):
+        name = f"{match[1]}{match[2]}"
+    return re.sub(r"^(sentence|question|text)_(?=[12]$)", r"\1", name)
 
 
 def _is_numbered(name: str, spellings: Spellings) -> bool:
     return bool(spellings.numbered) and bool(
-        re.fullmatch(rf"(?:{'|'.join(spellings.numbered)})_?\d+", _folded(name))
+        re.fullmatch(rf"(?:{'|'.join(spellings.numbered)})s?_?\d+", _folded(name))
     )
 
 

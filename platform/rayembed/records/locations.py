@@ -16,7 +16,10 @@ from pyarrow import fs
 from rayembed.common.errors import DataError, ResourceError
 from rayembed.common.paths import resolve
 
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".xz")
+_CODECS = {
+    ".gz": "gzip", ".gzip": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"
+}  # fmt: skip
+COMPRESSED = (*_CODECS, ".xz")
 
 _PATTERN = re.compile(r"[*\[]")
 
@@ -54,9 +57,10 @@ class StoredFile:
     def stream(self) -> Any:
         """The file from its beginning as bytes, decompressed where its name says that it is compressed."""
         filesystem, path = open_location(self.uri)
-        if self.uri.lower().endswith(".xz"):
+        suffix = f".{self.name.lower().rpartition('.')[2]}"
+        if suffix == ".xz":
             return lzma.open(filesystem.open_input_stream(path))
-        return filesystem.open_input_stream(path, compression="detect")
+        return filesystem.open_input_stream(path, compression=_CODECS.get(suffix))
 
 
 def open_location(uri: str) -> tuple[fs.FileSystem, str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from rayembed.common.errors import DataError
 from rayembed.config.data import UserSourceConfig
-from rayembed.records.base import PART_BYTES, CsvText, Part, Reader, Row, Unreadable
+from rayembed.records.base import PART_BYTES, CellText, Part, Reader, Row, Unreadable, refuse_disguise
 from rayembed.records.locations import StoredFile
 
 _READ = 2**20  # bytes or characters at a time
@@ -76,11 +76,16 @@ def _items(file: StoredFile) -> Iterator[Any]:
         while True:
             buffer = buffer.lstrip(" \t\r\n,")
             if buffer.startswith("]"):
+                if more := f"{buffer[1:]}{_read_on(text, file, _READ)}".strip():
+                    raise DataError(
+                        f"{file.uri} goes on behind its array, with {more[:40]!r}; write one array"
+                    )
                 return
             try:
                 item, end = decoder.raw_decode(buffer)
-            except json.JSONDecodeError as error:
-                more = _read_on(text, file, wanted)
+            except (ValueError, RecursionError) as error:
+                broken = isinstance(error, json.JSONDecodeError)  # else too deep, or a number of many digits
+                more = _read_on(text, file, wanted) if broken else ""
                 if not more:
                     raise DataError(f"{file.uri} is an array that is broken JSON ({error})") from error
                 buffer, wanted = buffer + more, wanted * 2  # an item that is longer than what was read
@@ -102,10 +107,9 @@ def parse(line: bytes) -> dict[str, Any] | Unreadable:
         return _object(json.loads(line))
     except UnicodeDecodeError:
         return Unreadable("broken encoding", "the line is not UTF-8", line.decode(errors="replace"))
-    except json.JSONDecodeError as error:
-        return Unreadable(
-            "broken JSON", f"{error.msg}, character {error.colno}", line.decode(errors="replace")
-        )
+    except (ValueError, RecursionError) as error:  # also what is too deep, or a number of many digits
+        where = f"{error.msg}, character {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        return Unreadable("broken JSON", str(where), line.decode(errors="replace"))
 
 
 def _object(value: Any) -> dict[str, Any] | Unreadable:
@@ -117,13 +121,16 @@ def lines(part: Part) -> Iterator[bytes]:
     try:
         if part.stop is None:
             with part.file.stream() as stream, io.BufferedReader(stream) as buffered:
+                refuse_disguise(part.file, buffered.peek(32)[:32])
                 yield from buffered
             return
         with part.file.open() as opened:
             position = part.start
             opened.seek(max(position - 1, 0))
             with io.BufferedReader(opened, _READ) as buffered:
-                if position:  # The line before may reach into this part; it belongs to the part before.
+                if position == 0:
+                    refuse_disguise(part.file, buffered.peek(32)[:32])
+                else:  # The line before may reach into this part; it belongs to the part before.
                     position += len(buffered.readline()) - 1
                 for line in buffered:
                     if position >= part.stop:
@@ -142,13 +149,15 @@ def decoded_text(file: StoredFile) -> io.TextIOWrapper:
     """Text of a file; bytes that are not UTF-8 become lone surrogates, which validation refuses."""
     buffered = io.BufferedReader(file.stream(), _READ)
     try:
-        encoding = "utf-16" if buffered.peek(2)[:2] in _UTF_16 else "utf-8-sig"
+        head = buffered.peek(32)[:32]
+        encoding = "utf-16" if head[:2] in _UTF_16 else "utf-8-sig"
     except (OSError, EOFError, pa.ArrowException) as error:
         raise _cut(file, error) from error
+    refuse_disguise(file, head)
     return io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline="")
 
 
-JSON = Reader("json-lines", (".jsonl", ".json", ".ndjson"), _json_parts, _read_json)
+JSON = Reader("json-lines", (".jsonl", ".json", ".ndjson", ".jsonlines", ".jl"), _json_parts, _read_json)
 
 _LONGEST_FIELD = 2**27  # the default of the csv module, 128 KiB, is below what documents need
 
@@ -163,7 +172,7 @@ def _read_csv(part: Part) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_FIELD)
     file = part.file
     with decoded_text(file) as text:
-        first = text.readline()
+        first, before = _header(text)
         delimiter = _delimiter(file, first)
         quoted = delimiter != "\t" or _has_quotes(file)
         table = csv.reader(
@@ -176,21 +185,30 @@ def _read_csv(part: Part) -> Iterator[Row]:
             header = [name.strip() for name in map(_unquoted, next(table, []))]
             if twice := [name for name in header if header.count(name) > 1 and name]:
                 raise DataError(f"{file.uri} has two columns {twice[0]!r}; rename one")
-            number = table.line_num + 1
+            number = before + table.line_num + 1
             for fields in table:
                 yield Row(number, _record(header, fields if quoted else list(map(_unquoted, fields))))
-                number = table.line_num + 1
+                number = before + table.line_num + 1
         except csv.Error as error:
             raise DataError(
-                f"{file.uri}:{table.line_num} is not CSV ({error}); quote fields with quotes or line ends"
+                f"{file.uri}:{before + table.line_num} is not CSV ({error}); put quotes around fields with "
+                'quotes or line ends, and write a quote inside as ""'
             ) from error
         except (OSError, EOFError, pa.ArrowException) as error:
             raise _cut(file, error) from error
 
 
+def _header(text: io.TextIOWrapper) -> tuple[str, int]:
+    """The line of names, and the number of lines before it: blank ones, and the `sep=;` of Excel."""
+    for before, line in enumerate(text):
+        if line.strip() and not re.fullmatch(r"sep=.\s*", line.lower()):
+            return line, before
+    return "", 0
+
+
 def _delimiter(file: StoredFile, header: str) -> str:
     """That of the suffix, or where the header has none of it, the one that the header has."""
-    usual = "\t" if file.plain_name.endswith(".tsv") else ","
+    usual = "\t" if file.plain_name.endswith((".tsv", ".tab")) else ","
     others = [mark for mark in "\t;,|" if mark in header]
     return usual if usual in header or len(others) != 1 else others[0]
 
@@ -225,14 +243,16 @@ def _unquoted(field: str) -> str:
     return field
 
 
-def _record(header: list[str], fields: list[str]) -> dict[str, CsvText | None] | Unreadable | None:
-    if not fields:
+def _record(header: list[str], fields: list[str]) -> dict[str, CellText | None] | Unreadable | None:
+    if not fields or [field.strip() for field in fields] == header:  # a header again, of files put together
         return None
+    if len(fields) > len(header) and not any(map(str.strip, fields[len(header) :])):
+        fields = fields[: len(header)]
     if len(fields) != len(header):
         return Unreadable("wrong type", f"{len(fields)} fields instead of {len(header)}", repr(fields))
     return {
-        name: CsvText(field) if field.strip() else None for name, field in zip(header, fields, strict=True)
+        name: CellText(field) if field.strip() else None for name, field in zip(header, fields, strict=True)
     }
 
 
-CSV = Reader("csv", (".csv", ".tsv"), _csv_parts, _read_csv)
+CSV = Reader("csv", (".csv", ".tsv", ".tab"), _csv_parts, _read_csv)
