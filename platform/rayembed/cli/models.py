@@ -16,6 +16,8 @@ class Layout(StrEnum):
 
     nv_embed = "nv-embed"
     sentence_transformers = "sentence-transformers"
+    onnx = "onnx"
+    openvino = "openvino"
 
 
 def base_model(
@@ -74,10 +76,14 @@ def export_checkpoint(
         from rayembed.model.export.nv_embed import export_nv_embed
 
         export_nv_embed(source, target)
-    else:
+    elif layout is Layout.sentence_transformers:
         from rayembed.model.export.sentence_transformers import export_sentence_transformers
 
         export_sentence_transformers(source, target, summary=_summary(source, summary))
+    else:
+        from rayembed.model.export.graph import export_graph
+
+        export_graph(source, target, "onnx" if layout is Layout.onnx else "openvino")
     typer.echo(f"{layout.value}: {target}")
 
 

@@ -2,8 +2,8 @@
 
 A pass of a few tokens through torch is mostly the work around its kernels. One text of 12 tokens took 2.4
 times the processor time in bf16 and 2.6 times in fp32, 512 tokens 1.05 times. Longer passes stay with
-torch, which needs no padding. The graph is written out here, because tracing torch takes longer than
-loading the model.
+torch, which needs no padding. The graph is written out here: for 4 layers of SmolLM2-135M that takes 1 s,
+and tracing torch, as an export does once (model/export/graph.py), 6 to 19 s.
 
 Shapes: N texts, L tokens of the longest one, D hidden width, W width of a head.
 """

@@ -9,6 +9,7 @@ Shapes: H query heads, G key and value heads, T tokens, W width of a head, n tex
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -23,6 +24,18 @@ LONGEST_PLAIN_TEXT = 96  # tokens; see `_plain_may_be_faster`
 WIDEST_VARLEN_HEAD = 256  # limit of FlashAttention, which computes it
 
 PositionBias = Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PaddedLengths(PackedLengths):
+    """A row of n texts padded to L tokens each, for graphs that are written before lengths are known.
+
+    Attributes:
+        texts: empty, as lengths are not known.
+        seen_nLL: whether a token sees another of its text.
+    """
+
+    seen_nLL: torch.Tensor
 
 
 def packed_attention(
@@ -54,11 +67,13 @@ def packed_attention(
         Attended values, shape (T, H, W). Those of padding mean nothing but are finite.
     """
     assert not causal or (window is None and bias is None), "a causal mask with a window or a bias"
+    mask = partial(_mask, window, bias, query_HTW.device)
+    if isinstance(lengths, PaddedLengths):
+        return _attend_padded(query_HTW, key_GTW, value_GTW, lengths, mask, scaling=scaling, causal=causal)
     if bias is None and _varlen_is_possible(query_HTW, dropout):
         return _attend_varlen(
             query_HTW, key_GTW, value_GTW, lengths, scaling=scaling, causal=causal, window=window
         )
-    mask = partial(_mask, window, bias, query_HTW.device)
     return _attend_grouped(
         query_HTW, key_GTW, value_GTW, lengths, mask, scaling=scaling, causal=causal, dropout=dropout
     )
@@ -73,7 +88,7 @@ def _mask(
     """
     if bias is not None:
         return bias(length)
-    if window is None or length <= window + 1:
+    if window is None or (isinstance(length, int) and length <= window + 1):  # a graph's is a symbol
         return None
     places = torch.arange(length, device=device)
     return (places[:, None] - places).abs() <= window
@@ -143,6 +158,32 @@ def _attend_grouped(
     if lengths.padding:
         pieces.append(pieces[0].new_zeros(lengths.padding, *pieces[0].shape[1:]))
     return torch.cat(pieces)
+
+
+def _attend_padded(
+    query_HTW: torch.Tensor,
+    key_GTW: torch.Tensor,
+    value_GTW: torch.Tensor,
+    lengths: PaddedLengths,
+    mask: Callable[[int], torch.Tensor | None],
+    *,
+    scaling: float,
+    causal: bool,
+) -> torch.Tensor:
+    """Texts of one length under a mask. A token always sees itself, so that no row of padding is empty."""
+    count, length = lengths.seen_nLL.shape[:2]
+    copies = query_HTW.shape[0] // key_GTW.shape[0]  # of keys and values: OpenVINO knows no groups
+    tensors = (query_HTW, key_GTW.repeat_interleave(copies, 0), value_GTW.repeat_interleave(copies, 0))
+    query, key, value = (tensor.unflatten(1, (count, length)).transpose(0, 1) for tensor in tensors)
+    seen_nLL = lengths.seen_nLL.tril() if causal else lengths.seen_nLL
+    among = mask(length)
+    if among is not None and among.dtype is torch.bool:
+        seen_nLL, among = seen_nLL & among, None
+    seen_n1LL = (seen_nLL | torch.eye(length, dtype=torch.bool, device=query.device)).unsqueeze(1)
+    if among is not None:
+        seen_n1LL = torch.where(seen_n1LL, among, float("-inf"))
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen_n1LL, scale=scaling)
+    return attended.transpose(1, 2).flatten(0, 1)
 
 
 def _plain_may_be_faster(query: torch.Tensor) -> bool:

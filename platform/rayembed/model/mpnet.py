@@ -13,7 +13,7 @@ import transformers
 from transformers.modeling_outputs import BaseModelOutput
 
 from rayembed.contract.packing import PackedLengths
-from rayembed.model.attention import PositionBias, packed_attention
+from rayembed.model.attention import PaddedLengths, PositionBias, packed_attention
 
 
 class MPNetModel(transformers.MPNetModel):
@@ -35,13 +35,15 @@ class MPNetModel(transformers.MPNetModel):
         **_: Any,
     ) -> BaseModelOutput:
         """States (1, T, D) of a packed row, of all layers on request."""
-        biases = {
-            length: self.encoder.compute_position_bias(input_ids.new_empty(1, length))[0]
-            for length in set(packed_lengths.texts)
-        }
+
+        def bias(length: int) -> torch.Tensor:
+            return self.encoder.compute_position_bias(input_ids.new_empty(1, length))[0]
+
+        known = {length: bias(length) for length in set(packed_lengths.texts)}
+        by_length = bias if isinstance(packed_lengths, PaddedLengths) else known.__getitem__
         states = [self.embeddings(input_ids=input_ids, position_ids=position_ids)]
         for layer in self.encoder.layer:
-            arguments = (layer, states[-1], packed_lengths, biases.__getitem__)
+            arguments = (layer, states[-1], packed_lengths, by_length)
             if self.gradient_checkpointing and self.training:
                 states.append(self._gradient_checkpointing_func(_layer_states, *arguments))
             else:

@@ -161,17 +161,41 @@ def plain_modules_problem(
     config = read_config(checkpoint / "backbone")
     if config.model_type in DECODERS and model.attention != "causal":
         return "other programs read a decoder as causal, and its attention is bidirectional"
-    if contract.append_eos and contract.truncation != "keep_eos":
-        return "its contract cuts the end token off long texts, and a tokenizer keeps it"
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
-        _plain_tokenizer(checkpoint, contract).save_pretrained(folder)
+        plain_tokenizer(checkpoint, contract).save_pretrained(folder)
         theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    ours = load_tokenizer(checkpoint / "tokenizer")
-    counts_prompts = not contract.pool_instruction and pooling != "eos"
     any_prompt = () if contract.prompts else (contract.prefix("find"),)
+    prompts = sorted({"", *any_prompt, *prompts})
+    if problem := tokens_problem(checkpoint, contract, prompts, theirs):
+        return problem
+    if contract.pool_instruction or pooling == "eos":
+        return None
+    if pooling == "weighted_mean" and any(prompts):
+        return "weights begin behind the prompt here, and at the first token there"
+    ours = load_tokenizer(checkpoint / "tokenizer")
+    for prompt in filter(None, prompts):
+        alone = theirs(prompt)["input_ids"]
+        length = len(alone) - (alone[-1] in theirs.all_special_ids)
+        wanted = contract.tokenize_prefixed(ours, _PROBES[:1], prompt).pool_starts[0]
+        if length != wanted:
+            return (
+                f"the prompt {prompt!r} has {length} tokens alone and {wanted} before a text, so other "
+                "tokens would be pooled"
+            )
+    return None
+
+
+def tokens_problem(
+    checkpoint: Path, contract: Contract, prompts: Iterable[str], theirs: PreTrainedTokenizerBase
+) -> str | None:
+    """Where a tokenizer alone departs from the contract, on a few texts behind each of `prompts`."""
+    if contract.append_eos and contract.truncation != "keep_eos":
+        return "its contract cuts the end token off long texts, and a tokenizer keeps it"
+    config = read_config(checkpoint / "backbone")
+    ours = load_tokenizer(checkpoint / "tokenizer")
     texts = [*_PROBES, " ".join(map(str, range(contract.max_length)))]
-    for prompt in sorted({"", *any_prompt, *prompts}):
+    for prompt in prompts:
         try:
             wanted = contract.tokenize_prefixed(ours, texts, prompt)
         except RequestError as error:
@@ -183,16 +207,6 @@ def plain_modules_problem(
                 return f"its tokenizer alone gives other tokens for {(prompt + text)[:60]!r}"
             if config.model_type in POSITIONS_BEHIND_PADDING and config.pad_token_id in here:
                 return f"token {config.pad_token_id} of its texts is padding to {config.model_type}"
-        if prompt and counts_prompts:
-            if pooling == "weighted_mean":
-                return "weights begin behind the prompt here, and at the first token there"
-            alone = theirs(prompt)["input_ids"]
-            length = len(alone) - (alone[-1] in theirs.all_special_ids)
-            if length != wanted.pool_starts[0]:
-                return (
-                    f"the prompt {prompt!r} has {length} tokens alone and {wanted.pool_starts[0]} before a "
-                    "text, so other tokens would be pooled"
-                )
     return None
 
 
@@ -205,7 +219,7 @@ def write_modules(
     """
     shutil.copytree(checkpoint / "backbone", folder, dirs_exist_ok=True)
     config = _read(folder / "config.json") | {"dtype": "float32"}  # of the computation, as here
-    _plain_tokenizer(checkpoint, contract).save_pretrained(folder)
+    plain_tokenizer(checkpoint, contract).save_pretrained(folder)
     names = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
@@ -228,7 +242,7 @@ def write_modules(
         atomic_write(folder / name, json.dumps(content, indent=2) + "\n")
 
 
-def _plain_tokenizer(checkpoint: Path, contract: Contract) -> PreTrainedTokenizerBase:
+def plain_tokenizer(checkpoint: Path, contract: Contract) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer, which itself puts the contract's tokens around a text.
 
     It has no chat template: sentence-transformers would make each text a conversation.
@@ -245,3 +259,13 @@ def _plain_tokenizer(checkpoint: Path, contract: Contract) -> PreTrainedTokenize
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end_id(tokenizer))
     tokenizer.chat_template, tokenizer.truncation_side = None, "right"
     return tokenizer
+
+
+def prompts_by_name(contract: Contract) -> dict[str, str]:
+    """Prompts by task name; mteb prefers `NAME-document` for the documents of a task called NAME."""
+    prompts = {"query": "", "document": ""}
+    for name in contract.instructions:
+        prompts[name] = contract.prefix(contract.instruction_for(name))
+        if name not in prompts.keys() & {"query", "document"}:
+            prompts[f"{name}-document"] = contract.prefix(contract.instruction_for(name, side="document"))
+    return prompts

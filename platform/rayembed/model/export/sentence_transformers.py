@@ -25,7 +25,12 @@ from rayembed.contract import Contract
 from rayembed.contract.packing import pack
 from rayembed.model.checkpoint import LoadedModel, load_model, read_configuration, write_model
 from rayembed.model.export.card import model_card
-from rayembed.model.export.modules_json import MODULES_FILE, plain_modules_problem, write_modules
+from rayembed.model.export.modules_json import (
+    MODULES_FILE,
+    plain_modules_problem,
+    prompts_by_name,
+    write_modules,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -152,15 +157,9 @@ def export_sentence_transformers(checkpoint: Path, out: Path, *, summary: Path |
 
 
 def _settings(contract: Contract) -> dict[str, Any]:
-    """Prompts by task name; mteb prefers `NAME-document` for the documents of a task called NAME."""
-    prompts = {"query": "", "document": ""}
-    for name in contract.instructions:
-        prompts[name] = contract.prefix(contract.instruction_for(name))
-        if name not in prompts.keys() & {"query", "document"}:
-            prompts[f"{name}-document"] = contract.prefix(contract.instruction_for(name, side="document"))
     return {
         "model_type": "SentenceTransformer",
-        "prompts": prompts,
+        "prompts": prompts_by_name(contract),
         "default_prompt_name": None,
         "similarity_fn_name": contract.similarity,
     }

@@ -19,10 +19,11 @@ def mean_by_text(
     Returns:
         fp32 tensor of shape (N, D).
     """
-    shape = (len(pooled_lengths.texts), states_PD.shape[1])
+    counts_N = pooled_lengths.cumulative.diff()
+    shape = (counts_N.shape[0], states_PD.shape[1])
     sums_ND = torch.zeros(shape, dtype=torch.float32, device=states_PD.device)
     sums_ND = sums_ND.index_add(0, text_index_P, states_PD.float())
-    return sums_ND / pooled_lengths.cumulative.diff().clamp(min=1).unsqueeze(1)
+    return sums_ND / counts_N.clamp(min=1).unsqueeze(1)
 
 
 class MeanPoolingConfig(PoolingSettings):

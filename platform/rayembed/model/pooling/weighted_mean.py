@@ -33,6 +33,6 @@ class WeightedMeanPooling(PoolingHead):
         starts_N, counts_N = pooled_lengths.cumulative[:-1], pooled_lengths.cumulative.diff()
         ranks_P = torch.arange(len(text_index_P), device=text_index_P.device) - starts_N[text_index_P] + 1
         weights_P = ranks_P / (counts_N * (counts_N + 1) / 2)[text_index_P]
-        shape = (len(counts_N), states_PD.shape[1])
+        shape = (counts_N.shape[0], states_PD.shape[1])
         sums_ND = torch.zeros(shape, dtype=torch.float32, device=states_PD.device)
         return sums_ND.index_add(0, text_index_P, states_PD.float() * weights_P.unsqueeze(1))
