@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rayembed.cli.compress import compress
     from rayembed.cli.embed import embed
     from rayembed.cli.evaluate import evaluate
     from rayembed.cli.mine import mine
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rayembed.engine.embedder import Embedder
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Embedder", "__version__", "embed", "evaluate", "mine", "serve", "synthesize", "train"]
+__all__ = ["Embedder", "__version__", "compress", "embed", "evaluate", "mine", "serve", "synthesize", "train"]
 
 
 def __getattr__(name: str) -> Any:

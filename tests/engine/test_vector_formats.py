@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rayembed.common.errors import RequestError
-from rayembed.engine.vector_formats import quantise
+from rayembed.engine.vector_formats import VectorForm, quantise
 
 
 @pytest.fixture
@@ -56,3 +56,17 @@ def test_what_cannot_be_done_is_refused(vectors):
         quantise(vectors[:, :63], "binary")
     with pytest.raises(RequestError, match="unknown number format 'int4'"):
         quantise(vectors, "int4")
+
+
+def test_vectors_are_scored_as_a_search_over_their_form_sees_them(vectors):
+    searched = VectorForm(dimensions=32, format="binary").as_searched(vectors)
+    bits = np.unpackbits(quantise(vectors[:, :32], "ubinary"), axis=1).astype(int)
+    equal = (bits[:, None] == bits[None]).sum(axis=2)
+    np.testing.assert_allclose(searched @ searched.T, (2 * equal - 32) / 32, atol=1e-6)
+    for kind in ("int8", "uint8"):
+        searched = VectorForm(format=kind).as_searched(vectors)
+        np.testing.assert_allclose(
+            searched @ searched.T, cosines(quantise(vectors, "int8").astype(float)), atol=1e-6
+        )
+    np.testing.assert_allclose(VectorForm().as_searched(vectors), vectors, atol=1e-6)
+    assert [str(VectorForm()), str(VectorForm(dimensions=128, format="int8"))] == ["float32", "128-int8"]

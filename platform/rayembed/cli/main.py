@@ -10,6 +10,7 @@ import typer
 
 from rayembed import __version__
 from rayembed.cli.ablate import ablate
+from rayembed.cli.compress import compress
 from rayembed.cli.data import app as data
 from rayembed.cli.embed import embed
 from rayembed.cli.evaluate import evaluate
@@ -35,6 +36,7 @@ VERBS: dict[str, dict[str, Callable[..., Any] | typer.Typer]] = {
     "Data": {"data": data, "mine": mine, "synthesize": synthesize},
     "Training": {"base-model": base_model, "train": train, "mining-rounds": mining_rounds, "ablate": ablate},
     "Evaluation": {"mirror": mirror, "evaluate": evaluate, "runs": runs, "compare": compare},
+    "Compression": {"compress": compress},
     "Use": {
         "embed": embed,
         "serve": serve,

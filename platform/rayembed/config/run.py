@@ -48,7 +48,7 @@ class RunConfig(Frozen):
     seed: int = Field(17, description="determines batches, negatives, new weights and dropout")
     output: str = Field("runs", description="parent of the run's folder, relative to the workspace")
     base_model: str = Field(
-        description="packaged model, local folder of Hugging Face, sentence-transformers or rayembed, or hub id"
+        description="packaged model, hub id, or folder of Hugging Face, sentence-transformers or rayembed"
     )
     base_layers: int | None = Field(None, ge=1, description="keep only this many first layers")
     models_directory: str = Field("models", description="folder for packaged base models")

@@ -136,6 +136,11 @@ class Engine:
         """Full width of the vectors."""
         return self._embedder.dimensions
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self._embedder.parameters())
+
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenizedTexts:
         """Tokenise under the checkpoint's contract."""
         return self.contract.tokenize(self.tokenizer, texts, instruction)

@@ -3,11 +3,16 @@
 Shapes: N vectors of D dimensions.
 """
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import numpy as np
+from pydantic import Field
 
 from rayembed.common.errors import RequestError
+from rayembed.common.settings import Frozen
+from rayembed.contract.vectors import cut_array
 
 Quantisation = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
@@ -46,3 +51,41 @@ def quantise(vectors_ND: np.ndarray, kind: Quantisation) -> np.ndarray:
         )
     bits = np.packbits(vectors_ND > 0, axis=1)
     return bits if kind == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+
+
+class VectorForm(Frozen):
+    """Smaller vectors: cut, and in fewer bits."""
+
+    dimensions: int | None = Field(None, ge=1, description="first dimensions that are kept; None: all")
+    format: Quantisation = Field("float32", description="number format")
+
+    def __str__(self) -> str:
+        return self.format if self.dimensions is None else f"{self.dimensions}-{self.format}"
+
+    def as_searched(self, vectors_ND: np.ndarray) -> np.ndarray:
+        """fp32 unit vectors with the cosines that a search over vectors in this form computes.
+
+        Of bits it is the cosine of -1 and 1, which orders like the number of equal bits.
+        """
+        vectors_ND = cut_array(vectors_ND, self.dimensions)
+        if self.format in ("binary", "ubinary"):
+            numbers_ND = np.where(vectors_ND > 0, 1.0, -1.0)
+        else:
+            numbers_ND = quantise(vectors_ND, self.format).astype(np.float32)
+            numbers_ND -= 128 if self.format == "uint8" else 0
+        lengths_N1 = np.linalg.norm(numbers_ND, axis=1, keepdims=True)
+        return (numbers_ND / np.maximum(lengths_N1, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+class ReducedEngine:
+    """An engine whose vectors are scored in a smaller form."""
+
+    def __init__(self, engine: Any, form: VectorForm):
+        self._engine, self._form = engine, form
+        self.contract, self.digest = engine.contract, f"{engine.digest}-{form}"
+        self.dimensions = form.dimensions or engine.dimensions
+
+    def encode(self, texts: Sequence[str], **options: Any) -> Any:
+        """As the engine's, with the vectors in their form."""
+        encoded = self._engine.encode(texts, **options)
+        return replace(encoded, vectors=self._form.as_searched(encoded.vectors))

@@ -17,6 +17,7 @@ from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import ActorPool, pool_resources
 from rayembed.common.settings import Precision
 from rayembed.contract import Contract
+from rayembed.engine.vector_formats import VectorForm
 from rayembed.evaluation.catalogue import QUICKSTART, Catalogue, Selection, TaskReference, aggregate
 from rayembed.evaluation.endpoint import EndpointEngine
 from rayembed.evaluation.instructions import InstructionPolicy
@@ -92,6 +93,7 @@ def run(
     shard_tokens: float = SHARD_TOKENS,
     keep_embeddings: bool = False,
     precision: Precision = "auto",
+    vectors: VectorForm | None = None,
 ) -> Scores:
     """Score a checkpoint or an endpoint and its baselines; print the table and write scores.json.
 
@@ -114,6 +116,8 @@ def run(
         shard_tokens: text sets above this many estimated tokens are encoded in shards.
         keep_embeddings: keep the vectors of shards when their task is done.
         precision: number format of checkpoints; with fp32 scores do not depend on how the work is divided.
+        vectors: form in which they are compared; None: as they are. Stored results do not tell it, so each
+            form needs another `output`.
 
     Returns:
         task name -> {"metric", "base", "bm25", "trained"}.
@@ -138,7 +142,7 @@ def run(
         candidates["bm25"] = Candidate(BM25_LABEL, BM25_REVISION, None)
     plan = EvaluationPlan(
         selection,
-        EvaluationSetup(catalogue, policy, output, precision),
+        EvaluationSetup(catalogue, policy, output, precision, vectors),
         actors,
         shard_tokens,
         keep_embeddings,

@@ -21,6 +21,7 @@ from rayembed.common.progress import duration
 from rayembed.common.settings import Precision
 from rayembed.data.bm25 import K1, REVISION, B, search_terms
 from rayembed.engine.engine import Engine
+from rayembed.engine.vector_formats import ReducedEngine, VectorForm
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
 from rayembed.evaluation.encoder import evaluate_task
 from rayembed.evaluation.endpoint import EndpointEngine
@@ -75,12 +76,14 @@ class EvaluationSetup:
         policy: which instruction each side of a task gets.
         output: folder of the results, where the vectors of shards are kept.
         precision: number format of checkpoints; bf16 lets the batch that a text is in show in its vector.
+        vectors: form in which vectors are compared; None: as they are.
     """
 
     catalogue: Catalogue
     policy: InstructionPolicy
     output: Path
     precision: Precision = "auto"
+    vectors: VectorForm | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ class EvaluationWorker:
             self._loaded = None  # free the previous model before the next one is loaded
             engine = load_engine(candidate, self.setup.precision)
             setup = self.setup
+            if setup.vectors is not None:
+                engine = ReducedEngine(engine, setup.vectors)
             encoder = ShardEncoder(engine, candidate.label, setup.policy, setup.output, setup.precision)
             self._loaded = candidate, encoder
         return self._loaded[1]

@@ -12,6 +12,7 @@ import transformers  # imports models only as they are named, for seconds: name 
 
 from rayembed.common.errors import CheckpointError
 from rayembed.model.attention import PACKED_ATTENTION, packed_attention_interface
+from rayembed.model.packed import read_packed
 
 # Model type -> class of transformers, or module:class of another. All hand unknown arguments on to attention;
 # decoders read `config.is_causal`.
@@ -232,10 +233,12 @@ def _load_weights(
     dtype: torch.dtype | Literal["auto"],
     device: torch.device,
 ) -> Any:
+    packed = read_packed(Path(name))
     try:
         model, report = model_class.from_pretrained(
-            name,
+            None if packed else name,
             config=config,
+            state_dict=packed,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,

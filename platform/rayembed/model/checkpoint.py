@@ -25,9 +25,10 @@ from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import atomic_directory, atomic_write, file_digest
 from rayembed.contract import CONTRACT_FILE, Contract
 from rayembed.contract.tokenizer import check_vocabulary, load_tokenizer
-from rayembed.model.backbone import load_backbone
+from rayembed.model.backbone import layers_of, load_backbone
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.model.packed import WeightFormat, write_packed
 
 MANIFEST_FILE = "rayembed.json"
 FORMAT_VERSION = 1
@@ -65,6 +66,7 @@ def save_model(
     *,
     provenance: dict[str, Any] | None = None,
     recipe: str | None = None,
+    packed: WeightFormat | None = None,
 ) -> str:
     """Write a model whose adapters are merged; the folder appears only when it is complete.
 
@@ -75,12 +77,13 @@ def save_model(
         contract: its contract.
         provenance: facts to keep, such as base model and training steps.
         recipe: text of the resolved configuration.
+        packed: pack the backbone in this format, see `model.packed`; None: an ordinary folder.
 
     Returns:
         Digest of the model: SHA-256 over the digests of all files that decide a vector.
     """
     with atomic_directory(folder) as temporary:
-        digest = write_model(temporary, embedder, tokenizer, contract, provenance=provenance)
+        digest = write_model(temporary, embedder, tokenizer, contract, provenance=provenance, packed=packed)
         if recipe is not None:
             atomic_write(temporary / "recipe.yaml", recipe)
     return digest
@@ -93,11 +96,16 @@ def write_model(
     contract: Contract,
     *,
     provenance: dict[str, Any] | None = None,
+    packed: WeightFormat | None = None,
 ) -> str:
     """`save_model` into a folder that is there already and may hold other files."""
     adapters = [name for name, _ in embedder.named_parameters() if "lora_" in name]
     assert not adapters, f"merge the adapters before saving, found {adapters[0]}"
-    embedder.backbone.save_pretrained(folder / "backbone")
+    if packed is None:
+        embedder.backbone.save_pretrained(folder / "backbone")
+    else:
+        embedder.backbone.config.save_pretrained(folder / "backbone")
+        write_packed(folder / "backbone", embedder.backbone, layers_of(embedder.backbone), packed)
     return write_around_backbone(
         folder, embedder.config, embedder.pooling, tokenizer, contract,
         dimensions=embedder.dimensions, provenance=provenance,

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import atomic_write
+from rayembed.model.packed import PACKED_FILE
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -31,6 +32,10 @@ def weight_files(folder: Path) -> list[Path]:
             ) from error
     else:
         names = [SINGLE_FILE]
+    if (folder / PACKED_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} has packed weights, which other libraries do not read; take the model that was packed"
+        )
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no weight file {name}; copy the folder again")
