@@ -149,7 +149,7 @@ def test_a_key_comes_in_the_header_that_a_client_has(make_client, headers):
 
 def test_tokens_are_reserved_until_the_work_ends(clock):
     """10 a minute: a request of about 8 leaves 2, one more of 8 is let in, then none before one ends."""
-    [account] = Keyring([KeySettings(name="a", key=KEY, tokens_per_minute=10)], clock=clock)._clients
+    [account] = Keyring([KeySettings(name="a", key=KEY, tokens_per_minute=10)], clock=clock).clients
     record = RequestRecord("id", account=account)
     with record.reserve(8), record.reserve(8):
         with pytest.raises(ApiError), record.reserve(1):

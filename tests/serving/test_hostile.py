@@ -55,7 +55,7 @@ def test_ten_thousand_inputs_are_refused_at_once(client):
 
 
 def test_a_body_that_does_not_arrive_is_given_up(serve_app, monkeypatch):
-    monkeypatch.setattr(body, "_SLOWEST_S", 0.2)
+    monkeypatch.setattr(body, "SLOWEST_S", 0.2)
     config = ServeConfig(checkpoint="unused", model_name="fake")
     replica = EmbeddingReplica(config, lambda _: FakeEngine())
     url = serve_app(create_app(config, {"fake": LocalHandle(replica)}))

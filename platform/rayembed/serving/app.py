@@ -13,10 +13,12 @@ from starlette.middleware.cors import CORSMiddleware
 import rayembed
 from rayembed.common import logs, ray_compat
 from rayembed.serving import api, middleware, tracing
-from rayembed.serving.api import operations
+from rayembed.serving.api import batches, operations
 from rayembed.serving.api.dialect import describe_served_models
 from rayembed.serving.api.operations import IngressPeers, IngressSummary
 from rayembed.serving.authentication import Keyring, load_keyring
+from rayembed.serving.batch_store import BatchStore
+from rayembed.serving.batch_worker import BatchWorker
 from rayembed.serving.body import BodyLimitMiddleware
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import install_handlers
@@ -44,15 +46,20 @@ def create_app(
         keyring: keys that requests must show; None for none.
         metrics: where responses are counted.
         peers: this front end among its peers; None where it is the only one.
+
+    Raises:
+        UserError: `config.batches` names no folder that can be used.
     """
     metrics = metrics or IngressMetrics()
     models = ModelRouter(config, replicas, metrics)
+    worker = BatchWorker(BatchStore(config.batches), models, config, keyring) if config.batches else None
     app = FastAPIOffline(
         title="rayembed",
         description="Text embeddings through the interfaces of OpenAI, Cohere and text-embeddings-inference.",
         version=rayembed.__version__,
         redoc_url=None,
         strict_content_type=False,
+        lifespan=worker.lifespan if worker else None,
     )
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=config.max_body_bytes)
@@ -66,6 +73,7 @@ def create_app(
     install_handlers(app)
     for dialect in api.DIALECTS:
         app.include_router(dialect(models, config))
+    app.include_router(batches.routes(worker, config.max_file_bytes))
     app.include_router(operations.routes(models, peers or IngressPeers("local", metrics)))
     app.include_router(operations.pages(models))
     describe_served_models(app, models, config.max_inputs, with_keys=keyring is not None)

@@ -84,6 +84,11 @@ class ApiClient:
         self._requests = TokenBucket(requests * share, clock) if requests else None
         self._tokens = TokenBucket(tokens * share, clock) if tokens else None
 
+    @property
+    def owner(self) -> str:
+        """What tells the files of this key from those of others; says nothing about the key."""
+        return hashlib.sha256(b"owner" + self.digest).hexdigest()[:32]
+
     def admit(self) -> None:
         """Count a request.
 
@@ -118,7 +123,7 @@ class Keyring:
         self, keys: list[KeySettings], share: float = 1, clock: Callable[[], float] = time.monotonic
     ):
         """`share` is this process's part of each limit where several front ends share the load."""
-        self._clients = [ApiClient(settings, share, clock) for settings in keys]
+        self.clients = [ApiClient(settings, share, clock) for settings in keys]
 
     def admit(self, headers: Mapping[str, str]) -> ApiClient:
         """The client that the headers name.
@@ -130,7 +135,7 @@ class Keyring:
         """
         presented = _presented_key(headers)
         digest = hashlib.sha256((presented or "").encode()).digest()
-        matching = [client for client in self._clients if hmac.compare_digest(client.digest, digest)]
+        matching = [client for client in self.clients if hmac.compare_digest(client.digest, digest)]
         if presented is None or not matching:
             message = "send a valid API key in the header `Authorization: Bearer KEY` or `api-key: KEY`"
             raise ApiError(Problem(401, message, code="invalid_api_key"))

@@ -23,7 +23,8 @@ from rayembed.serving.errors import ApiError, Problem, overloaded
 
 MOST_VALUES, MOST_LISTS = 2**18, 2**16  # in one body
 _BODIES_AT_ONCE = 8  # of the largest size, in the memory of one front end
-_SLOWEST_S = 60
+SLOWEST_S = 60
+FILES_PATH = "/v1/files"
 _SLICE = 2**16
 _NAME_SHOWN = 40
 
@@ -38,10 +39,12 @@ class BodyLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point; raises ApiError into the application's read of the body."""
+        if scope["type"] != "http" or scope["path"].endswith(FILES_PATH):  # a file has limits of its own
+            return await self._app(scope, receive, send)
         received = 0
         complete = False
         values = ValueCounter()
-        deadline = time.monotonic() + _SLOWEST_S
+        deadline = time.monotonic() + SLOWEST_S
 
         async def limited() -> Message:
             nonlocal received, complete
@@ -51,7 +54,7 @@ class BodyLimitMiddleware:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     message = await receive()
             except TimeoutError as error:
-                reason = f"the body did not arrive within {_SLOWEST_S} s"
+                reason = f"the body did not arrive within {SLOWEST_S} s"
                 raise ApiError(Problem(408, reason, code="request_timeout")) from error
             chunk = message.get("body", b"")
             complete = not message.get("more_body")

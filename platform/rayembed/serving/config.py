@@ -185,6 +185,12 @@ class ServeConfig(ModelSettings):
     cors_origins: Names = Field(
         (), description="addresses of web pages whose scripts may ask this endpoint; * for any page"
     )
+    batches: str = Field(
+        "", description="folder or URI for /v1/files and /v1/batches, which every front end reads; empty: off"
+    )
+    max_file_bytes: int = Field(
+        200 * 2**20, ge=1, description="largest file for a batch; above it status 413"
+    )
     access_log: bool = Field(False, description="log each request as a line of JSON, without its inputs")
 
     @model_validator(mode="before")
@@ -206,6 +212,11 @@ class ServeConfig(ModelSettings):
         if twice:
             raise ValueError(f"two models are called {', '.join(twice)}; give each its own model_name")
         return self
+
+    def with_absolute_paths(self) -> "ServeConfig":
+        """The same settings for a process with another workspace."""
+        location = str(resolve(self.batches)) if self.batches and "://" not in self.batches else self.batches
+        return self.model_copy(update={"batches": location})
 
     @property
     def all_models(self) -> tuple[ModelSettings, ...]:

@@ -79,7 +79,7 @@ def build_application(
         max_surge_percent=100,
         graceful_shutdown_timeout_s=_DRAIN_S,
         logging_config=_LOGGING,
-    )(Ingress).bind(config, replicas)
+    )(Ingress).bind(config.with_absolute_paths(), replicas)
 
 
 def _bind_replica(

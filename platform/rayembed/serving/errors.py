@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from rayembed.common.errors import ResourceError
+
 logger = logging.getLogger(__name__)
 
 _TYPES = {
@@ -103,7 +105,8 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _validation_problem(error.errors()).response()
+        found = [{**each, "loc": each["loc"][1:]} for each in error.errors()]
+        return validation_problem(found).response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -112,19 +115,24 @@ def install_handlers(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    @app.exception_handler(OSError)
+    @app.exception_handler(ResourceError)
+    async def store_failed(request: Request, error: Exception) -> JSONResponse:
+        logger.error("the store of files failed: %s", error)
+        return unavailable("the store of files does not answer").response()
+
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         logger.error("request failed: %s", type(error).__name__)
         return Problem(500, "the endpoint failed on this request; its log has the reason").response()
 
 
-def _validation_problem(errors: Sequence[Any]) -> Problem:
+def validation_problem(errors: Sequence[Any]) -> Problem:
     """One sentence for what pydantic found wrong with a body, and where.
 
     A field of several forms has an error for each; the one that got furthest is the form that was meant. For
     `["one", null]` those are (input), (input, 1), (input, 0) and (input, 0): it is item 1 of a list of texts.
     """
-    errors = [{**error, "loc": error["loc"][1:]} for error in errors]
     error = max(errors, key=lambda error: [part for part in error["loc"] if isinstance(part, int)])
     location = [part for part in error["loc"] if part not in _FORMS]
     if error["type"] == "json_invalid":

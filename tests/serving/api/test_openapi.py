@@ -8,7 +8,9 @@ from rayembed.serving.config import ServeConfig
 from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine, LocalHandle
 
-config = ServeConfig(checkpoint="unused", model_name="fake", max_inputs=50, token_inputs="own")
+config = ServeConfig(
+    checkpoint="unused", model_name="fake", max_inputs=50, token_inputs="own", batches="memory://openapi"
+)
 engine = FakeEngine(instructions={"query": "find", "topics": "sort"}, max_length=512)
 app = create_app(config, {"fake": LocalHandle(EmbeddingReplica(config, lambda _: engine))})
 TestClient(app).get("/health/ready")  # from now on the document knows the model
@@ -52,4 +54,5 @@ def test_document_has_the_rules_of_the_served_model():
 
 def test_every_path_is_documented():
     paths = TestClient(app).get("/openapi.json").json()["paths"]
-    assert {"/v1/embeddings", "/v1/models", "/v1/rerank", "/v2/embed", "/embed", "/similarity"} <= set(paths)
+    expected = ["embeddings", "models", "files", "batches", "rerank"]
+    assert {*(f"/v1/{name}" for name in expected), "/v2/embed", "/embed", "/similarity"} <= set(paths)

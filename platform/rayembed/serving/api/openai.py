@@ -27,7 +27,8 @@ from rayembed.serving.api.dialect import (
 )
 from rayembed.serving.body import Body, refused
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs, ModelCard
+from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs, ModelCard, Priority
+from rayembed.serving.middleware import RequestRecord
 from rayembed.serving.router import ModelRouter
 
 Formats = Annotated[list[EmbeddingType], Field(fail_fast=True, min_length=1, max_length=5)]
@@ -191,15 +192,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
         request: EmbeddingRequest, record: Record, priority: WorkPriority = "online"
     ) -> Response:
         """Embed one or several inputs."""
-        name, input_type = models.with_side(request.model)
-        asked = EncodeRequest(
-            [request.inputs(input_type)],
-            dimensions=request.dimensions,
-            truncate=request.truncate,
-            normalize=request.normalize,
-            priority=priority,
-        )
-        return await _response(request, name, await models.encode(name, asked, record))
+        return await embed(models, request, record, priority)
 
     @router.post("/openai/deployments/{name}/embeddings", include_in_schema=False)
     async def deployment(
@@ -219,6 +212,21 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
         return await models.card(name)
 
     return router
+
+
+async def embed(
+    models: ModelRouter, request: EmbeddingRequest, record: RequestRecord, priority: Priority
+) -> Response:
+    """Answer a request; ApiError where it is refused."""
+    name, input_type = models.with_side(request.model)
+    asked = EncodeRequest(
+        [request.inputs(input_type)],
+        dimensions=request.dimensions,
+        truncate=request.truncate,
+        normalize=request.normalize,
+        priority=priority,
+    )
+    return await _response(request, name, await models.encode(name, asked, record))
 
 
 async def _response(request: EmbeddingRequest, name: str, answer: Embeddings) -> Response:
