@@ -1,6 +1,6 @@
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.stores import Server, s3_server
 from tests.tiny import save_base
 
 SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
@@ -70,3 +71,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Workspace of its own."""
     monkeypatch.setenv("RAYEMBED_HOME", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Server]:
+    """An S3 server with an empty bucket."""
+    pytest.importorskip("moto")
+    with s3_server() as server:
+        server.open("bucket")
+        yield server
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes this process one of node a, b, ..., which have a cache of their own; it begins as a."""
+
+    def become(name: str) -> Path:
+        monkeypatch.setenv("RAYEMBED_CACHE", str(tmp_path / name))
+        return tmp_path / name
+
+    become("a")
+    return become

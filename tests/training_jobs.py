@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -62,13 +62,16 @@ def write_recipe(
     return path
 
 
-def start_training(home: Path, recipe: Path, *overrides: str, **variables: str) -> subprocess.Popen:
+def start_training(
+    home: Path, recipe: Path, *overrides: str, before: Sequence[str] = (), **variables: str
+) -> subprocess.Popen:
     """The job's own script, as `ray job submit` would run it, on a local cluster of its own.
 
     Args:
         home: workspace of the run.
         recipe: what `write_recipe` returned.
         overrides: `key=value` for `--set`.
+        before: command that starts the job's.
         variables: further environment variables.
     """
     environment = {
@@ -78,7 +81,7 @@ def start_training(home: Path, recipe: Path, *overrides: str, **variables: str) 
         "DS_ACCELERATOR": "cpu",
         **variables,
     }
-    command = [sys.executable, "jobs/train.py", str(recipe)]
+    command = [*before, sys.executable, "jobs/train.py", str(recipe)]
     command += [f"--set={override}" for override in overrides]
     with (home / f"{recipe.stem}.log").open("a") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -230,7 +230,7 @@ def test_what_cannot_be_read_is_one_clear_error(tmp_path):
 
 def test_locations_beyond_the_disk(tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", [GOOD])
-    monkeypatch.setattr("rayembed.records.locations.ANSWER_SECONDS", 2)
+    monkeypatch.setattr("rayembed.common.stores.ANSWER_SECONDS", 2)
     source = UserSourceConfig(path=path.as_uri())
     build.build_user_source("mine", source, tmp_path / "data")
     assert read_split(tmp_path / "data", "mine", "train").num_rows == 1

@@ -68,12 +68,15 @@ def test_tasks_of_the_registry_meet_the_bm25_of_mteb(monkeypatch, tmp_path):
     assert [type(model) for model in searched] == [worker.RegistryBM25, worker.BM25Baseline]
 
 
-def test_a_second_run_encodes_nothing(engines, data_dir, tmp_path):
-    first = evaluate(data_dir, tmp_path)
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_second_run_encodes_nothing(engines, data_dir, tmp_path, node, stored, request):
+    output = request.getfixturevalue("s3").uri("bucket/results") if stored else tmp_path
+    first = evaluate(data_dir, output)
     assert encodes(engines) > 0
     for engine in engines.values():
         engine.calls.clear()
-    second = evaluate(data_dir, tmp_path)
+    node("b")
+    second = evaluate(data_dir, output)
     assert encodes(engines) == 0
     assert second["WordSim353"]["trained"] == pytest.approx(first["WordSim353"]["trained"], abs=1e-6)
 

@@ -16,9 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
+import yaml
+from pyarrow import fs
 
 from rayembed.quickstart.head import local_head
+from tests.stores import s3_server
 from tests.training_jobs import (
     ROOT,
     assert_same_run,
@@ -38,6 +42,7 @@ EXACT = ("lora.dropout=0", "training.precision=fp32")
 NEVER = "training.checkpoint_every=1000"
 ELASTIC = {"workers": 2, "min_workers": 1, "cpus_per_worker": 1}  # a node of one CPU holds one
 RAY = Path(sys.executable).parent / "ray"
+UNSHARE = ["unshare", "--mount", *(["--map-root-user"] if os.getuid() else []), "sh", "-c"]
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +58,15 @@ def unbroken(home, tiny_base):
 
 
 class Nodes:
-    """A cluster of processes on this machine: a head without CPUs, and nodes of one CPU."""
+    """A cluster of processes on this machine: a head without CPUs, and nodes of one CPU.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: for logs.
+        disk: folder in whose place every node has an empty one of its own; None: they share all.
+        variables: environment variables of all.
+    """
+
+    def __init__(self, folder: Path, disk: Path | None = None, **variables: str):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -64,7 +75,9 @@ class Nodes:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": self.address,
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            **variables,
         }
+        self.apart = [] if disk is None else [*UNSHARE, f'mount -t tmpfs none {disk} && exec "$@"', "apart"]
         self._folder = folder
         self._processes: list[subprocess.Popen] = []
         self._start(
@@ -79,7 +92,7 @@ class Nodes:
         log = self._folder / f"node-{len(self._processes)}.log"
         with log.open("w") as stream:
             process = subprocess.Popen(
-                [str(RAY), "start", "--block", "--node-ip-address", "127.0.0.1", *arguments],
+                [*self.apart, str(RAY), "start", "--block", "--node-ip-address", "127.0.0.1", *arguments],
                 env=os.environ | self.variables | {"RAY_health_check_period_ms": "1000"},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -251,3 +264,75 @@ def test_a_validation_that_was_pending_at_a_kill_is_made_up_for(unbroken, home, 
     assert_same_run(finish(start_training(home, recipe, *EXACT, scored), home, recipe), unbroken)
     lines = [json.loads(line) for line in (run_folder / "validation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30, 40]
+
+
+def test_two_nodes_without_a_common_disk_train_resume_evaluate_and_embed_in_a_store(
+    unbroken, home, tiny_base, tmp_path
+):
+    """The head, each node and the driver have a disk of their own; all that they share is a bucket."""
+    pytest.importorskip("moto")
+    disk, name = tmp_path / "disk", "apart"
+    disk.mkdir()
+    if subprocess.run([*UNSHARE, f"mount -t tmpfs none {disk}"], check=False).returncode:
+        pytest.skip("this user may not mount a disk of its own")
+    recipe = write_recipe(home, tiny_base, name, stages=1, resize_seconds=1, **ELASTIC)
+    content = yaml.safe_load(recipe.read_text()) | {"base_model": "base"}
+    recipe.write_text(yaml.safe_dump(content))
+    words = [f"about {word} {number}" for word in ("sun", "rain", "snow") for number in range(4)]
+    (home / "search").mkdir()
+    rows = {
+        "corpus": [{"_id": str(row), "text": text} for row, text in enumerate(words)],
+        "queries": [{"_id": str(row), "text": text[6:]} for row, text in enumerate(words)],
+        "judged": [{"query-id": str(row), "corpus-id": str(row), "score": 1} for row in range(len(words))],
+    }
+    for file, records in rows.items():
+        (home / "search" / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+    files = {"corpus": "corpus.jsonl", "queries": "queries.jsonl", "judgements": "judged.jsonl"}
+    task = {"tasks": [{"name": "Search", "type": "Retrieval", **files}]}
+    (home / "search" / "tasks.yaml").write_text(yaml.safe_dump(task))
+    with s3_server() as server, contextlib.ExitStack() as closing:
+        store, bucket = server.open("bucket/home")
+        for path in (home / "pairs.jsonl", home / "labels.jsonl"):
+            fs.copy_files(str(path), f"{bucket}/{path.name}", destination_filesystem=store)
+        for folder, path in (("base", tiny_base), ("search", home / "search")):
+            fs.copy_files(str(path), f"{bucket}/{folder}", destination_filesystem=store)
+        nodes = Nodes(
+            tmp_path, disk, **server.variables, RAYEMBED_HOME="s3://bucket/home", RAYEMBED_CACHE=str(disk)
+        )
+        closing.callback(nodes.stop)
+        nodes.join()
+        lost = nodes.join()
+        log = home / f"{name}.log"
+        process = start_training(home, recipe, *EXACT, before=nodes.apart, **nodes.variables)
+        checkpoints = f"{bucket}/runs/{name}/stages/0-retrieval/ray-train"
+        state = f"{checkpoints}/step-{STEP:07d}/state.json"
+        wait_for(
+            lambda: process.poll() is not None or store.get_file_info(state).type != fs.FileType.NotFound, log
+        )
+        [raylet] = [child for child in lost.children(recursive=True) if child.name() == "raylet"]
+        raylet.kill()
+        wait_for(lambda: process.poll() is not None or resumptions(log), log)
+        finish(process, home, recipe)
+        fs.copy_files(f"{bucket}/runs/{name}", str(tmp_path / "run"), source_filesystem=store)
+        assert_same_course(tmp_path / "run", unbroken)
+        model = ["--checkpoint", f"runs/{name}/model"]
+        own = ["--task-file", "search/tasks.yaml", "--benchmark", "own"]
+        for verb, *options in (
+            ["evaluate", *model, *own, "--output", "results", "--actors", "1", "--shard-tokens", "20"],
+            ["embed", "search/corpus.jsonl", *model, "--output", "vectors", "--keep", "_id"],
+        ):
+            done = subprocess.run(
+                [*nodes.apart, sys.executable, f"jobs/{verb}.py", *options],
+                cwd=ROOT,
+                env=os.environ | nodes.variables,
+                capture_output=True,
+                text=True,
+                timeout=400,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        with store.open_input_stream(f"{bucket}/results/scores.json") as stream:
+            assert 0 < json.load(stream)["tasks"]["Search"]["trained"] <= 1
+        vectors = pq.read_table(f"{bucket}/vectors/vectors", filesystem=store)
+        assert vectors["_id"].to_pylist() == [str(row) for row in range(len(words))]
+        assert not any(disk.iterdir()), "somebody wrote to the disk of the machine"

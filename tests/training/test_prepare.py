@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import copy_files
 
 from rayembed.common.errors import ConfigError, DataError
+from rayembed.common.paths import here, resolve
 from rayembed.config.loading import validate_config
 from rayembed.config.run import RunConfig
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
+from rayembed.data.stream import local_batches
 from rayembed.training.prepare import check_sources, resolve_data
 from tests.training.recipes import LABELS, PAIRS, recipe, write_labels, write_pairs
 
@@ -38,6 +41,30 @@ def test_a_stage_is_prepared_once(home):
     assert prepare(home, recipe(PAIRS, LABELS)) == first
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()} == written
     assert [len(PreparedRows.open(path)) for path in first.sources] == [24, 18]
+
+
+def test_another_node_reads_from_the_store_what_was_prepared(home, node, s3, tiny_base, monkeypatch):
+    """Rows, plan, tokenizer and lanes; the driver made them from a source in the store."""
+    monkeypatch.setenv("RAYEMBED_HOME", s3.uri("bucket/prepared"))
+    store, bucket = s3.open("bucket/prepared")
+    for path in (home / "pairs.jsonl", home / "labels.jsonl"):
+        copy_files(str(path), f"{bucket}/{path.name}", destination_filesystem=store)
+    copy_files(str(tiny_base), f"{bucket}/base", destination_filesystem=store)
+    config = recipe(PAIRS, LABELS)
+    [stage] = resolve_data(config)
+    spec = stage.prepare(resolve("runs") / config.name, str(resolve("base")))
+    expected = [batch.packed.input_ids_T.tolist() for batch in local_batches(spec, start=0, stop=6)]
+    lanes = spec.lanes.begin()
+    node("b")
+    cutter, plan = spec.cutter(), PlanReader(spec.plan)
+    for number in lanes.missing():
+        lanes.write(number, (cutter.cut(plan.read(step)) for step in lanes.steps_in(number)))
+    read = node("c")
+    batches = lanes.batches(0, 6, rank=0, world_size=1)
+    assert [batch.packed.input_ids_T.tolist() for batch in batches] == expected
+    assert not read.exists(), "a rank needs its lanes alone"
+    [again] = resolve_data(config)
+    assert again.prepare(resolve("runs") / config.name, str(resolve("base"))).plan == here(spec.plan)
 
 
 def test_an_instruction_of_a_row_that_fills_the_length_is_refused_before_training(home, tiny_base):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from rayembed.cli.options import FilePath
-from rayembed.common.paths import resolve
+from rayembed.common.paths import location_of, resolve
 from rayembed.common.settings import Precision
 from rayembed.contract.instructions import Side
 from rayembed.engine.bulk.rows import BadRows
@@ -114,7 +114,7 @@ def embed(
     typer.echo(counts.format(**statistics))
     for reason, count in statistics["bad_rows"].items():
         typer.echo(f"{count} rows: {reason}")
-    typer.echo(f"vectors: {resolve(output) / VECTORS_FOLDER}")
+    typer.echo(f"vectors: {location_of(resolve(output) / VECTORS_FOLDER)}")
     return manifest
 
 

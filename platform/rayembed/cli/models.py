@@ -8,7 +8,7 @@ import typer
 
 from rayembed.cli.options import FilePath
 from rayembed.common.errors import CheckpointError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import fetch, location_of, resolve
 
 
 class Layout(StrEnum):
@@ -50,13 +50,13 @@ def import_checkpoint(
     from rayembed.model.export.modules_json import is_modules_folder
     from rayembed.model.export.nv_embed import import_nv_embed, is_nv_embed
 
-    source = resolve(folder)
+    source = fetch(resolve(folder))
     limit = {"max_length": max_length} if max_length else {}
     if is_modules_folder(source) and not is_nv_embed(source):
         digest = import_sentence_transformers(source, resolve(out), **limit)
     else:
         digest = import_nv_embed(source, resolve(out), **limit)
-    typer.echo(f"checkpoint {digest[:12]}: {resolve(out)}")
+    typer.echo(f"checkpoint {digest[:12]}: {location_of(out)}")
 
 
 def export_checkpoint(
@@ -69,7 +69,7 @@ def export_checkpoint(
     ] = None,
 ) -> None:
     """Write a checkpoint for another program."""
-    source, target = resolve(checkpoint), resolve(out)
+    source, target = fetch(resolve(checkpoint)), resolve(out)
     if source == target:
         raise CheckpointError(f"{target} is the checkpoint itself; export into another folder")
     if layout is Layout.nv_embed:
@@ -84,7 +84,7 @@ def export_checkpoint(
         from rayembed.model.export.graph import export_graph
 
         export_graph(source, target, "onnx" if layout is Layout.onnx else "openvino")
-    typer.echo(f"{layout.value}: {target}")
+    typer.echo(f"{layout.value}: {location_of(target)}")
 
 
 def _summary(checkpoint: Path, declared: Path | None) -> Path | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rayembed.cli.options import Recipe, Set
-from rayembed.common.paths import resolve
+from rayembed.common.paths import location_of, resolve
 
 if TYPE_CHECKING:
     from rayembed.config.run import RunConfig  # torch takes seconds to import; --help does without
@@ -57,7 +57,7 @@ def train(
         _show_plan(config, with_step=step)
         return None
     model = train_and_score(config)
-    typer.echo(f"model: {model}")
+    typer.echo(f"model: {location_of(model)}")
     return model
 
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rayembed.common.errors import ConfigError, all_mistakes
-from rayembed.common.paths import resolve
+from rayembed.common.paths import fetch, resolve
 from rayembed.common.settings import Frozen, read_yaml
 from rayembed.config.blend import SourceConfig
 from rayembed.config.facts import facts_of, list_blends, spread_facts
@@ -149,7 +149,7 @@ def with_declared(raw: dict[str, Any]) -> dict[str, Any]:
     `contract: {max_length: 64, pool_instruction: true, ...}, model: {pooling: {type: mean}, ...}`.
     """
     base = raw.get("base_model")
-    if not isinstance(base, str) or not (folder := resolve(base)).is_dir():
+    if not isinstance(base, str) or not (folder := fetch(resolve(base), weights=False)).is_dir():
         return raw
     from rayembed.model.checkpoint import checkpoint_settings  # imports transformers
     from rayembed.model.export.modules_json import is_modules_folder, read_modules

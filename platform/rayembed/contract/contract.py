@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rayembed.common.errors import CheckpointError, RequestError
-from rayembed.common.paths import atomic_write
+from rayembed.common.paths import atomic_write, fetch
 
 CONTRACT_FILE = "contract.json"
 CONTRACT_VERSION: Literal[1] = 1
@@ -202,7 +202,7 @@ class Contract(BaseModel):
         Raises:
             CheckpointError: the file is missing, damaged or of another version.
         """
-        path = folder / CONTRACT_FILE
+        path = fetch(folder / CONTRACT_FILE)
         if not path.is_file():
             raise CheckpointError(f"{folder} has no {CONTRACT_FILE}; point to a rayembed checkpoint folder")
         try:

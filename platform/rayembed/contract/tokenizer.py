@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from transformers.utils import cached_file
 
 from rayembed.common.errors import CheckpointError
+from rayembed.common.paths import fetch
 from rayembed.contract.contract import end_id
 
 _SENTENCEPIECE_FILE = "tokenizer.model"
@@ -28,6 +29,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         CheckpointError: there is no tokenizer, it has no end token, its SentencePiece model cannot be
             followed exactly, or it has more tokens than the model next to it.
     """
+    name = str(fetch(name, weights=False))
     try:
         if cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name)

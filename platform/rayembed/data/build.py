@@ -8,7 +8,6 @@ others.
 
 import json
 import logging
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,10 +20,10 @@ import numpy as np
 from filelock import FileLock
 
 from rayembed.common.errors import ConfigError, DataError
-from rayembed.common.paths import atomic_directory, clear_disk_errors, resolve
+from rayembed.common.paths import atomic_directory, clear_disk_errors, fetch, remove, resolve
 from rayembed.config.data import DataConfig, UserSourceConfig
 from rayembed.data.card import CARD_VERSION, SourceStatistics, make_card, read_card, write_card
-from rayembed.data.part_writer import FinishJob, PartJob, finish_part, write_part
+from rayembed.data.part_writer import FinishJob, PartJob, finish_part, link, write_part
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import build_source
 from rayembed.records import find_files, find_parts, unread_files
@@ -67,11 +66,11 @@ def _build(name: str, source: UserSourceConfig, data_dir: Path, rejects: Path) -
     target = data_dir / name
     card = read_card(target)
     if card is not None and card.get("state") == state and card["card_version"] == CARD_VERSION:
-        return target
+        return fetch(target)
     work = data_dir / f".{name}.parts-{state[:12]}"
     for other in data_dir.glob(f".{name}.parts-*"):
         if other != work:
-            shutil.rmtree(other)
+            remove(other)
     with clear_disk_errors(data_dir):
         work.mkdir(parents=True, exist_ok=True)
         parts = find_parts(source, work)
@@ -100,19 +99,19 @@ def _build(name: str, source: UserSourceConfig, data_dir: Path, rejects: Path) -
     }
     with clear_disk_errors(data_dir), atomic_directory(target) as folder:
         finishing = [
-            FinishJob(
-                job.path(".parquet"), folder / f"train-{index:05d}.parquet", tuple(duplicates[job.index])
-            )
-            for index, job in enumerate(_with_rows(jobs, summaries))
+            FinishJob(job.path(".parquet"), job.path(".finished.parquet"), tuple(duplicates[job.index]))
+            for job in _with_rows(jobs, summaries)
         ]
         statistics = SourceStatistics()
         for part_statistics in _on_all_cpus(finish_part, finishing, f"source {name}, writing"):
             statistics.add(part_statistics)
+        for index, job in enumerate(finishing):
+            link(fetch(job.finished), folder / f"train-{index:05d}.parquet")
         _write_rejects(jobs, summaries, duplicates, folder / REJECTS_FILE)
         write_card(
             make_card(description, {"train": statistics}, _dropped(summaries, duplicates), folder), folder
         )
-    shutil.rmtree(work)
+    remove(work)
     rejects.unlink(missing_ok=True)
     logger.info("built %s: %d rows", name, statistics.rows)
     return target
@@ -187,7 +186,7 @@ def _duplicates(jobs: Sequence[PartJob]) -> dict[int, list[int]]:
 
 
 def _row_index(job: PartJob) -> dict[str, np.ndarray]:
-    with np.load(job.path(".npz"), allow_pickle=False) as stored:
+    with np.load(fetch(job.path(".npz")), allow_pickle=False) as stored:
         return {"hashes": stored["hashes"], "numbers": stored["numbers"]}
 
 
@@ -243,7 +242,7 @@ def _write_rejects(
     with clear_disk_errors(path.parent), path.open("w", encoding="utf-8") as listed:
         for job, summary in zip(jobs, summaries, strict=True):
             file = job.part.file
-            with job.path(".rejects.jsonl").open(encoding="utf-8") as rejects:
+            with fetch(job.path(".rejects.jsonl")).open(encoding="utf-8") as rejects:
                 for reject in map(json.loads, rejects):
                     place = f"{file.name}:{before[file.uri] + reject.pop('number')}"
                     listed.write(json.dumps({"place": place, **reject}, ensure_ascii=False) + "\n")

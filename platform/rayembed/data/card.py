@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import atomic_write, file_digest
+from rayembed.common.paths import atomic_write, fetch, file_digest
 from rayembed.records.schema import document_id
 
 CARD_FILE = "card.json"
@@ -192,7 +192,7 @@ def write_card(card: dict[str, Any], folder: Path) -> None:
 def read_card(folder: Path) -> dict[str, Any] | None:
     """The card of a source's folder; None where there is none or it is not readable."""
     try:
-        return json.loads((folder / CARD_FILE).read_text())
+        return json.loads(fetch(folder / CARD_FILE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 

@@ -21,9 +21,9 @@ from pyarrow import fs
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import clear_disk_errors
+from rayembed.common.stores import open_location, patiently
 from rayembed.data.collate import TrainingBatch, to_training_batch
 from rayembed.data.lanes import LANE_SCHEMA
-from rayembed.records.locations import open_location
 
 RANGES_AHEAD = 16  # of the ranks; bounds the disk and the work in vain when a run is stopped
 
@@ -161,18 +161,24 @@ class LaneFolder:
                 reported = time.monotonic()
                 logger.info("training waits for %s/%s", self.name, name)
             time.sleep(_LOOK_SECONDS)
-        file = self._store.open_input_file(name)
         in_memory = whole and not isinstance(self._store.base_fs, fs.LocalFileSystem)
-        return pa.ipc.open_file(file.read_buffer() if in_memory else file)
+
+        def opened() -> pa.ipc.RecordBatchFileReader:
+            file = self._store.open_input_file(name)
+            return pa.ipc.open_file(file.read_buffer() if in_memory else file)
+
+        return patiently(self.location, opened)
 
     def _name(self, number: int) -> str:
         return f"range-{number:06d}.arrow"
 
     def _has(self, number: int) -> bool:
-        return self._store.get_file_info(self._name(number)).type != fs.FileType.NotFound
+        found = patiently(self.location, lambda: self._store.get_file_info(self._name(number)))
+        return found.type != fs.FileType.NotFound
 
     def _names(self) -> set[str]:
-        return {info.base_name for info in self._store.get_file_info(fs.FileSelector(""))}
+        found = patiently(self.location, lambda: self._store.get_file_info(fs.FileSelector("")))
+        return {info.base_name for info in found}
 
     def _reading(self) -> int:
         """Range that the ranks are at; behind all of them when training has ended."""
@@ -180,18 +186,24 @@ class LaneFolder:
         return sys.maxsize if reading == _END.encode() else int(reading or 0)
 
     def _get(self, name: str) -> bytes | None:
-        try:
+        def read() -> bytes:
             with self._store.open_input_stream(name) as stream:
                 return stream.read()
+
+        try:
+            return patiently(self.location, read)
         except FileNotFoundError:
             return None
 
     def _put(self, name: str, data: bytes | pa.Buffer) -> None:
-        temporary = f".{name}.{uuid4().hex}"
-        with clear_disk_errors(Path(self._store.base_path)):
+        def write() -> None:
+            temporary = f".{name}.{uuid4().hex}"
             with self._store.open_output_stream(temporary) as stream:
                 stream.write(data)
             self._store.move(temporary, name)
+
+        with clear_disk_errors(Path(self._store.base_path)):
+            patiently(self.location, write)
 
     @cached_property
     def _store(self) -> fs.SubTreeFileSystem:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import atomic_write, clear_disk_errors
+from rayembed.common.paths import atomic_write, clear_disk_errors, fetch, here, push
 from rayembed.config.data import UserSourceConfig
 from rayembed.data.card import SourceStatistics
 from rayembed.records import Part, Row, Unreadable, read_part
@@ -26,6 +26,7 @@ from rayembed.records.columns import LOOKED_AT, Columns
 from rayembed.records.schema import SCHEMAS
 
 ROWS = 4096  # written at a time
+_FILES = (".parquet", ".rejects.jsonl", ".npz")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PartJob:
 
     def path(self, suffix: str) -> Path:
         """One of the part's files."""
-        return self.folder / f"part-{self.index:05d}{suffix}"
+        return here(self.folder) / f"part-{self.index:05d}{suffix}"
 
 
 def write_part(job: PartJob) -> dict[str, Any]:
@@ -50,16 +51,19 @@ def write_part(job: PartJob) -> dict[str, Any]:
         DataError: the file is damaged or lacks a column.
         ResourceError: the disk is full.
     """
-    done = job.path(".json")
+    done = fetch(job.path(".json"))
+    done.parent.mkdir(parents=True, exist_ok=True)
     if done.is_file():
         return json.loads(done.read_text())
     try:
         with clear_disk_errors(job.folder):
             summary = _write_part(job)
+            for suffix in _FILES:
+                push(job.path(suffix))
             atomic_write(done, json.dumps(summary))
     finally:
         if not done.is_file():
-            for suffix in (".parquet", ".rejects.jsonl", ".npz"):
+            for suffix in _FILES:
                 job.path(suffix).unlink(missing_ok=True)
     return summary
 
@@ -128,12 +132,15 @@ class FinishJob:
 
 def finish_part(job: FinishJob) -> SourceStatistics:
     """Copy a written part without its duplicates and look at what is left; the written one stays."""
-    with clear_disk_errors(job.finished.parent):
+    written, finished = fetch(job.written), here(job.finished)
+    finished.unlink(missing_ok=True)  # of a build that was killed
+    with clear_disk_errors(finished.parent):
         if job.duplicates:
-            _write_without(job.written, job.finished, job.duplicates)
+            _write_without(written, finished, job.duplicates)
         else:
-            _link(job.written, job.finished)
-    with pq.ParquetFile(job.finished) as opened:
+            link(written, finished)
+    push(finished)
+    with pq.ParquetFile(finished) as opened:
         return SourceStatistics.of(pa.Table.from_batches([batch]) for batch in opened.iter_batches(ROWS))
 
 
@@ -149,7 +156,7 @@ def _write_without(written: Path, finished: Path, duplicates: tuple[int, ...]) -
             first += batch.num_rows
 
 
-def _link(written: Path, finished: Path) -> None:
+def link(written: Path, finished: Path) -> None:
     """A second name costs no space; where the filesystem has none, a copy."""
     try:
         finished.hardlink_to(written)

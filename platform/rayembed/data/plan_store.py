@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayembed.common.paths import atomic_directory, atomic_write
+from rayembed.common.paths import atomic_directory, atomic_write, fetch
 from rayembed.common.progress import Progress
 from rayembed.data.plan import PlannedBatch, fingerprint
 
@@ -67,7 +67,7 @@ def _write_file(path: Path, chunk: Sequence[PlannedBatch]) -> None:
 
 def stored_description(folder: Path) -> dict[str, Any] | None:
     """What the plan in `folder` was made from, None where there is no plan."""
-    path = folder / _NOTE_FILE
+    path = fetch(folder / _NOTE_FILE)
     return json.loads(path.read_text())["description"] if path.is_file() else None
 
 
@@ -76,7 +76,7 @@ class PlanReader:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        note = json.loads((folder / _NOTE_FILE).read_text())
+        note = json.loads(fetch(folder / _NOTE_FILE).read_text())
         self._batch_size: int = note["batch_size"]
         self._steps_per_file: int = note["steps_per_file"]
         self.steps: int = note["steps"]
@@ -87,7 +87,7 @@ class PlanReader:
         """Rows of one step."""
         number, position = divmod(step, self._steps_per_file)
         if number != self._number:
-            table = pq.read_table(_file(self._folder, number), columns=["source", "row"])
+            table = pq.read_table(fetch(_file(self._folder, number)), columns=["source", "row"])
             self._sources, self._rows = (
                 pa.concat_arrays(table[name].chunks).flatten().to_numpy().reshape(-1, self._batch_size)
                 for name in ("source", "row")

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayembed.common.errors import DataError
+from rayembed.common.paths import fetch
 from rayembed.records.schema import PAIR_SCHEMA, document_id
 
 ROWS_PER_BATCH = 1 << 14
@@ -36,13 +37,13 @@ class PreparedRows:
 
     @staticmethod
     def open(path: Path) -> "PreparedRows":
-        """Map the file of a prepared source.
+        """Map the file of a prepared source; a node fetches it once from a store.
 
         Raises:
             DataError: the file is missing or cut short.
         """
         try:
-            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            file = pa.ipc.open_file(pa.memory_map(str(fetch(path))))
             return PreparedRows([file.get_batch(number) for number in range(file.num_record_batches)])
         except (OSError, pa.ArrowException) as error:
             raise DataError(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.common.paths import atomic_directory, clear_disk_errors
+from rayembed.common.paths import atomic_directory, clear_disk_errors, fetch
 from rayembed.data.card import CARD_VERSION, SourceStatistics, make_card, read_card, write_card
 from rayembed.data.sources import SOURCES, BuiltInSource
 from rayembed.data.sources.base import SPLITS, Example, LabelExample, PairExample
@@ -33,7 +33,7 @@ def build_source(name: str, data_dir: Path) -> Path:
     Raises DataError for an unknown name and ResourceError when a package it is made from cannot be fetched.
     """
     source = built_in_source(name)
-    target = data_dir / name
+    target = fetch(data_dir / name)
     if is_built(source, target):
         return target
     if reason := source.missing():
@@ -73,7 +73,7 @@ def read_split(data_dir: Path, name: str, split: str) -> pa.Table:
 
 def read_tables(data_dir: Path, name: str, split: str) -> Iterator[pa.Table]:
     """The same, file by file, so that a source of many parts does not have to fit in memory."""
-    folder = data_dir / name
+    folder = fetch(data_dir / name)
     kind = source_kind(data_dir, name)
     if not folder.is_dir():
         raise DataError(f"{data_dir} has no source {name}; run `rayembed data build {name} --out {data_dir}`")

@@ -25,6 +25,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from rayembed.common.errors import ConfigError, DataError, unknown_name
+from rayembed.common.paths import fetch
 from rayembed.common.settings import Frozen
 from rayembed.config.data import UserSourceConfig
 from rayembed.config.loading import validate_recipe
@@ -105,6 +106,7 @@ def read_own_tasks(path: Path) -> dict[str, OwnTask]:
     Raises:
         ConfigError: the file cannot be read, or all mistakes of its entries.
     """
+    path = fetch(path)
     if not path.is_file():
         raise ConfigError(f"there is no task file {path}")
     try:

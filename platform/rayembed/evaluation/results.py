@@ -26,7 +26,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.results import TaskResult
 
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.common.paths import atomic_write
+from rayembed.common.paths import atomic_write, fetch, push, remove
 from rayembed.evaluation.builtin_tasks import TASKS
 from rayembed.evaluation.encoder import ENCODE_OPTIONS, OURS
 from rayembed.evaluation.endpoint import Endpoint
@@ -87,7 +87,7 @@ class ResultStore:
                 try:
                     yield
                 finally:
-                    holder.unlink(missing_ok=True)
+                    remove(holder)
         except Timeout:
             about = json.loads(holder.read_text()) if holder.is_file() else {}
             who = " ".join(f"{name} {value}" for name, value in about.items()) or "unknown"
@@ -113,7 +113,9 @@ class ResultStore:
         precision: str = "auto",
     ) -> TaskResult | None:
         """A stored result of the same rows and instructions; None where the task has to be run (again)."""
-        path, details = (place(candidate, task.metadata.name) for place in (self.path, self.details_path))
+        path, details = (
+            fetch(place(candidate, task.metadata.name)) for place in (self.path, self.details_path)
+        )
         if not (path.is_file() and details.is_file()):
             return None
         try:
@@ -142,11 +144,13 @@ class ResultStore:
         ours: dict[str, list[dict[str, Any]]] = {}
         for split, entries in plain.scores.items():
             ours[split] = [entry.pop(OURS, {}) for entry in cast(list[dict[str, Any]], entries)]
-        self.path(candidate, result.task_name).unlink(missing_ok=True)
+        path = self.path(candidate, result.task_name)
+        remove(path)
         atomic_write(self.details_path(candidate, result.task_name), json.dumps(ours) + "\n")
         mteb.ResultCache(self.output).save_to_cache(
             plain, model_meta(candidate), encode_kwargs=ENCODE_OPTIONS
         )
+        push(path.parent)
 
 
 def model_meta(candidate: Candidate) -> ModelMeta:
@@ -257,7 +261,7 @@ def read_record(folder: Path) -> ModelRecord:
     Raises:
         DataError: there is none, or it is not one.
     """
-    path = folder / RECORD_FILE
+    path = fetch(folder / RECORD_FILE)
     if not path.is_file():
         raise DataError(
             f"{folder} has no {RECORD_FILE}; name a folder such as results/trained that an evaluation wrote"
@@ -274,7 +278,7 @@ def read_record(folder: Path) -> ModelRecord:
 
 def trained_sources(checkpoint: Path) -> tuple[str, ...] | None:
     """Sources of all stages of the recipe in a checkpoint folder; None where it has no recipe."""
-    path = checkpoint / "recipe.yaml"
+    path = fetch(checkpoint / "recipe.yaml")
     if not path.is_file():
         return None
     recipe = yaml.safe_load(path.read_text()) or {}

@@ -9,7 +9,7 @@ from typing import Any
 import mteb
 import numpy as np
 
-from rayembed.common.paths import atomic_write
+from rayembed.common.paths import atomic_write, fetch
 from rayembed.evaluation.builtin_tasks import TASKS
 
 SCORES_FILE = "scores.json"
@@ -54,7 +54,7 @@ def write_scores(scores: Scores, output: Path) -> Path:
 
 def read_scores(output: Path) -> Scores:
     """Scores that `write_scores` wrote into `output`."""
-    return json.loads((output / SCORES_FILE).read_text())["tasks"]
+    return json.loads(fetch(output / SCORES_FILE).read_text())["tasks"]
 
 
 def mean_rows(

@@ -6,7 +6,6 @@ Shapes: Q queries, N documents of a shard, D width of the vectors, K wanted docu
 import hashlib
 import logging
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rayembed.common.device import resolve_device
-from rayembed.common.paths import atomic_file
+from rayembed.common.paths import atomic_file, fetch, remove
 from rayembed.common.ray_compat import task_texts
 from rayembed.contract import Contract
 from rayembed.evaluation.encoder import ENCODE_OPTIONS, EngineEncoder
@@ -66,7 +65,7 @@ class EmbeddingStore:
 
     def remove(self, task: TaskMetadata) -> None:
         """Delete the shards of a task that has been scored."""
-        shutil.rmtree(self.task_folder(task), ignore_errors=True)
+        remove(self.task_folder(task))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -77,6 +76,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """Arrays that `write_arrays` wrote; None where there are none or the file is torn."""
+    path = fetch(path)
     if not path.is_file():
         return None
     try:

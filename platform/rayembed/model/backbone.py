@@ -11,6 +11,7 @@ import torch
 import transformers  # imports models only as they are named, for seconds: name none at the top of a file
 
 from rayembed.common.errors import CheckpointError
+from rayembed.common.paths import fetch
 from rayembed.model.attention import PACKED_ATTENTION, packed_attention_interface
 from rayembed.model.packed import read_packed
 
@@ -218,7 +219,8 @@ def read_config(name: str | Path) -> Any:
         CheckpointError: there is none.
     """
     try:
-        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        folder = str(fetch(name, weights=False))
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"base model {name} cannot be read; give a local Hugging Face folder with config.json and "
@@ -233,10 +235,11 @@ def _load_weights(
     dtype: torch.dtype | Literal["auto"],
     device: torch.device,
 ) -> Any:
-    packed = read_packed(Path(name))
+    folder = fetch(name)
+    packed = read_packed(folder)
     try:
         model, report = model_class.from_pretrained(
-            None if packed else name,
+            None if packed else str(folder),
             config=config,
             state_dict=packed,
             dtype=dtype,

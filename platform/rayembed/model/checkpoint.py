@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from rayembed.common.errors import CheckpointError
-from rayembed.common.paths import atomic_directory, atomic_write, file_digest
+from rayembed.common.paths import atomic_directory, atomic_write, fetch, file_digest, is_stored
 from rayembed.contract import CONTRACT_FILE, Contract
 from rayembed.contract.tokenizer import check_vocabulary, load_tokenizer
 from rayembed.model.backbone import layers_of, load_backbone
@@ -162,6 +162,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: no such folder, no manifest, another format version, or a file is missing or cut
             short.
     """
+    folder = fetch(folder, weights=False)
     path = folder / MANIFEST_FILE
     if not path.is_file():
         hint = "; convert it with `rayembed import-checkpoint`" if (folder / "modules.json").is_file() else ""
@@ -175,6 +176,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}"
         )
     for name, recorded in manifest["files"].items():
+        if is_stored(folder):
+            break  # a store shows no folder before it is complete
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint {folder} is incomplete: {name} is missing; copy it again")
@@ -226,6 +229,7 @@ def load_model(
     Raises:
         CheckpointError: the folder is incomplete, damaged or of another shape.
     """
+    folder = fetch(folder)
     manifest, config = read_configuration(folder)
     contract = Contract.load(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")

@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from rayembed.common.errors import CheckpointError
+from rayembed.common.paths import fetch
 from rayembed.model.backbone import empty_backbone
 from rayembed.model.configuration import LoraSettings
 from rayembed.model.export.shards import shapes, weight_files, write
@@ -85,7 +86,7 @@ def _base_tensors(
 
     The first BERT models call the weights of a norm gamma and its biases beta.
     """
-    folder = Path(base)
+    folder = fetch(base)
     if not folder.is_dir():
         folder = Path(snapshot_download(str(base), allow_patterns=["*.safetensors", "*.json"]))
     found: dict[str, tuple[Path, str]] = {}

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
+from rayembed.common.stores import open_location
 from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import PART_BYTES, Part, Reader, Row, Unreadable, refuse_disguise
-from rayembed.records.locations import StoredFile, open_location
+from rayembed.records.locations import StoredFile
 
 
 @dataclass(frozen=True)

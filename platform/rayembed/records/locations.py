@@ -2,19 +2,18 @@
 
 import lzma
 import re
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
-import fsspec
 import pyarrow as pa
 from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import location_of
+from rayembed.common.stores import SCHEMES, answered, first_line, open_location
 
 _CODECS = {
     ".gz": "gzip", ".gzip": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"
@@ -22,11 +21,6 @@ _CODECS = {
 COMPRESSED = (*_CODECS, ".xz")
 
 _PATTERN = re.compile(r"[*\[]")
-
-Result = TypeVar("Result")
-
-ANSWER_SECONDS = 20.0
-"""How long a store may take to answer the first question."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +57,6 @@ class StoredFile:
         return filesystem.open_input_stream(path, compression=_CODECS.get(suffix))
 
 
-def open_location(uri: str) -> tuple[fs.FileSystem, str]:
-    """Filesystem and path of a URI or of a local path, which may be relative to the workspace.
-
-    Raises:
-        DataError: no filesystem for the scheme, or the URI is malformed.
-    """
-    if "://" not in uri:
-        return fs.LocalFileSystem(), str(resolve(uri))
-    try:
-        return _answered(uri, lambda: fs.FileSystem.from_uri(uri))
-    except pa.ArrowException as error:
-        try:
-            filesystem, path = _answered(uri, lambda: fsspec.core.url_to_fs(uri))
-        except (ValueError, ImportError):
-            raise DataError(f"{uri} is not a location that can be read ({error}); {_SCHEMES}") from error
-        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
-
-
 def list_files(uri: str) -> list[StoredFile]:
     """The file at `uri`, or all files below the folder, hidden ones left out, sorted by path.
 
@@ -91,15 +67,15 @@ def list_files(uri: str) -> list[StoredFile]:
         ResourceError: the store does not answer or refuses.
     """
     filesystem, path = open_location(uri)
-    given = _answered(uri, lambda: filesystem.get_file_info(path))
+    given = answered(uri, lambda: filesystem.get_file_info(path))
     if given.type == fs.FileType.NotFound and _PATTERN.search(uri):
         return _fitting(uri)
     if given.type == fs.FileType.NotFound:
-        raise DataError(f"{uri} does not exist; give a file, a folder, or a URI of one ({_SCHEMES})")
+        raise DataError(f"{uri} does not exist; give a file, a folder, or a URI of one ({SCHEMES})")
     if given.type == fs.FileType.File:
         return [_stored(uri, given.base_name, given)]
     selector = fs.FileSelector(path, recursive=True)
-    found = _answered(uri, lambda: filesystem.get_file_info(selector))
+    found = answered(uri, lambda: filesystem.get_file_info(selector))
     base, _, query = uri.partition("?")
     files = []
     for info in sorted(found, key=lambda info: info.path):
@@ -145,7 +121,8 @@ def hub_location(name: str, revision: str | None) -> str:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if resolve(name).is_dir():
+    filesystem, folder = open_location(name)
+    if filesystem.get_file_info(folder).type == fs.FileType.Directory:
         return name
     try:
         cached = huggingface_hub.snapshot_download(
@@ -166,44 +143,11 @@ def hub_location(name: str, revision: str | None) -> str:
         ) from error
     except (OSError, httpx.HTTPError) as error:
         raise ResourceError(
-            f"hub data set {name} is not in the cache and the hub does not answer ({_first_line(error)}); "
+            f"hub data set {name} is not in the cache and the hub does not answer ({first_line(error)}); "
             "connect to it, or copy the data set and give path"
         ) from error
     return f"hf://datasets/{name}@{found.sha}"
 
 
-_SCHEMES = "paths, s3, gs, abfss, hf, file and the schemes of fsspec are read"
-
-
 def _stored(uri: str, name: str, info: fs.FileInfo) -> StoredFile:
-    location = uri if "://" in uri else str(resolve(uri))
-    return StoredFile(location, name, info.size or 0, info.mtime_ns or 0)
-
-
-def _answered(uri: str, question: Callable[[], Result]) -> Result:
-    """Answer of a store. Its client may retry for minutes, so it is asked on a thread that can be left."""
-    answer: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answer.append(question())
-        except Exception as error:  # noqa: BLE001  # raised again on the thread that asked
-            answer.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS)
-    if not answer:
-        raise ResourceError(f"{uri} did not answer in {ANSWER_SECONDS:.0f} s; {_CHECK}")
-    if isinstance(answer[0], OSError | pa.ArrowException) and not isinstance(answer[0], pa.ArrowInvalid):
-        raise ResourceError(f"{uri} cannot be read ({_first_line(answer[0])}); {_CHECK}") from answer[0]
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0]
-
-
-_CHECK = "check the address, the network and the credentials in the environment, then run it again"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+    return StoredFile(location_of(uri), name, info.size or 0, info.mtime_ns or 0)

@@ -29,9 +29,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayembed.common.errors import CheckpointError, ConfigError, DataError, ResourceError
-from rayembed.common.paths import atomic_write, file_digest
+from rayembed.common.paths import atomic_write, fetch, file_digest, here
 from rayembed.common.ray_compat import checkpoint_list_file
-from rayembed.records.locations import open_location
+from rayembed.common.stores import open_location
 from rayembed.training.run_folder import RECIPE_FILE, check_recipe
 
 WEIGHTS_FILE = "trainable.safetensors"
@@ -89,7 +89,7 @@ def load_training_state(folder: Path) -> TrainingState:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    state = check_training_state(folder)
+    folder, state = here(folder), check_training_state(folder)
     return TrainingState(
         stage=state["stage"],
         next_step=state["next_step"],
@@ -105,6 +105,7 @@ def check_training_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    folder = fetch(folder)
     path = folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(
@@ -126,7 +127,7 @@ def check_training_state(folder: Path) -> dict[str, Any]:
 
 def next_step(folder: Path) -> int:
     """First step of the plan that a checkpoint has not taken."""
-    return json.loads((folder / STATE_FILE).read_text())["next_step"]
+    return json.loads(fetch(folder / STATE_FILE).read_text())["next_step"]
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -251,7 +252,7 @@ def open_store(location: str | None, *, run_name: str, recipe: str, stage_folder
         ResourceError: it cannot be written.
     """
     if location is None:
-        store = CheckpointStore(LocalFileSystem(), str(stage_folder / FOLDER))
+        store = CheckpointStore(*open_location(stage_folder / FOLDER))
     else:
         try:
             filesystem, path = open_location(location)

@@ -11,7 +11,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from rayembed.common.errors import ResourceError, TrainingError, UserError
-from rayembed.common.paths import atomic_directory
+from rayembed.common.paths import atomic_directory, fetch, remove
 from rayembed.common.ray_cluster import cluster_gpus, joins_cluster
 from rayembed.config.training import TrainingConfig
 from rayembed.data.stream import lanes_written
@@ -60,10 +60,10 @@ def _fit_to_the_end(
     stage: Stage, score: Score | None, store: CheckpointStore, stage_folder: Path, trained: Path
 ) -> None:
     stopped = stage.run_folder / STOPPED_FILE
-    stopped.unlink(missing_ok=True)
+    remove(stopped)
     while True:
         result = _fit(stage, score, store, stage_folder)
-        if stopped.is_file():
+        if fetch(stopped).is_file():
             raise TrainingError(
                 f"{stopped.read_text()}; lower the learning rate, remove the rows, or continue with "
                 "--set training.on_bad_batch=skip"

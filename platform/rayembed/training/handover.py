@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from rayembed.common.errors import CheckpointError
-from rayembed.common.paths import atomic_directory, atomic_write
+from rayembed.common.paths import atomic_directory, atomic_write, fetch
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import SavedPrecision
@@ -92,7 +92,7 @@ def merge_into_base(model: ModelSpec, finished: Sequence[FinishedStage], folder:
     Raises:
         CheckpointError: no stage trained adapters.
     """
-    if not folder.is_dir():
+    if not fetch(folder, weights=False).is_dir():
         empty, weights = model.empty(), carried_weights(finished)
         adapters = {name: value for name, value in weights.items() if _ADAPTER in name}
         if not adapters:

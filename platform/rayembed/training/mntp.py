@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rayembed.common.errors import CheckpointError, ConfigError
+from rayembed.common.paths import fetch
 from rayembed.contract.contract import end_id
 from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
 from rayembed.contract.tokenizer import load_tokenizer
@@ -59,7 +60,7 @@ def language_model_head(base: Path | str, device: torch.device | str = "cpu") ->
     Raises:
         CheckpointError: the base model was saved without them.
     """
-    if not (folder := Path(base)).is_dir():
+    if not (folder := fetch(base)).is_dir():
         folder = Path(snapshot_download(str(base), allow_patterns=["*.json", "*.safetensors"]))
     tied = read_config(folder).tie_word_embeddings
     for ending in ("lm_head.weight", *(["embed_tokens.weight"] if tied else [])):

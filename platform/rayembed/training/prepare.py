@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.errors import ConfigError, DataError, RequestError, all_mistakes
+from rayembed.common.paths import location_of
 from rayembed.common.settings import differences
 from rayembed.config.blend import SourceConfig
 from rayembed.config.run import RunConfig
@@ -93,7 +94,7 @@ class StageData:
             tokenizer=tokenizer,
             seed=self.seed,
             lanes=LaneFolder.of(
-                self.storage or str(folder),
+                self.storage or location_of(folder),
                 f"{place}lanes-{fingerprint(description)[:16]}",
                 steps=stage.steps,
                 batch_size=stage.batch_size,

@@ -14,7 +14,14 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from rayembed.common.errors import ConfigError, DataError
-from rayembed.common.paths import atomic_directory, atomic_write, clear_disk_errors, file_digest, resolve
+from rayembed.common.paths import (
+    atomic_directory,
+    atomic_write,
+    clear_disk_errors,
+    fetch,
+    file_digest,
+    resolve,
+)
 from rayembed.config.blend import SourceConfig
 from rayembed.config.data import DataConfig
 from rayembed.data.build import build_any, declared_source
@@ -153,7 +160,7 @@ class PreparedSource:
                 `origin`.
         """
         folder = resolve(self.data.directory) / PREPARED / f"{self.name}-{fingerprint(origin)[:16]}"
-        if not (folder / ROWS_FILE).is_file():
+        if not fetch(folder / ROWS_FILE).is_file():
             if origin != self.origin():
                 raise DataError(
                     f"source {self.name}: the rows prepared at the start of the run are no longer in "
@@ -245,4 +252,4 @@ def usually_symmetric(data: DataConfig, entry: SourceConfig) -> bool:
 
 def rows_digest(path: Path) -> str:
     """Digest of the rows that `PreparedSource.prepare` made."""
-    return (path.parent / _DIGEST_FILE).read_text().strip()
+    return fetch(path.parent / _DIGEST_FILE).read_text().strip()

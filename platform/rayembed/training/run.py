@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.errors import ConfigError
-from rayembed.common.paths import atomic_write, resolve
+from rayembed.common.paths import atomic_write, fetch, resolve
 from rayembed.common.ray_cluster import connect, run_apart
 from rayembed.config.run import RunConfig
 from rayembed.config.training import TrainingConfig
@@ -64,7 +64,7 @@ def train(config: RunConfig, score: Score | None = None) -> Path:
     check_trackers(config.training.trackers)
     folder = claim_run_folder(config)
     model_folder = folder / "model"
-    if (model_folder / MANIFEST_FILE).is_file():
+    if fetch(model_folder / MANIFEST_FILE).is_file():
         logger.info("run %s is finished: %s", config.name, read_manifest(model_folder)["digest"][:12])
         return model_folder
     with noted(folder):
@@ -83,7 +83,7 @@ def _train(
     check_disk(config, model, folder)
     training = with_device(config.training)
     memory = merging_bytes(*parameter_counts(model))
-    if not (folder / "untrained" / MANIFEST_FILE).is_file():
+    if not fetch(folder / "untrained" / MANIFEST_FILE).is_file():
         # Under the trained model's contract, so that both are asked in the same words.
         write = partial(
             save_untrained, base, folder / "untrained", export.contract, layers=model.layers,
@@ -98,7 +98,7 @@ def _train(
             merge = partial(merge_into_base, model, finished, stage_folder / "base")
             model = run_apart(merge, what="merging adapters into the base model", memory=memory)
         ended = FinishedStage.of(settings, trained)
-        if not (trained / STATE_FILE).is_file():
+        if not fetch(trained / STATE_FILE).is_file():
             stage = Stage(
                 settings=settings,
                 training=training,
@@ -119,7 +119,7 @@ def _train(
 
 def _declared_model(config: RunConfig) -> ModelConfig | None:
     """How the base model of a run attends and pools, where its folder says so."""
-    folder = resolve(config.base_model)
+    folder = fetch(resolve(config.base_model), weights=False)
     if (folder / MANIFEST_FILE).is_file():
         return read_configuration(folder)[1]
     return read_modules(folder).model if is_modules_folder(folder) else None
@@ -146,7 +146,7 @@ def claim_run_folder(config: RunConfig) -> Path:
         ConfigError: the folder belongs to a run with another recipe.
     """
     folder = resolve(config.output) / config.name
-    path = folder / RECIPE_FILE
+    path = fetch(folder / RECIPE_FILE)
     if path.is_file():
         check_recipe(path.read_text(), config.to_yaml(), f"{folder} was started with")
     atomic_write(path, config.to_yaml())

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from rayembed.common.errors import ConfigError
-from rayembed.common.paths import atomic_write
+from rayembed.common.errors import ConfigError, UserError
+from rayembed.common.paths import atomic_write, fetch, push
 from rayembed.common.settings import differences
 
 RECIPE_FILE = "recipe.yaml"
@@ -57,13 +57,13 @@ def noted(folder: Path) -> Iterator[None]:
 
 def read_note(folder: Path) -> dict[str, Any]:
     """The note of a run; empty where there is none."""
-    path = folder / NOTE_FILE
+    path = fetch(folder / NOTE_FILE)
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def is_trained_now(folder: Path) -> bool:
     """Whether a process on any machine trains the run, or did less than a minute ago."""
-    path = folder / NOTE_FILE
+    path = fetch(folder / NOTE_FILE)
     if not path.is_file() or read_note(folder)["ended"]:
         return False
     return time.time() - path.stat().st_mtime < _SILENT_SECONDS
@@ -77,6 +77,8 @@ def _touched(path: Path) -> Iterator[None]:
     def beat() -> None:
         while not ended.wait(_BEAT_SECONDS):
             path.touch()
+            with contextlib.suppress(UserError):  # the next beat may succeed
+                push(path)
 
     thread = threading.Thread(target=beat, name="run-note", daemon=True)
     thread.start()

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from rayembed.common.device import resolve_device
 from rayembed.common.errors import ResourceError, TrainingError
-from rayembed.common.paths import atomic_write
+from rayembed.common.paths import atomic_write, fetch
 from rayembed.common.ray_cluster import run_apart
 from rayembed.config.blend import SourceConfig
 from rayembed.config.training import TrainingConfig
@@ -104,7 +104,7 @@ def decided(stage: Stage, folder: Path) -> Stage:
     training = stage.training
     if "auto" not in (training.tokens_per_chunk, training.activation_checkpointing):
         return stage
-    note = folder / CHOICE_FILE
+    note = fetch(folder / CHOICE_FILE)
     if not note.is_file():
         batch = longest_batch(stage.stream, training.fewest_workers)
         trials = _measured(stage, batch)

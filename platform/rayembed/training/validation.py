@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rayembed.common import logs
 from rayembed.common.errors import UserError
-from rayembed.common.paths import atomic_directory, atomic_write
+from rayembed.common.paths import atomic_directory, atomic_write, fetch, here, push
 from rayembed.common.ray_cluster import run_apart
 from rayembed.model.merging import merging_bytes
 from rayembed.training.callbacks.trackers import start_trackers
@@ -132,7 +132,7 @@ def exported_scores(stage: Stage, checkpoint: Path, score: Score, output: Path) 
 
 def best_record(folder: Path) -> dict[str, Any] | None:
     """Record of a stage's best checkpoint, which is in the folder `best`; None before the first."""
-    path = folder / BEST_FOLDER / RECORD_FILE
+    path = fetch(folder / BEST_FOLDER / RECORD_FILE)
     return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -180,12 +180,12 @@ def kept_checkpoint(stage: Stage, folder: Path, last: Path) -> Path:
         best["step"],
         best["score"],
     )
-    return folder / BEST_FOLDER
+    return fetch(folder / BEST_FOLDER)
 
 
 def _noted(run_folder: Path) -> list[dict[str, Any]]:
     """Records of all scored checkpoints."""
-    path = run_folder / VALIDATION_FILE
+    path = fetch(run_folder / VALIDATION_FILE)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
@@ -194,9 +194,11 @@ def _note(run_folder: Path, record: dict[str, Any]) -> None:
     records = [other for other in _noted(run_folder) if other["step"] != record["step"]]
     lines = [json.dumps(line) + "\n" for line in (*records, record)]
     atomic_write(run_folder / VALIDATION_FILE, "".join(lines))
-    with SummaryWriter(str(run_folder / "tensorboard"), filename_suffix=".validation") as writer:
+    folder = here(run_folder) / "tensorboard"
+    with SummaryWriter(str(folder), filename_suffix=".validation") as writer:
         for name, value in _scalars(record).items():
             writer.add_scalar(name, value, record["step"])
+    push(folder)
 
 
 def _scalars(record: dict[str, Any]) -> dict[str, float]:

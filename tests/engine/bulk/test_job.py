@@ -10,11 +10,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import copy_files
 from typer.testing import CliRunner
 
 from rayembed import Embedder
 from rayembed.cli.main import app
 from rayembed.common.errors import DataError, RequestError
+from rayembed.common.paths import resolve
 from rayembed.engine.bulk.job import embed_files
 from rayembed.engine.bulk.request import EmbedRequest
 from rayembed.engine.vector_formats import quantise
@@ -134,6 +136,32 @@ def test_only_shards_that_are_not_there_are_made_again(request_, tmp_path, expec
     assert after.keys() == before.keys()
     assert second["statistics"] == first["statistics"]
     np.testing.assert_allclose(stored(output), expected, atol=1e-5)
+
+
+def test_input_checkpoint_and_output_may_be_in_a_store(
+    request_, files, tiny_checkpoint, expected, node, s3, caplog
+):
+    caplog.set_level(logging.INFO, logger="rayembed")
+    store, bucket = s3.open("bucket/embed")
+    for name, folder in (("texts", files), ("model", tiny_checkpoint)):
+        copy_files(str(folder), f"{bucket}/{name}", destination_filesystem=store)
+    places = {
+        "files": s3.uri("bucket/embed/texts"),
+        "checkpoint": s3.uri("bucket/embed/model"),
+        "output": s3.uri("bucket/embed/out"),
+    }
+    embed_files(request_(**places), actors=0)
+    table = pq.read_table(f"{bucket}/out/vectors", filesystem=store)
+    column = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    np.testing.assert_allclose(column.reshape(len(TEXTS), -1), expected, atol=1e-6)
+    assert not list(resolve(places["output"]).rglob("*.parquet")), "shards take no space of the node"
+    store.delete_file(f"{bucket}/out/vectors/part-000003.parquet")
+    node("b")
+    embed_files(request_(**places), actors=0)
+    assert "50 rows of 2 files in 7 shards, 6 of them finished" in caplog.text
+    embed_files(request_(**places), actors=0, overwrite=True)
+    with pytest.raises(RequestError, match="is inside the input folder"):
+        embed_files(request_(**places | {"output": s3.uri("bucket/embed/texts/out")}), actors=0)
 
 
 def test_another_request_is_refused_until_it_is_told_to_overwrite(request_, files, tmp_path):

@@ -6,7 +6,6 @@ job that is started again makes only those that are not there.
 """
 
 import logging
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -14,13 +13,14 @@ from functools import partial
 from typing import Any
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import remove, resolve
 from rayembed.common.progress import Progress
 from rayembed.common.ray_work import ATTEMPTS, ItemsFailed, reason_of, run_items
 from rayembed.engine.bulk.output import (
     VECTORS_FOLDER,
     ShardStatistics,
     check_same,
+    files_in,
     read_manifest,
     read_statistics,
     shard_path,
@@ -75,7 +75,7 @@ def embed_files(
     if dry_run:
         return manifest | {"status": "planned", "finished_shards": len(done)}
     if overwrite and earlier:
-        shutil.rmtree(output)
+        remove(output)
     write_manifest(output, manifest)
     for leftover in (output / VECTORS_FOLDER).glob(".part-*"):
         leftover.unlink()
@@ -102,10 +102,11 @@ def embed_files(
 
 def _finished(work: EmbeddingWork) -> dict[int, ShardStatistics]:
     """Shards whose files are there, and what they are made of."""
+    present = files_in(work.output / VECTORS_FOLDER)
 
     def read(shard: int) -> ShardStatistics | None:
         path = shard_path(work.output, shard)
-        if not path.is_file():
+        if path.name not in present:
             return None
         try:
             return read_statistics(path)

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import atomic_write
+from rayembed.common.paths import atomic_write, fetch, here, is_stored, location_of
 from rayembed.common.settings import differences
 from rayembed.records.columnar import open_parquet
+from rayembed.records.locations import list_files
 
 VECTOR_COLUMN = "vector"
 VECTORS_FOLDER = "vectors"
@@ -82,6 +83,16 @@ def write_shard(
         write_statistics=columns.column_names,
     )
     atomic_write(path, buffer.getvalue())
+    if is_stored(path):
+        here(path).unlink()  # no node reads it again
+
+
+def files_in(folder: Path) -> set[str]:
+    """Names of the files in a folder, or of the file itself; none where there is neither."""
+    try:
+        return {file.name for file in list_files(location_of(folder))}
+    except DataError:
+        return set()
 
 
 def read_statistics(path: Path) -> ShardStatistics:
@@ -103,9 +114,9 @@ def read_manifest(output: Path) -> dict[str, Any] | None:
     Raises:
         DataError: the folder holds something else, or was written by another release.
     """
-    path = output / MANIFEST_FILE
+    path = fetch(output / MANIFEST_FILE)
     if not path.is_file():
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if files_in(output):
             raise DataError(f"{output} holds other files; choose a new folder for the vectors")
         return None
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayembed.common.errors import DataError, RequestError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import is_stored, resolve
 from rayembed.common.settings import Precision
 from rayembed.contract import Contract
 from rayembed.contract.instructions import Side, chosen_instruction
@@ -119,7 +119,8 @@ def plan_work(
     Raises:
         UserError: checkpoint or input cannot be read, or do not have what the request names.
     """
-    if (given := resolve(request.files)).is_dir() and resolve(request.output).is_relative_to(given):
+    given = resolve(request.files)
+    if (given.is_dir() or is_stored(given)) and resolve(request.output).is_relative_to(given):
         raise RequestError(
             f"the output {resolve(request.output)} is inside the input folder {given}, and the next run "
             "would read it; choose another place"

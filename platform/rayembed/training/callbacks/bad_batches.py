@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rayembed.common.paths import atomic_write
+from rayembed.common.paths import atomic_write, fetch, push
 from rayembed.config.stage import StageConfig
 from rayembed.data.collate import TrainingBatch
 from rayembed.data.plan_store import PlanReader
@@ -55,7 +55,9 @@ def name_batch(error: BadBatch, stage: StageConfig, step: int, spec: StreamSpec)
 
 def record_batch(run_folder: Path, record: dict) -> Path:
     """Append the record to the run's file of bad batches; called by rank 0."""
-    path = run_folder / BAD_BATCHES_FILE
+    path = fetch(run_folder / BAD_BATCHES_FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         stream.write(json.dumps(record) + "\n")
+    push(path)
     return path

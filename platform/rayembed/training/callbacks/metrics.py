@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from rayembed.common.paths import atomic_write, clear_disk_errors
+from rayembed.common.paths import atomic_write, clear_disk_errors, fetch, here, push
 from rayembed.common.progress import duration
 from rayembed.data.collate import TrainingBatch
 from rayembed.training.callbacks import Callback, TrainerState
+from rayembed.training.callbacks.checkpoints import checkpoint_due
 from rayembed.training.callbacks.trackers import RayMetrics, TensorBoard, Tracker, start_trackers
 from rayembed.training.deepspeed import learning_rate
 from rayembed.training.distributed import sum_over_ranks
@@ -86,13 +87,13 @@ class Metrics(Callback):
         if state.rank == 0:
             stage = state.stage
             self._recorder = MetricsRecorder(
-                stage.run_folder,
+                here(stage.run_folder),
                 first_step=state.first_step,
                 total_steps=stage.settings.steps,
                 steps_before=stage.steps_before,
                 trackers=[
                     RayMetrics(stage.run_name, stage.name),
-                    *start_trackers(stage.training.trackers, stage.run_folder, stage.export.recipe),
+                    *start_trackers(stage.training.trackers, here(stage.run_folder), stage.export.recipe),
                 ],
             )
             self._utilization = Utilization(state.wrapped.module, state.device)
@@ -127,6 +128,11 @@ class Metrics(Callback):
                 sources=sources,
             )
         )
+
+    def after_step(self, next_step: int) -> None:
+        """A checkpoint and the lines before it are stored together."""
+        if self._recorder is not None and (self.state.leaving or checkpoint_due(self.state.stage, next_step)):
+            self._recorder.push()
 
     def close(self) -> None:
         """Send what trackers still hold."""
@@ -183,12 +189,13 @@ class MetricsRecorder:
         steps_before: of the stages before it.
         trackers: get the numbers as well as TensorBoard.
         """
-        self._path = run_folder / METRICS_FILE
+        self._path = fetch(run_folder / METRICS_FILE)
         self._total_steps, self._steps_before = total_steps, steps_before
         self._last_progress = 0.0
         self._first_done: tuple[int, float] | None = None
         _drop_later_lines(self._path, steps_before + first_step)
-        self._trackers = [TensorBoard(run_folder, steps_before + first_step), *trackers]
+        self._board = TensorBoard(self._path.parent, steps_before + first_step)
+        self._trackers = [self._board, *trackers]
 
     def record(self, metrics: StepMetrics) -> None:
         """Append one step.
@@ -202,10 +209,16 @@ class MetricsRecorder:
             tracker.log(metrics.scalars(), metrics.step)
         self._log_progress(metrics)
 
+    def push(self) -> None:
+        """Bring what is written so far to the store of the run folder, if it is in one."""
+        push(self._path)
+        self._board.push()
+
     def close(self) -> None:
         """Send what trackers still hold."""
         for tracker in self._trackers:
             tracker.close()
+        self.push()
 
     def _log_progress(self, metrics: StepMetrics) -> None:
         done = metrics.step + 1 - self._steps_before

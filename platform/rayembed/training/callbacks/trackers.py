@@ -16,6 +16,7 @@ from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
 
 from rayembed.common.errors import ResourceError, all_mistakes
+from rayembed.common.paths import push
 from rayembed.config.training import TrackerName
 
 _NAMES = re.compile(r"(?P<group>train|phase|source)/(?:(?P<source>.+)/)?(?P<measure>\w+)")
@@ -36,12 +37,18 @@ class TensorBoard:
 
     def __init__(self, run_folder: Path, first_step: int):
         """Events of `first_step` and later, which an earlier attempt may have left, are hidden."""
-        self._writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step)
+        self._folder = run_folder / "tensorboard"
+        self._writer = SummaryWriter(str(self._folder), purge_step=first_step)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One event for each number."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def push(self) -> None:
+        """Bring the events so far to the store of the run folder, if it is in one."""
+        self._writer.flush()
+        push(self._folder)
 
     def close(self) -> None:
         """Write out the last events."""
