@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rayembed.cli.compress import compress
     from rayembed.cli.embed import embed
     from rayembed.cli.evaluate import evaluate
+    from rayembed.cli.merge import merge
     from rayembed.cli.mine import mine
     from rayembed.cli.serve import serve
     from rayembed.cli.synthesize import synthesize
@@ -17,7 +18,18 @@ if TYPE_CHECKING:
     from rayembed.engine.embedder import Embedder
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Embedder", "__version__", "compress", "embed", "evaluate", "mine", "serve", "synthesize", "train"]
+__all__ = [
+    "Embedder",
+    "__version__",
+    "compress",
+    "embed",
+    "evaluate",
+    "merge",
+    "mine",
+    "serve",
+    "synthesize",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from rayembed.cli import main
 from rayembed.config.loading import load_config
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
-FUNCTIONS = ["train", "evaluate", "mine", "embed", "serve", "synthesize", "compress"]
+FUNCTIONS = ["train", "evaluate", "merge", "mine", "embed", "serve", "synthesize", "compress"]
 VERBS = {name: verb for panel in main.VERBS.values() for name, verb in panel.items()}
 
 

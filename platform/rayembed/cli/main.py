@@ -14,6 +14,7 @@ from rayembed.cli.compress import compress
 from rayembed.cli.data import app as data
 from rayembed.cli.embed import embed
 from rayembed.cli.evaluate import evaluate
+from rayembed.cli.merge import merge
 from rayembed.cli.mine import mine, mining_rounds
 from rayembed.cli.mirror import app as mirror
 from rayembed.cli.models import base_model, export_checkpoint, import_checkpoint
@@ -34,7 +35,13 @@ def version() -> None:
 VERBS: dict[str, dict[str, Callable[..., Any] | typer.Typer]] = {
     "Start": {"quickstart": quickstart},
     "Data": {"data": data, "mine": mine, "synthesize": synthesize},
-    "Training": {"base-model": base_model, "train": train, "mining-rounds": mining_rounds, "ablate": ablate},
+    "Training": {
+        "base-model": base_model,
+        "train": train,
+        "merge": merge,
+        "mining-rounds": mining_rounds,
+        "ablate": ablate,
+    },
     "Evaluation": {"mirror": mirror, "evaluate": evaluate, "runs": runs, "compare": compare},
     "Compression": {"compress": compress},
     "Use": {
