@@ -17,6 +17,7 @@ blank cell is refused.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from rayembed.common.settings import Frozen
 from rayembed.config.data import UserSourceConfig
 from rayembed.config.loading import validate_recipe
 from rayembed.evaluation.local_tasks import LOCAL_TYPES, RetrievalContent, TaskDescription, local_task
-from rayembed.records import Unreadable, find_parts, read_part
-from rayembed.records.judged import read_judgements
-from rayembed.records.locations import list_files
+from rayembed.records import READERS, Unreadable, find_parts, read_part
+from rayembed.records.checks import class_name, is_duplicate
+from rayembed.records.columns import Columns, is_missing
+from rayembed.records.identified import as_text, identifier, read_collection, read_judgements, second_text
+from rayembed.records.locations import StoredFile, list_files
+from rayembed.records.schema import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,19 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "PairClassification": ("sentence1", "sentence2", "labels"),
     "BitextMining": ("sentence1", "sentence2"),
     "Summarization": ("text", "human_summaries", "machine_summaries", "relevance"),
+    "Reranking": ("query-id", "corpus-ids"),  # the candidates
 }
+_ALIKE: dict[str, Kind] = {  # layouts of training data whose spellings of columns are read here too
+    "Classification": "labels",
+    "Clustering": "labels",
+    "STS": "scores",
+    "PairClassification": "duplicates",
+}
+_LISTS: dict[str, tuple[tuple[str, ...], ...]] = {  # columns that hold lists, as long as one another
+    "ClusteringLegacy": (("sentences", "labels"),),
+    "Summarization": (("human_summaries",), ("machine_summaries", "relevance")),
+}
+_VARIED = {"STS": "score", "PairClassification": "labels", "Clustering": "labels"}
 _SEARCH_TYPES = ("Retrieval", "Reranking")
 
 
@@ -130,16 +146,26 @@ def load_own_task(task: OwnTask, base: Path) -> Any:
     else:
         files = {"train": task.train, "test": task.test}
         content = {
-            split: _typed(_read(base / file, _COLUMNS[task.type], task.columns), task.type, base / file)
+            split: _typed(_read(base / file, task.type, task.columns), task.type, base / file)
             for split, file in files.items()
             if file is not None
         }
+    if (varied := _VARIED.get(task.type)) and len(set(map(str, content["test"][varied]))) < 2:
+        raise DataError(
+            f"task {task.name}: all rows of {base / str(task.test)} have the {varied} "
+            f"{content['test'][varied][0]!r}, so nothing can be scored; add rows with another"
+        )
     if task.type == "Classification":
         if len(labels := set(content["train"]["label"])) < 2:
             raise DataError(
                 f"task {task.name}: all texts of {base / str(task.train)} have the label {labels.pop()!r}; "
                 "add texts of a second class"
             )
+        if unknown := set(content["test"]["label"]) - labels:
+            logger.warning(
+                "task %s: no training text has the labels %s of test texts, which count as wrong",
+                task.name, ", ".join(sorted(unknown)[:5]),
+            )  # fmt: skip
         # mteb's scores of two classes need numbers.
         number = {label: place for place, label in enumerate(sorted(labels | set(content["test"]["label"])))}
         content = {
@@ -161,23 +187,15 @@ def load_own_task(task: OwnTask, base: Path) -> Any:
     return local_task(description, content)
 
 
-def _read(
-    path: Path,
-    needed: tuple[str, ...],
-    names: Mapping[str, str],
-    *,
-    optional: tuple[str, ...] = (),
-    may_be_blank: tuple[str, ...] = (),
-) -> dict[str, list[Any]]:
-    """Columns of a file, read whole, under the names in `needed`.
+def _read(path: Path, kind: str, names: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Columns of a file, read whole, in mteb's names.
 
     Args:
         path: the file, of any format that training reads.
-        needed: columns that have to be there.
-        names: name in `needed` or `optional` -> name in the file, where they differ.
-        optional: columns that may be missing; their values are None then.
-        may_be_blank: columns of `needed` that may lack a value.
+        kind: type of the task.
+        names: mteb's name -> name in the file, where they differ.
     """
+    needed = _COLUMNS[kind]
     records: list[dict[str, Any]] = []
     for part in find_parts(UserSourceConfig(path=str(path)), path.parent):
         for row in read_part(part):
@@ -188,49 +206,100 @@ def _read(
     if not records:
         raise DataError(f"{path} has no rows")
     found = list(dict.fromkeys(column for record in records for column in record))
+    if alike := _ALIKE.get(kind):
+        usual = Columns(alike, {}).names(found)
+        known = [next(iter(usual[column]), column) for column in Columns(alike, {}).needed]
+        names = {
+            name: spelled for name, spelled in zip(needed, known, strict=True) if name not in found
+        } | names
     if missing := [names.get(name, name) for name in needed if names.get(name, name) not in found]:
         raise DataError(f"{path} lacks the columns {missing}; it has {found}. Name yours under `columns:`")
-    columns = {
-        name: [record.get(names.get(name, name)) for record in records] for name in (*needed, *optional)
-    }
-    for name in set(needed) - set(may_be_blank):
-        if None in columns[name]:
-            blank = columns[name].index(None)
-            raise DataError(f"{path}, row {blank + 1}: {name} is empty; fill it or drop the row")
+    columns: dict[str, list[Any]] = {name: [] for name in needed}
+    for row, record in enumerate(records, start=1):
+        values = {name: record.get(names.get(name, name)) for name in needed}
+        for name, value in values.items():
+            if is_missing(value) and not isinstance(value, str):
+                raise DataError(f"{path}, row {row}: {name} is empty; fill it or drop the row")
+        lengths = {len(value) if isinstance(value, list) else None for value in values.values()}
+        unfold = kind in _VARIED and None not in lengths and len(lengths) == 1
+        for name, value in values.items():  # mteb has sets with all rows in one
+            columns[name] += value if unfold else [value]
     return columns
 
 
 def _typed(columns: dict[str, list[Any]], kind: str, path: Path) -> dict[str, list[Any]]:
-    """Columns with numbers for scores and texts for labels, also out of files that know only texts."""
-    kinds = {"score": float, "label": str, "labels": int if kind == "PairClassification" else str}
-    for name, convert in kinds.items():
-        values = columns.get(name, [])
+    """Columns of texts, finite numbers and labels, also out of files that know only texts.
+
+    Labels of pairs are 0 and 1. One text may have several labels in `Clustering`, from coarse to fine.
+    """
+    lists = [name for group in _LISTS.get(kind, ()) for name in group]
+    for name, values in columns.items():
         for row, value in enumerate(values):
-            try:
-                values[row] = list(map(convert, value)) if isinstance(value, list) else convert(value)
-            except (TypeError, ValueError) as error:
-                raise DataError(f"{path}, row {row + 1}: {name} {value!r} is no number") from error
+            place = f"{path}, row {row + 1}: {name}"
+            if (name in lists) != isinstance(value, list) and (kind, name) != ("Clustering", "labels"):
+                wanted = "a list; give JSON lines or Parquet" if name in lists else "one text or number"
+                raise DataError(f"{place} is {value!r:.60}, not {wanted}")
+            many = [
+                _converted(one, name, kind, place) for one in (value if isinstance(value, list) else [value])
+            ]
+            values[row] = many if isinstance(value, list) else many[0]
+    for group in _LISTS.get(kind, ()):
+        for row, together in enumerate(zip(*(columns[name] for name in group), strict=True), start=1):
+            if len(set(map(len, together))) > 1:
+                raise DataError(f"{path}, row {row}: {' and '.join(group)} differ in length; correct them")
     return columns
+
+
+def _converted(value: Any, name: str, kind: str, place: str) -> Any:
+    if name in ("score", "relevance"):
+        try:
+            if math.isfinite(number := float(value)):
+                return number
+        except (TypeError, ValueError):
+            pass
+        raise DataError(f"{place} {value!r:.60} is no number")
+    if name not in ("label", "labels"):
+        return as_text(value, place)
+    if kind == "PairClassification":
+        if (same := is_duplicate(value)) is None:
+            raise DataError(f"{place} {value!r:.60} is neither 0 nor 1")
+        return int(same)
+    if not isinstance(label := class_name(value), str) or not label:
+        raise DataError(f"{place} is {value!r:.60}, not one label")
+    return label
+
+
+def _files(path: Path) -> list[StoredFile]:
+    """The files at a path that some reader takes, or the one file there."""
+    files = list_files(str(path))
+    return files if len(files) == 1 else [f for f in files if any(r.takes(f) for r in READERS.values())]
+
+
+def _collection(path: Path, names: Mapping[str, str]) -> dict[str, str]:
+    """Id -> text of the rows of a file or folder."""
+    texts: dict[str, str] = {}
+    for file in _files(path):
+        for key, text in read_collection(file, names):
+            if texts.setdefault(key, text) != text:
+                raise second_text(file, key)
+    if not texts:
+        raise DataError(f"{path} has no rows")
+    return texts
 
 
 def _search_content(task: OwnTask, base: Path) -> RetrievalContent:
     folder = base / task.folder if task.folder else base
-    corpus = _read(
-        folder / (task.corpus or "corpus.jsonl"),
-        ("_id", "text"),
-        task.columns,
-        optional=("title",),
-        may_be_blank=("text",),
-    )
-    documents = {
-        str(name): f"{title or ''} {text or ''}".strip()
-        for name, title, text in zip(corpus["_id"], corpus["title"], corpus["text"], strict=True)
-    }
+    documents = _collection(folder / (task.corpus or "corpus.jsonl"), task.columns)
     query_file = folder / (task.queries or "queries.jsonl")
-    asked = _read(query_file, ("_id", "text"), task.columns, may_be_blank=("text",))
-    texts = {str(name): text for name, text in zip(asked["_id"], asked["text"], strict=True)}
+    texts = _collection(query_file, task.columns)
     judgement_file = folder / (task.judgements or "qrels/test.tsv")
-    judgements = _whole_grades(_judgements(judgement_file, task.columns))
+    judgements = _whole_grades(
+        {
+            query: grades
+            for file in _files(judgement_file)
+            for query, grades in read_judgements(file, task.columns).items()
+        }
+    )
     for query, grades in judgements.items():
         for document in grades:
             if document not in documents or query not in texts:
@@ -238,19 +307,10 @@ def _search_content(task: OwnTask, base: Path) -> RetrievalContent:
                     f"{judgement_file} judges query {query} and document {document}, which are not both "
                     "among the queries and the corpus; add them or drop the line"
                 )
-        if not str(texts[query] or "").strip():
+        if not texts[query].strip():
             raise DataError(f"{query_file}: query {query} is judged and has no text; write it or drop both")
-    candidates = None
-    if task.type == "Reranking":
-        assert task.candidates is not None
-        lists = _read(folder / task.candidates, ("query-id", "corpus-ids"), task.columns)
-        if any(isinstance(names, str) for names in lists["corpus-ids"]):
-            raise DataError(f"{task.candidates}: corpus-ids is a text; give lists in JSON lines or Parquet")
-        candidates = {
-            str(query): [str(name) for name in names] for query, names in zip(*lists.values(), strict=True)
-        }
-        if missing := {name for names in candidates.values() for name in names} - set(documents):
-            raise DataError(f"{task.candidates} lists documents that the corpus lacks: {sorted(missing)[:3]}")
+    if not any(grade for grades in judgements.values() for grade in grades.values()):
+        raise DataError(f"{judgement_file} has no grade above 0, so nothing can be found; check its grades")
     scored = {query: text for query, text in texts.items() if query in judgements}
     same = sum(documents.get(query) == text for query, text in scored.items())
     if same and not task.ignore_identical_ids:
@@ -259,18 +319,27 @@ def _search_content(task: OwnTask, base: Path) -> RetrievalContent:
             "leave those out with ignore_identical_ids: true",
             task.name, same,
         )  # fmt: skip
+    candidates = None if task.candidates is None else _candidates(folder / task.candidates, task.columns)
+    if candidates is not None:
+        if missing := {name for names in candidates.values() for name in names} - set(documents):
+            raise DataError(f"{task.candidates} lists documents that the corpus lacks: {sorted(missing)[:3]}")
+        if missing := [query for query in scored if not candidates.get(query)]:
+            raise DataError(
+                f"{task.candidates} has no documents for judged queries such as {missing[:3]}; add them"
+            )
+        candidates = {query: candidates[query] for query in scored}
     return RetrievalContent(documents, scored, judgements, candidates)
 
 
-def _judgements(path: Path, names: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Query id -> document id -> grade, out of a table with those columns or a file of lines."""
-    if path.suffix == ".tsv" and not names:
-        return read_judgements(list_files(str(path))[0])
-    columns = _read(path, ("query-id", "corpus-id", "score"), names)
-    judged: dict[str, dict[str, float]] = {}
-    for query, document, grade in zip(*_typed(columns, "Retrieval", path).values(), strict=True):
-        judged.setdefault(str(query), {})[str(document)] = grade
-    return judged
+def _candidates(path: Path, names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Query id -> ids of the documents to put in order; a query may have several rows."""
+    columns = _read(path, "Reranking", names)
+    lists: dict[str, list[str]] = {}
+    for query, documents in zip(*columns.values(), strict=True):
+        if not isinstance(documents, list):
+            raise DataError(f"{path}: corpus-ids is a text; give lists in JSON lines or Parquet")
+        lists.setdefault(identifier(query) or "", []).extend(identifier(one) or "" for one in documents)
+    return lists
 
 
 def _whole_grades(judged: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, int]]:

@@ -141,7 +141,7 @@ class RowChecker:
     def _sentence_pair(self, record: Mapping[str, Any]) -> dict[str, Any]:
         meanings = _NLI if self.kind == "nli" else _DUPLICATES
         given = _whole(str(self.columns.value(record, "label")))
-        label = re.sub(r"[\s-]+(?=.)", "_", self.labels.get(given, given).strip().lower())
+        label = _spelled(self.labels.get(given, given))
         if given.lower() in _WITHOUT_CONSENSUS:
             raise BadRow(NO_LABEL, f"label {given!r}: people did not agree")
         if label not in meanings:
@@ -282,6 +282,22 @@ def _key(value: Any) -> Any:
     if isinstance(value, CellText | Decimal) or (isinstance(value, float) and value.is_integer()):
         return _whole(str(value))
     return str(value) if isinstance(value, int | date) else value
+
+
+def class_name(value: Any) -> Any:
+    """A class as text, as rows of training have it; what can be none stays as it is."""
+    key = _key(value)
+    return key.strip() if isinstance(key, str) else key
+
+
+def is_duplicate(label: Any) -> bool | None:
+    """Whether a label says that two texts mean the same; None where it says neither."""
+    meaning = _DUPLICATES.get(_spelled(_whole(str(label))))
+    return None if meaning is None else meaning == "1"
+
+
+def _spelled(label: str) -> str:
+    return re.sub(r"[\s-]+(?=.)", "_", label.strip().lower())
 
 
 def _whole(number: str) -> str:

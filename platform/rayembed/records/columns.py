@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from rayembed.common.errors import ConfigError, DataError
@@ -102,6 +103,11 @@ class Columns:
                     f"{nearest(column, list(self._usual))}; it has {', '.join(self._usual)}"
                 )
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns that every record has."""
+        return tuple(_REQUIRED[self.kind])
+
     def values(self, record: Mapping[str, Any], column: str) -> list[Any]:
         """What a record has in a column of the layout: of one name, or of several numbered ones."""
         keys = tuple(record)
@@ -112,7 +118,7 @@ class Columns:
         for name in self._found[keys][column]:
             value = record[name] if name in record else _inner(record, name)
             if not is_missing(value):
-                listed = isinstance(value, str) and _folded(name) in _LISTS
+                listed = isinstance(value, str) and folded(name) in _LISTS
                 found.append(CellText(value) if listed else value)
                 if value != [] and not _is_numbered(name, self._usual[column]):
                     break
@@ -128,10 +134,10 @@ class Columns:
         Raises:
             DataError: two columns may be meant, and the user did not say which.
         """
-        folded: dict[str, str] = {}
-        for name in sorted(present, key=lambda name: name != _folded(name)):  # exact names first
-            folded.setdefault(_folded(name), name)
-        return {column: self._names(column, folded) for column in self._usual}
+        by_spelling: dict[str, str] = {}
+        for name in sorted(present, key=lambda name: name != folded(name)):  # exact names first
+            by_spelling.setdefault(folded(name), name)
+        return {column: self._names(column, by_spelling) for column in self._usual}
 
     def _names(self, column: str, folded: Mapping[str, str]) -> list[str]:
         if column in self.declared:
@@ -217,7 +223,8 @@ _TEXT_OF = re.compile(
 )
 
 
-def _folded(name: str) -> str:
+@lru_cache(4096)
+def folded(name: str) -> str:
     """One name for spellings: `Query`, `queryText` and `query-text` are `query`, `neg.1` is `neg_1`."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s.-]+", "_", name.strip()).lower()
     if match := _TEXT_OF.fullmatch(name):
@@ -227,7 +234,7 @@ def _folded(name: str) -> str:
 
 def _is_numbered(name: str, spellings: Spellings) -> bool:
     return bool(spellings.numbered) and bool(
-        re.fullmatch(rf"(?:{'|'.join(spellings.numbered)})s?_?\d+", _folded(name))
+        re.fullmatch(rf"(?:{'|'.join(spellings.numbered)})s?_?\d+", folded(name))
     )
 
 

@@ -5,7 +5,6 @@ A collection may have more texts than memory holds, so they go into an SQLite fi
 
 import contextlib
 import errno
-import math
 import re
 import sqlite3
 from collections import defaultdict
@@ -18,10 +17,17 @@ from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_file
 from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import Part, Reader, Row, Unreadable
-from rayembed.records.columnar import PARQUET
+from rayembed.records.identified import (
+    TABLES,
+    fields_of,
+    grade_of,
+    read_collection,
+    read_judgements,
+    second_text,
+)
 from rayembed.records.layout import canonical, place_of
 from rayembed.records.locations import StoredFile, list_files
-from rayembed.records.text_files import CSV, JSON, lines
+from rayembed.records.text_files import JSON, lines
 
 _TEXTS = 10_000  # stored at a time
 _QUERIES = 50_000  # of a part of a BEIR folder
@@ -42,7 +48,7 @@ def _roles(files: Sequence[StoredFile]) -> dict[str, list[StoredFile]]:
     """The files of a BEIR folder: `corpus.jsonl`, or `corpus/corpus-00000-of-00001.parquet` of a hub."""
     found: dict[str, list[StoredFile]] = defaultdict(list)
     for file in files:
-        if any(reader.takes(file) for reader in (JSON, CSV, PARQUET)):
+        if any(reader.takes(file) for reader in TABLES):
             role = next((role for role, name in _ROLES.items() if name.search(file.plain_name)), "")
             found[role].append(file)
     return found
@@ -83,53 +89,6 @@ def _read_beir(part: Part) -> Iterator[Row]:
         yield Row(number, _judged_record(query, documents, corpus, queries))
 
 
-def read_judgements(file: StoredFile) -> dict[str, dict[str, float]]:
-    """Query id -> document id -> grade, in the order of the file.
-
-    A line is query, document and grade; with a field of TREC between the first two; under any header or none.
-
-    Raises:
-        DataError: a line of another form.
-    """
-    judged: dict[str, dict[str, float]] = defaultdict(dict)
-    for number, fields in _judgement_fields(file):
-        grade = _grade(fields[-1]) if len(fields) in (3, 4) else None
-        if grade is None:
-            raise DataError(f"{file.uri}:{number} is not query-id, corpus-id and score; correct the line")
-        judged[fields[0]][fields[-2]] = grade
-    return judged
-
-
-def _judgement_fields(file: StoredFile) -> Iterator[tuple[int, list[str]]]:
-    """Query id, perhaps a field of TREC, document id and grade of every line but a header."""
-    if not file.plain_name.endswith(".tsv"):
-        for number, record in _records(file):
-            names = ("query-id", "corpus-id", "score")
-            yield number, [identifier(record.get(name)) or "" for name in names]
-        return
-    turned = False
-    for number, line in enumerate(lines(Part("beir", file)), start=1):
-        fields = fields_of(line)
-        if number == 1 and fields and _grade(fields[-1]) is None:
-            turned = bool(re.match("corpus|doc", fields[0].lower()))
-        elif fields:
-            yield number, [fields[1], fields[0], *fields[2:]] if turned else fields
-
-
-def fields_of(line: bytes) -> list[str]:
-    """Fields of a line of ids; ids may hold blanks where tabs separate them."""
-    text = line.decode("utf-8-sig", errors="replace").strip("\r\n")
-    return [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
-
-
-def _grade(text: str) -> float | None:
-    try:
-        grade = float(text)
-    except ValueError:
-        return None
-    return grade if math.isfinite(grade) else None
-
-
 def _judged_record(
     query: str, documents: dict[str, float], corpus: "Texts", queries: "Texts"
 ) -> dict[str, Any] | Unreadable:
@@ -167,13 +126,24 @@ def _build_texts(path: Path, files: Sequence[StoredFile]) -> str:
             connection.execute("pragma journal_mode = off")
             connection.execute("create table texts (id text primary key, text text) without rowid")
             for file in files:
-                for batch in _batches(_identified_texts(file)):
-                    connection.executemany("insert or replace into texts values (?, ?)", batch)
+                for batch in _batches(read_collection(file)):
+                    added = connection.executemany("insert or ignore into texts values (?, ?)", batch)
+                    if added.rowcount < len(batch):
+                        _refuse_second_texts(connection, batch, file)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
             raise OSError(errno.ENOSPC, str(error), str(path)) from error
         raise
     return str(path)
+
+
+def _refuse_second_texts(
+    connection: sqlite3.Connection, batch: list[tuple[str, str]], file: StoredFile
+) -> None:
+    for key, text in batch:
+        (first,) = connection.execute("select text from texts where id = ?", (key,)).fetchone()
+        if first != text:
+            raise second_text(file, key)
 
 
 class Texts:
@@ -186,52 +156,6 @@ class Texts:
         """Text of an id; None where there is none."""
         row = self._connection.execute("select text from texts where id = ?", (identifier,)).fetchone()
         return row[0] if row else None
-
-
-def _identified_texts(file: StoredFile) -> Iterator[tuple[str, str]]:
-    """Ids and texts of a collection: records with `_id` or `id`, `title`, `text`; in .tsv id TAB text.
-
-    A title goes in front of its text, as the BEIR and mteb evaluations do it.
-    """
-    for number, pair in _from_tab(file) if file.plain_name.endswith(".tsv") else _from_records(file):
-        if pair is None:
-            raise DataError(f"{file.uri}:{number} has no id and text in UTF-8; correct the line")
-        yield pair
-
-
-def _from_records(file: StoredFile) -> Iterator[tuple[int, tuple[str, str] | None]]:
-    for number, record in _records(file):
-        key = identifier(next((record[name] for name in ("_id", "id", "docid") if name in record), None))
-        title, text = record.get("title") or "", record.get("text") or ""
-        valid = key and "text" in record and isinstance(text, str) and isinstance(title, str)
-        yield number, (key, f"{title} {text}".strip()) if key and valid else None
-
-
-def _records(file: StoredFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and content of the rows of a file; of a row that cannot be read, nothing."""
-    reader = next(reader for reader in (JSON, CSV, PARQUET) if reader.takes(file))
-    nothing = UserSourceConfig(path=file.uri)
-    rows = (row for part in reader.parts(nothing, [file], Path()) for row in reader.read(part))
-    for number, row in enumerate(rows, start=1):
-        if row.record is not None:
-            yield number, row.record if isinstance(row.record, dict) else {}
-
-
-def identifier(value: Any) -> str | None:
-    """An id as text: numbers have one way to be written; None for what is no id."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value) if isinstance(value, str | int | float) and value != "" else None
-
-
-def _from_tab(file: StoredFile) -> Iterator[tuple[int, tuple[str, str] | None]]:
-    for number, line in enumerate(lines(Part("json-lines", file)), start=1):
-        if line.strip():
-            try:
-                key, tab, text = line.decode("utf-8-sig").rstrip("\r\n").partition("\t")
-            except UnicodeDecodeError:
-                tab = ""
-            yield number, (key, text) if tab else None
 
 
 def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -269,7 +193,7 @@ def _read_triples(part: Part) -> Iterator[Row]:
     merged: dict[tuple[str, str], dict[str, None]] = {}
     first: dict[tuple[str, str], int] = {}
     for number, line in enumerate(lines(part), start=1):
-        fields = _triple(fields_of(line))
+        fields = _triple(fields_of(line.decode("utf-8-sig", errors="replace")))
         yield Row(number, fields if isinstance(fields, Unreadable) else None)
         if isinstance(fields, list):
             key = (fields[0], fields[1])
@@ -296,7 +220,7 @@ def _triple(fields: list[str]) -> list[str] | Unreadable | None:
         return Unreadable("wrong type", f"{len(fields)} fields instead of 2, 3 or 4", " ".join(fields))
     if len(fields) < 4:
         return fields
-    grade = _grade(fields[3])
+    grade = grade_of(fields[3])
     if grade is None:
         return Unreadable("wrong type", f"grade {fields[3]!r} is not a number", " ".join(fields))
     return [fields[0], fields[2]] if grade > 0 else None
