@@ -83,6 +83,14 @@ class RunConfig(Frozen):
                 f"lora.dropout is {self.lora.dropout:g} and keep_zeros computes with merged weights, where "
                 "there is none; set lora.dropout to 0"
             )
+        if self.lora and self.lora.quantization:
+            if self.training.zero_stage == 3:
+                yield (
+                    "training.zero_stage is 3 and lora.quantization nf4: packed weights cannot be split over "
+                    "workers; set zero_stage to 2"
+                )
+            if self.keep_zeros:
+                yield "keep_zeros is on and nf4 moves weights that are zero; set lora.quantization to null"
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             yield f"two stages share a name in {names}; names are folder names and must differ"
@@ -108,6 +116,11 @@ class RunConfig(Frozen):
         if self.lora is None and (stage.adapters == "merge" or stage.kind == "mntp"):
             cause = "adapters: merge" if stage.adapters == "merge" else "kind: mntp"
             yield f"stage {stage.name}: {cause} needs adapters and lora is null; set lora"
+        if stage.adapters == "merge" and self.lora and self.lora.quantization:
+            yield (
+                f"stage {stage.name}: adapters: merge would round what was learned to 4 bits; set it to "
+                "continue, or lora.quantization to null"
+            )
         if stage.adapters == "merge" and stage is self.stages[0]:
             yield f"stage {stage.name} is the first, no adapters come before it; remove adapters"
         if stage.kind == "simcse" and not (stage.attention_dropout or (self.lora and self.lora.dropout)):

@@ -17,6 +17,13 @@ class LoraSettings(Frozen):
     target_modules: tuple[str, ...] | None = Field(
         None, description="names of the linear layers that get an adapter; None: all"
     )
+    quantization: Literal["nf4"] | None = Field(
+        None,
+        description=(
+            "number format of the frozen linear layers: nf4 takes 4 bits a weight (QLoRA; needs "
+            "rayembed[qlora]); None: as training.precision"
+        ),
+    )
 
 
 class ModelConfig(Frozen):

@@ -15,12 +15,14 @@ from typing import Literal
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from torch import nn
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import fetch
 from rayembed.model.backbone import empty_backbone
 from rayembed.model.configuration import LoraSettings
 from rayembed.model.export.shards import shapes, weight_files, write
+from rayembed.model.nf4 import rounded
 
 _PART_BYTES = 2**31  # of a file that is written
 
@@ -38,7 +40,8 @@ def write_merged(
 ) -> None:
     """Write a base model's backbone as a Hugging Face folder.
 
-    Sums are taken in fp32. What is not trained is copied.
+    Sums are taken in fp32. What is not trained is copied; linear layers that training held in NF4 are written
+    with the values that it computed with.
 
     Args:
         base: folder or hub id with safetensors.
@@ -62,8 +65,14 @@ def write_merged(
     model.config.save_pretrained(folder)
     parts = list(_parts(expected, dtype.itemsize))
     scale = lora.alpha / lora.rank if lora else 0.0
+    packed = (
+        {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        if lora and lora.quantization
+        else set()
+    )
     merged = (
-        {name: _merged(name, files, trained, scale, keeps_zeros).to(dtype) for name in part} for part in parts
+        {name: _merged(name, files, trained, scale, keeps_zeros, name in packed).to(dtype) for name in part}
+        for part in parts
     )
     write(folder, merged, len(parts))
 
@@ -131,12 +140,15 @@ def _merged(
     trained: Mapping[str, torch.Tensor],
     scale: float,
     keeps_zeros: bool,
+    is_packed: bool,
 ) -> torch.Tensor:
     if f"backbone.{name}" in trained:
         return trained[f"backbone.{name}"].contiguous()
     file, stored = files[name]
     with safe_open(file, framework="pt") as tensors:
         weight = tensors.get_tensor(stored)
+    if is_packed:
+        weight = rounded(weight)
     layer = f"backbone.{name.removesuffix('.weight')}"
     down = trained.get(f"{layer}.lora_A.default.weight")
     if down is None:

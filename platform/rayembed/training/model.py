@@ -22,6 +22,7 @@ from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.lora import attach_lora, keep_zeros
 from rayembed.model.merging import write_merged
+from rayembed.model.nf4 import use_nf4_weights
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,15 @@ class ModelSpec:
     def build(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> EmbeddingModel:
         """The model, trainable parameters marked; the same on every rank and every device."""
         torch.manual_seed(self.seed)
+        quantised = self.lora is not None and self.lora.quantization is not None
+        # Weights are packed from the numbers that are stored, as `write_merged` does.
         backbone = load_backbone(
-            self.base, dtype=dtype, attention=self.settings.attention, layers=self.layers, device=device
-        )
+            self.base, dtype="auto" if quantised else dtype,
+            attention=self.settings.attention, layers=self.layers, device=device,
+        )  # fmt: skip
+        if quantised:
+            use_nf4_weights(backbone)
+            backbone.to(dtype)
         if self.lora is not None:
             attach_lora(backbone, self.lora)
         if self.keeps_zeros:

@@ -18,6 +18,7 @@ from rayembed.common.errors import ResourceError
 from rayembed.config.run import RunConfig
 from rayembed.config.training import TrainingConfig
 from rayembed.contract.packing import PackedLengths, pack_ids
+from rayembed.model.nf4 import BITS_PER_WEIGHT
 from rayembed.model.precision import resolve_precision
 from rayembed.training.model import ModelSpec
 from rayembed.training.resources import nominal_peak
@@ -79,8 +80,11 @@ def memory_of_worker(model: ModelSpec, training: TrainingConfig, *, device: str,
     master = 4 if dtype is not torch.float32 else 0
     buckets = 2 * min(trainable, _BUCKET) * dtype.itemsize if workers > 1 or training.zero_stage > 0 else 0
     chunk = min(tokens, training.chunk_tokens or tokens)
+    weights = every * dtype.itemsize
+    if model.lora and model.lora.quantization:
+        weights -= linear_weights(model) * (dtype.itemsize - BITS_PER_WEIGHT / 8)
     return Memory(
-        weights=every * dtype.itemsize / split[3],
+        weights=weights / split[3],
         gradients=trainable * (dtype.itemsize + accumulators) / split[2],
         optimizer=trainable * (master + 8) / split[1],
         communication=buckets + (_NCCL_BYTES if device == "cuda" and workers > 1 else 0),
@@ -239,6 +243,12 @@ def check_memory(
             f"{free / GIBIBYTE:.1f} GiB free; raise training.zero_stage or workers, lower the workers of a "
             "node, or train a smaller model or adapters (lora)"
         )
+
+
+def linear_weights(model: ModelSpec) -> int:
+    """Weights of the backbone's linear layers, adapters and biases left out."""
+    backbone = replace(model, lora=None).empty().backbone
+    return sum(layer.weight.numel() for layer in backbone.modules() if isinstance(layer, nn.Linear))
 
 
 def parameter_counts(model: ModelSpec) -> tuple[int, int]:
