@@ -70,7 +70,7 @@ key of a list may be left out in front of the name of its entry:
 | `data.sources.nq.instruction=...` | a fact of a source, in every blend that does not override it |
 | `lora=null` | trains all weights |
 
-Relative paths start at the workspace: the folder in `RAYEMBED_HOME`, or the current one. [Stop and
+Relative paths start at the workspace: the folder or URI in `RAYEMBED_HOME`, or the current one. [Stop and
 resume](resume.md#what-may-change-between-start-and-resume) says what may change while a run is unfinished.
 """
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

@@ -92,7 +92,7 @@ def test_a_killed_writer_leaves_no_half_file(spec, written, tmp_path):
     tables = [spec.cutter().cut(PlanReader(spec.plan).read(0))]
     child = os.fork()
     if not child:
-        lanes.__dict__["_store"] = _DiesInTheMiddle(lanes._store)
+        lanes._store.files = _DiesInTheMiddle(lanes._store.files)
         lanes.write(0, tables)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert 0 in lanes.missing()
@@ -106,7 +106,7 @@ def test_a_killed_writer_leaves_no_half_file(spec, written, tmp_path):
 
 class _DiesInTheMiddle:
     def __init__(self, store):
-        self._store, self.base_path = store, store.base_path
+        self._store = store
 
     def open_output_stream(self, path):
         with self._store.open_output_stream(path) as stream:
@@ -119,7 +119,7 @@ def test_the_writer_stays_near_the_ranks_and_stops_with_them(spec, tmp_path, mon
     waits = []
     lanes.write(0, [])
     monkeypatch.setattr("rayembed.data.lane_folder.RANGES_AHEAD", 4)
-    monkeypatch.setattr("time.sleep", lambda _: (waits.append(1), lanes._put("reading", b"6")))
+    monkeypatch.setattr("time.sleep", lambda _: (waits.append(1), lanes._store.put("reading", b"6")))
     assert lanes.wait_for_turn(4)
     assert not waits
     assert lanes.wait_for_turn(10)
@@ -137,7 +137,7 @@ def test_a_resumed_run_begins_at_its_range_and_gets_earlier_ones_when_it_goes_ba
     for number in range(3):
         lanes.write(number, (tables[step] for step in lanes.steps_in(number)))
     lanes.drop_before(3)
-    lanes._put("reading", b"0")
+    lanes._store.put("reading", b"0")
     assert lanes.missing() == [0]
     [*_] = lanes.batches(4, STEPS, rank=0, world_size=1)
     lanes.drop_before(STEPS)

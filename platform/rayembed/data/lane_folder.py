@@ -13,17 +13,15 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import fs
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import clear_disk_errors
-from rayembed.common.stores import open_location, patiently
+from rayembed.common.stores import patiently
 from rayembed.data.collate import TrainingBatch, to_training_batch
 from rayembed.data.lanes import LANE_SCHEMA
+from rayembed.records.stored_folder import StoredFolder
 
 RANGES_AHEAD = 16  # of the ranks; bounds the disk and the work in vain when a run is stopped
 
@@ -66,20 +64,20 @@ class LaneFolder:
         Args:
             step: where the ranks will probably start; the first range that they read decides.
         """
-        self._store.base_fs.create_dir(self._store.base_path)
-        stored = self._get(_LAYOUT)
+        self._store.create()
+        stored = self._store.get(_LAYOUT)
         if stored is None:
             content = {"lanes": self.lanes, "steps_of_a_range": self.steps_of_a_range}
-            self._put(_LAYOUT, json.dumps(content).encode())
-        elif self._get(_FAILED) is not None:
-            self._store.delete_file(_FAILED)
+            self._store.put(_LAYOUT, json.dumps(content).encode())
+        elif self._store.get(_FAILED) is not None:
+            self._store.delete(_FAILED)
         begun = self if stored is None else replace(self, **json.loads(stored))
-        self._put(_READING, str(step // begun.steps_of_a_range).encode())
+        self._store.put(_READING, str(step // begun.steps_of_a_range).encode())
         return begun
 
     def missing(self) -> list[int]:
         """Numbers of the ranges that are not there, from the one on that the ranks are at."""
-        names, reading = self._names(), self._reading()
+        names, reading = self._store.names(), self._reading()
         ranges = range(-(-self.steps // self.steps_of_a_range))[reading:]
         return [number for number in ranges if self._name(number) not in names]
 
@@ -98,7 +96,7 @@ class LaneFolder:
         with pa.ipc.new_file(sink, LANE_SCHEMA, options=options) as writer:
             for lanes in steps:
                 writer.write_table(lanes, max_chunksize=1)
-        self._put(self._name(number), sink.getvalue())
+        self._store.put(self._name(number), sink.getvalue())
 
     def batches(self, start: int, stop: int, *, rank: int, world_size: int) -> Iterator[TrainingBatch]:
         """Batches of one rank for steps start, ..., stop - 1; waits for ranges that are not written yet.
@@ -113,7 +111,7 @@ class LaneFolder:
             )
         for number in range(start // self.steps_of_a_range, -(-stop // self.steps_of_a_range)):
             if rank == 0:
-                self._put(_READING, str(number).encode())
+                self._store.put(_READING, str(number).encode())
             file = self._opened(number, whole=world_size <= _FEW_RANKS)
             first = number * self.steps_of_a_range
             for step in self.steps_in(number):
@@ -128,7 +126,7 @@ class LaneFolder:
         while (reading := self._reading()) <= number:
             if number <= reading + RANGES_AHEAD:
                 return True
-            if not self._has(reading):
+            if not self._store.has(self._name(reading)):
                 return False
             time.sleep(10 * _LOOK_SECONDS)
         return False
@@ -136,35 +134,36 @@ class LaneFolder:
     def drop_before(self, step: int) -> None:
         """Delete the ranges whose steps are all before this one."""
         needed = self._name(step // self.steps_of_a_range)
-        for name in self._names():
+        for name in self._store.names():
             if name.startswith("range-") and name < needed:
-                self._store.delete_file(name)
+                self._store.delete(name)
 
     def end(self) -> None:
         """Let the writer stop."""
-        self._put(_READING, _END.encode())
+        self._store.put(_READING, _END.encode())
 
     def fail(self, reason: str) -> None:
         """Tell the ranks that no more ranges will come."""
-        self._put(_FAILED, reason.encode())
+        self._store.put(_FAILED, reason.encode())
 
     def remove(self) -> None:
         """Delete all lanes; the plan and the sources make them again."""
-        self._store.base_fs.delete_dir(self._store.base_path)
+        self._store.remove()
 
     def _opened(self, number: int, *, whole: bool) -> pa.ipc.RecordBatchFileReader:
         name, reported = self._name(number), time.monotonic()
-        while not self._has(number):
-            if (reason := self._get(_FAILED)) is not None:
+        while not self._store.has(name):
+            if (reason := self._store.get(_FAILED)) is not None:
                 raise DataError(reason.decode())
             if time.monotonic() > reported + _REPORT_SECONDS:
                 reported = time.monotonic()
                 logger.info("training waits for %s/%s", self.name, name)
             time.sleep(_LOOK_SECONDS)
-        in_memory = whole and not isinstance(self._store.base_fs, fs.LocalFileSystem)
+        files = self._store.files
+        in_memory = whole and not isinstance(files.base_fs, fs.LocalFileSystem)
 
         def opened() -> pa.ipc.RecordBatchFileReader:
-            file = self._store.open_input_file(name)
+            file = files.open_input_file(name)
             return pa.ipc.open_file(file.read_buffer() if in_memory else file)
 
         return patiently(self.location, opened)
@@ -172,40 +171,11 @@ class LaneFolder:
     def _name(self, number: int) -> str:
         return f"range-{number:06d}.arrow"
 
-    def _has(self, number: int) -> bool:
-        found = patiently(self.location, lambda: self._store.get_file_info(self._name(number)))
-        return found.type != fs.FileType.NotFound
-
-    def _names(self) -> set[str]:
-        found = patiently(self.location, lambda: self._store.get_file_info(fs.FileSelector("")))
-        return {info.base_name for info in found}
-
     def _reading(self) -> int:
         """Range that the ranks are at; behind all of them when training has ended."""
-        reading = self._get(_READING)
+        reading = self._store.get(_READING)
         return sys.maxsize if reading == _END.encode() else int(reading or 0)
 
-    def _get(self, name: str) -> bytes | None:
-        def read() -> bytes:
-            with self._store.open_input_stream(name) as stream:
-                return stream.read()
-
-        try:
-            return patiently(self.location, read)
-        except FileNotFoundError:
-            return None
-
-    def _put(self, name: str, data: bytes | pa.Buffer) -> None:
-        def write() -> None:
-            temporary = f".{name}.{uuid4().hex}"
-            with self._store.open_output_stream(temporary) as stream:
-                stream.write(data)
-            self._store.move(temporary, name)
-
-        with clear_disk_errors(Path(self._store.base_path)):
-            patiently(self.location, write)
-
     @cached_property
-    def _store(self) -> fs.SubTreeFileSystem:
-        filesystem, path = open_location(self.location)
-        return fs.SubTreeFileSystem(f"{path}/{self.name}", filesystem)
+    def _store(self) -> StoredFolder:
+        return StoredFolder(self.location, self.name)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rayembed.common.paths import clear_disk_errors
-from rayembed.records.locations import open_location
+from rayembed.common.stores import open_location, patiently
 
 _ABANDONED_NS = 24 * 3600 * 10**9
 
@@ -26,6 +26,7 @@ class StoredFolder:
             ResourceError: the store does not answer.
         """
         filesystem, path = open_location(location)
+        self._location = location
         self._path = f"{path}/{name}".rstrip("/")
         self.files = fs.SubTreeFileSystem(self._path, filesystem)
 
@@ -39,16 +40,24 @@ class StoredFolder:
 
     def get(self, name: str) -> bytes | None:
         """Content of a file; None where there is none."""
-        try:
+
+        def read() -> bytes:
             with self.files.open_input_stream(name) as stream:
                 return stream.read()
+
+        try:
+            return patiently(self._location, read)
         except FileNotFoundError:
             return None
 
     def put(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Store a file, in place of an earlier one; ResourceError where the disk is full."""
-        with self.writing(name) as stream:
-            stream.write(data)
+        """Store a file, in place of an earlier one; ResourceError: the disk is full or the store fails."""
+
+        def write() -> None:
+            with self.writing(name) as stream:
+                stream.write(data)
+
+        patiently(self._location, write)
 
     @contextlib.contextmanager
     def writing(self, name: str | Callable[[], str]) -> Iterator[pa.NativeFile]:
@@ -73,10 +82,19 @@ class StoredFolder:
 
     def names(self, folder: str = "") -> list[str]:
         """Sorted names of the files and folders in a folder; none where it is not there."""
-        found = self.files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        selector = fs.FileSelector(folder, allow_not_found=True)
+        found = patiently(self._location, lambda: self.files.get_file_info(selector))
         return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file or folder of this name."""
+        return patiently(self._location, lambda: self.files.get_file_info(name)).type != fs.FileType.NotFound
 
     def delete(self, name: str) -> None:
         """Delete a file that may be gone already."""
         with contextlib.suppress(FileNotFoundError):
             self.files.delete_file(name)
+
+    def remove(self) -> None:
+        """Delete the folder and all in it."""
+        self.files.base_fs.delete_dir(self._path)
