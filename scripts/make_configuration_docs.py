@@ -37,7 +37,7 @@ stages:
 ```
 
 Mappings merge. Lists whose entries have a `name`, `source` or `kind` merge by it; any other list replaces.
-Recipes of `rayembed mine`, `synthesize` and `ablate` extend one another in the same way.
+Recipes of `rayembed mine`, `synthesize`, `ablate` and `compress` extend one another in the same way.
 
 ## State facts at the source
 

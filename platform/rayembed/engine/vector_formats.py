@@ -12,7 +12,6 @@ from pydantic import Field
 
 from rayembed.common.errors import RequestError
 from rayembed.common.settings import Frozen
-from rayembed.contract.vectors import cut_array
 
 Quantisation = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
@@ -67,6 +66,8 @@ class VectorForm(Frozen):
 
         Of bits it is the cosine of -1 and 1, which orders like the number of equal bits.
         """
+        from rayembed.contract.vectors import cut_array  # imports torch, which --help does without
+
         vectors_ND = cut_array(vectors_ND, self.dimensions)
         if self.format in ("binary", "ubinary"):
             numbers_ND = np.where(vectors_ND > 0, 1.0, -1.0)
