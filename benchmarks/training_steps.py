@@ -17,7 +17,7 @@ from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.choose import RowChooser
 from rayembed.data.collate import TrainingBatch, to_training_batch
-from rayembed.data.lanes import LaneCutter
+from rayembed.data.lanes import LaneCutter, TextReader
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows, write_rows
 from rayembed.model.configuration import ModelConfig
@@ -203,7 +203,7 @@ def _cutter(
     prepared = [PreparedRows.open(folder / f"{source}.arrow") for source in range(len(rows))]
     tokenizer = load_tokenizer(base)
     chooser = RowChooser(prepared, stage.blend, seed=config.seed)
-    return LaneCutter(chooser, stage.blend, config.contract, tokenizer, 1), planned
+    return LaneCutter(chooser, stage.blend, TextReader(config.contract, tokenizer), 1), planned
 
 
 def _single_process_group() -> None:

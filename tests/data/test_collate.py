@@ -10,7 +10,7 @@ from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.choose import ChosenRow, RowChooser
 from rayembed.data.collate import TrainingBatch, to_training_batch
-from rayembed.data.lanes import LaneCutter
+from rayembed.data.lanes import LaneCutter, TextReader
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import local_batches
@@ -69,7 +69,7 @@ class Part:
 
 
 def cutter(sources, blend, *, lanes: int = 10, seed: int = 1) -> LaneCutter:
-    return LaneCutter(RowChooser(sources, blend, seed=seed), blend, CONTRACT, TOKENIZER, lanes)
+    return LaneCutter(RowChooser(sources, blend, seed=seed), blend, TextReader(CONTRACT, TOKENIZER), lanes)
 
 
 def of_rank(lanes: pa.Table, rank: int, world_size: int) -> pa.Table:

@@ -15,20 +15,25 @@ from rayembed.data.plan_store import PlanReader
 from rayembed.data.stream import local_batches
 from rayembed.engine.engine import Engine
 from rayembed.model.backbone import prepare_backbone
-from rayembed.model.checkpoint import save_model
+from rayembed.model.checkpoint import load_model, save_model
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
 from rayembed.model.pooling import MeanPoolingConfig
+from rayembed.training.distillation import other_reader, with_projection
+from rayembed.training.handover import FinishedStage
+from rayembed.training.model import trainable_weights
 from rayembed.training.resources import StepTimer
-from rayembed.training.start import step_of
+from rayembed.training.start import start_model, step_of
 from tests.tiny import make_backbone, make_tokenizer
 from tests.training.models import Unwrapped, gradients, make_embedder
 from tests.training.sources import stage, stream_spec
 from tests.training.spawn import run_ranks
 from tests.training.stages import stage_of
+from tests.training.test_handover import save
 
 STEP = 1
 WEIGHT = 0.5
+BATCH = pack_ids([[3, 4, 5, 6], [7, 8], [9]], [0, 0, 0])
 BUDGET = 90  # tokens of a chunk; a batch has several times as many
 
 
@@ -62,9 +67,20 @@ def with_budget(run, budget):
     return replace(run, training=run.training.model_copy(update={"tokens_per_chunk": budget}))
 
 
+def student(run):
+    return with_projection(make_embedder(lora=True), run.settings, run.seed)
+
+
+def with_reader(run):
+    """The run as preparing makes it: its lanes have the teacher's tokens where it reads otherwise."""
+    stream = run.stream
+    teacher = other_reader(run.settings, stream.contract, stream.tokenizer)
+    return replace(run, stream=replace(stream, teacher=teacher))
+
+
 def taken(run, rank=0, world_size=1):
     """Loss and gradients of one rank's step."""
-    wrapped = Unwrapped(make_embedder(lora=True))
+    wrapped = Unwrapped(student(run))
     [batch] = local_batches(run.stream, start=STEP, stop=STEP + 1, rank=rank, world_size=world_size)
     step = step_of(run, torch.device("cpu"), torch.float32)
     output = step.backward(wrapped, batch, StepTimer())
@@ -86,16 +102,18 @@ def reference(run, teacher):
     """2 - 2 cosine of every row's query and positive, each text read from the rows and encoded alone."""
     contract, tokenizer = run.stream.contract, load_tokenizer(run.stream.tokenizer)
     engine = Engine.load(teacher, device="cpu", precision="fp32")
-    embedder = make_embedder(lora=True)
+    embedder, prompts = student(run), engine.contract.prompts
+    width = 32 if hasattr(embedder, "projection") else 0
     rows = run.stream.chooser().choose(PlanReader(run.stream.plan).read(STEP))
     distances = []
     for row in rows:
         positive = row.texts[row.target], row.target[1]
-        for text, instruction in ((row.query, row.instruction), positive):
+        for side, (text, instruction) in enumerate(((row.query, row.instruction), positive)):
             tokens = contract.tokenize(tokenizer, [text], instruction or None)
             [vector] = embedder(pack_ids(tokens.input_ids, tokens.pool_starts))
-            [wanted] = engine.encode([text], instruction=instruction or None).vectors
-            distances.append(2 - 2 * vector @ torch.from_numpy(wanted))
+            heard = prompts[side] if prompts else instruction or None
+            [wanted] = engine.encode([text], instruction=heard).vectors
+            distances.append(2 - 2 * vector[width:] @ torch.from_numpy(wanted))
     loss = WEIGHT * torch.stack(distances).sum() / len(rows)
     loss.backward()
     return {"loss": loss.detach(), **gradients(embedder)}
@@ -109,33 +127,83 @@ def check(found, expected):
         )
 
 
-def test_a_step_equals_the_formula_over_texts_encoded_alone(run, home):
-    save_teacher(home / "teacher")
+PROMPTS = {"instruction_template": "{instruction}", "instructions": {"query": "query: ", "document": "p: "}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reads_otherwise"),
+    [
+        ({}, False),
+        ({"hidden_size": 16}, False),
+        ({"contract": Contract(max_length=40)}, True),
+        ({"contract": Contract(append_eos=False, max_length=25)}, True),
+        ({"new_token": "ab", "vocab_size": 259, "hidden_size": 48, "contract": Contract(**PROMPTS)}, True),
+    ],
+    ids=["alike", "width", "length", "contract", "prompts, vocabulary and width"],
+)
+def test_a_step_equals_the_formula_over_texts_encoded_alone(run, home, changes, reads_otherwise):
+    save_teacher(home / "teacher", **changes)
+    run = with_reader(run)
+    assert bool(run.stream.teacher) == reads_otherwise
     expected = reference(run, home / "teacher")
     assert expected["loss"] > 0.1
     assert any(gradient.abs().max() > 1e-3 for name, gradient in expected.items() if "lora_" in name)
     assert any(gradient.abs().max() > 1e-3 for name, gradient in expected.items() if "pooling" in name)
+    assert ("projection.weight" in expected) == ("hidden_size" in changes)
     check(taken(run), expected)
     check(taken(with_budget(run, BUDGET)), expected)
 
 
 def test_two_ranks_together_equal_the_formula(run, home, tmp_path):
-    save_teacher(home / "teacher")
+    save_teacher(home / "teacher", hidden_size=48, contract=Contract(**PROMPTS))
+    run = with_reader(run)
     expected = reference(run, home / "teacher")
     for results in run_ranks(averaged, 2, tmp_path, run):
         for found in results:
             check(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"contract": Contract(append_eos=False)}, "has append_eos False, this run True"),
-        ({"new_token": "extra", "vocab_size": 259}, "has another vocabulary"),
-        ({"hidden_size": 16}, "has vectors of width 16, this run's model 32; .*or use score_distillation"),
-    ],
-)
-def test_a_teacher_that_does_not_fit_is_refused(run, home, changes, message):
-    save_teacher(home / "teacher", **changes)
-    with pytest.raises(CheckpointError, match=message):
-        step_of(run, torch.device("cpu"), torch.float32)
+def test_a_folder_that_is_no_checkpoint_is_refused(run, home):
+    (home / "teacher").mkdir()
+    with pytest.raises(CheckpointError, match=r"teacher has no contract\.json"):
+        with_reader(run)
+
+
+def test_the_export_leaves_the_projection_out(run, home):
+    save_teacher(home / "teacher", hidden_size=16)
+    model = with_projection(run.model.build(torch.float32), run.settings, run.seed)
+    weights = trainable_weights(model)
+    assert weights["projection.weight"].shape == (16, 32)
+    finished = [FinishedStage("one", "contrastive", 1, False, save(home / "one", weights))]
+    run.export.write(run.model, finished, home / "model")
+    expected = model.eval()(BATCH)[:, :32]
+    torch.testing.assert_close(load_model(home / "model").embedder(BATCH), expected, atol=1e-5, rtol=1e-4)
+
+
+def started(rank, world_size, run, finished, teachers):
+    """The projection that a stage begins with under each teacher; one number: it has none."""
+    found = []
+    for teacher in teachers:
+        [loss] = run.settings.loss
+        settings = run.settings.model_copy(update={"loss": (loss.model_copy(update={"teacher": teacher}),)})
+        stage = replace(run, finished=finished, settings=settings)
+        wrapped = start_model(stage, None, torch.device("cpu"), torch.float32, rows_per_rank=7)
+        named = dict(wrapped.module.named_parameters())
+        found.append(named.get("projection.weight", torch.tensor(0.0)).detach().clone())
+        wrapped.destroy()
+    return found
+
+
+@pytest.mark.slow
+def test_a_stage_begins_with_the_projection_that_came_before_where_it_fits(run, home, tmp_path):
+    for width in (16, 32, 48):
+        save_teacher(home / f"teacher-{width}", hidden_size=width)
+    save_teacher(home / "teacher", hidden_size=16)
+    model = with_projection(run.model.build(torch.float32), run.settings, run.seed)
+    weights = {name: value + 1 for name, value in trainable_weights(model).items()}
+    finished = (FinishedStage("one", "contrastive", 1, False, save(home / "one", weights)),)
+    teachers = [str(home / f"teacher-{width}") for width in (16, 32, 48)]
+    [[same, alike, other]] = run_ranks(started, 1, tmp_path, run, finished, teachers)
+    assert torch.equal(same, weights["projection.weight"])
+    assert alike.ndim == 0
+    torch.testing.assert_close(other.T @ other, torch.eye(32))

@@ -31,6 +31,7 @@ class TrainingBatch:
         rows: position of each row in its source, to name a bad batch.
         teacher_QK: a teacher's scores of the row's own documents, not a number elsewhere; None where no row
             of this worker carries scores.
+        teacher_packed: the same texts as `packed` as a teacher reads them; None: `packed` itself.
     """
 
     step: int
@@ -44,6 +45,7 @@ class TrainingBatch:
     source_Q: torch.Tensor
     rows: list[int]
     teacher_QK: torch.Tensor | None = None
+    teacher_packed: PackedBatch | None = None
 
     def to(self, device: torch.device | str) -> "TrainingBatch":
         """Copy with all tensors on `device`."""
@@ -55,6 +57,7 @@ class TrainingBatch:
             competing_QB=self.competing_QB.to(device, non_blocking=True),
             source_Q=self.source_Q.to(device, non_blocking=True),
             teacher_QK=None if self.teacher_QK is None else self.teacher_QK.to(device, non_blocking=True),
+            teacher_packed=None if self.teacher_packed is None else self.teacher_packed.to(device),
         )
 
 
@@ -76,19 +79,9 @@ def to_training_batch(step: int, lanes: pa.Table, *, rank: int, world_size: int)
     competing_QB = in_batch_Q.unsqueeze(1) & in_batch_B.unsqueeze(0)
     for query, answered in enumerate(_nested(lanes["answered"], places.row_B)):
         competing_QB[query, answered] = False
-    texts = [_combined(lanes[name]).flatten() for name in ("queries", "documents")]
     return TrainingBatch(
         step=step,
-        packed=pack_flat(
-            *(
-                torch.from_numpy(np.concatenate(parts).astype(np.int64))
-                for parts in (
-                    [text.flatten().to_numpy() for text in texts],
-                    [text.value_lengths().to_numpy() for text in texts],
-                    [_flat(lanes[name]) for name in ("query_starts", "document_starts")],
-                )
-            )
-        ),
+        packed=_packed(lanes, ""),
         num_queries=len(source_Q),
         target_Q=torch.tensor([row[0] for row in positives]),
         allowed_QK=candidate_mask(len(places.document_K), positives, negatives, in_batch_Q.tolist()),
@@ -98,7 +91,19 @@ def to_training_batch(step: int, lanes: pa.Table, *, rank: int, world_size: int)
         source_Q=torch.from_numpy(source_Q),
         rows=_flat(lanes["row"]).tolist(),
         teacher_QK=_teacher_scores(lanes["teacher_scores"], positives, negatives, len(places.document_K)),
+        teacher_packed=None if lanes["teacher_queries"].null_count else _packed(lanes, "teacher_"),
     )
+
+
+def _packed(lanes: pa.Table, reader: str) -> PackedBatch:
+    """Queries and documents of a rank's lanes as the columns hold them whose names begin with `reader`."""
+    texts = [_combined(lanes[f"{reader}{name}"]).flatten() for name in ("queries", "documents")]
+    parts = (
+        [text.flatten().to_numpy() for text in texts],
+        [text.value_lengths().to_numpy() for text in texts],
+        [_flat(lanes[f"{reader}{name}"]) for name in ("query_starts", "document_starts")],
+    )
+    return pack_flat(*(torch.from_numpy(np.concatenate(part).astype(np.int64)) for part in parts))
 
 
 class _Places:

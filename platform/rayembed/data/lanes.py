@@ -14,6 +14,7 @@ plan's. `collate` turns both into positions among the gathered vectors.
 import heapq
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -40,6 +41,11 @@ LANE_SCHEMA = pa.schema(
         "negatives": _TEXTS,
         "answered": _TEXTS,  # rows that the target answers
         "teacher_scores": pa.list_(pa.list_(pa.float32())),  # of target and negatives, or none
+        # The same texts as a teacher reads them; null where it takes the student's tokens, or there is none.
+        "teacher_queries": _TEXTS,
+        "teacher_query_starts": pa.list_(pa.int32()),
+        "teacher_documents": _TEXTS,
+        "teacher_document_starts": pa.list_(pa.int32()),
         # Of the whole step, the same in every lane.
         "document_counts": pa.list_(pa.int32()),  # of each lane
         "in_batch": pa.list_(pa.bool_()),  # of each row: whether it has in-batch negatives
@@ -49,37 +55,60 @@ Tokens = tuple[list[int], int]
 """Ids of a text, and how many of the first are not pooled."""
 
 
+@dataclass(frozen=True)
+class TextReader:
+    """How a model reads texts."""
+
+    contract: Contract
+    tokenizer: Any
+
+    def read(self, texts: Sequence[tuple[str, str | None, int | None]]) -> list[Tokens]:
+        """Tokens of (text, instruction, most tokens) in order; equal instructions and lengths go together."""
+        members: dict[tuple[str | None, int | None], list[int]] = defaultdict(list)
+        for index, (_, instruction, limit) in enumerate(texts):
+            members[instruction, limit].append(index)
+        found: list[Tokens] = [([], 0)] * len(texts)
+        for (instruction, limit), indices in members.items():
+            tokenized = self.contract.tokenize(
+                self.tokenizer, [texts[index][0] for index in indices], instruction or None, limit
+            )
+            for index, ids, start in zip(indices, tokenized.input_ids, tokenized.pool_starts, strict=True):
+                found[index] = ids, start
+        return found
+
+
 class LaneCutter:
-    """Fetches the rows of planned batches, tokenises them and cuts them into lanes."""
+    """Fetches the rows of planned batches, tokenises them and cuts them into lanes.
+
+    A teacher that has fixed prompts reads texts with those, any other with the instructions of the rows.
+    """
 
     def __init__(
         self,
         chooser: RowChooser,
         blend: Sequence[SourceConfig],
-        contract: Contract,
-        tokenizer: Any,
+        reader: TextReader,
         lanes: int,
+        teacher: TextReader | None = None,
     ):
         self._chooser = chooser
         self._blend = blend
-        self._contract = contract
-        self._tokenizer = tokenizer
+        self._reader = reader
         self._lanes = lanes
+        self._teacher = teacher
 
     def cut(self, batch: PlannedBatch) -> pa.Table:
         """The lanes of a step, one a row, as `LANE_SCHEMA` says."""
         rows = self._chooser.choose(batch)
         texts = {key: text for row in rows for key, text in row.texts.items()}
-        query_prompt, document_prompt = self._contract.prompts or (None, None)
         limits = self._document_limits(rows)
-        tokens = self._tokenize(
-            [
-                *(
-                    (row.query, row.instruction or query_prompt, self._blend[row.source].query_max_length)
-                    for row in rows
-                ),
-                *((text, key[1] or document_prompt, limits[key]) for key, text in texts.items()),
-            ]
+        wanted = [  # text, instruction, 1 for documents, most tokens
+            *((row.query, row.instruction, 0, self._blend[row.source].query_max_length) for row in rows),
+            *((text, key[1], 1, limits[key]) for key, text in texts.items()),
+        ]
+        prompts = self._reader.contract.prompts or (None, None)
+        tokens = self._reader.read(
+            [(text, instruction or prompts[side], limit) for text, instruction, side, limit in wanted]
         )
         queries, documents = tokens[: len(rows)], dict(zip(texts, tokens[len(rows) :], strict=True))
         rows_of = [range(lane, len(rows), self._lanes) for lane in range(self._lanes)]
@@ -97,6 +126,20 @@ class LaneCutter:
             "document_counts": pa.array([counts] * self._lanes),
             "in_batch": pa.array([in_batch] * self._lanes),
         }
+        if self._teacher:
+            fixed = self._teacher.contract.prompts
+            read = self._teacher.read(
+                [(text, fixed[side] if fixed else instruction, None) for text, instruction, side, _ in wanted]
+            )
+            taught = dict(zip(texts, read[len(rows) :], strict=True))
+            columns |= _text_columns(
+                "teacher_queries", "teacher_query_starts", [read[row] for row in order], row_counts
+            ) | _text_columns(
+                "teacher_documents", "teacher_document_starts", [taught[key] for key in by_lane], counts
+            )
+        else:
+            names = (name for name in LANE_SCHEMA.names if name.startswith("teacher_") and name not in placed)
+            columns |= {name: pa.nulls(self._lanes) for name in names}
         for name, values in placed.items():
             kind = LANE_SCHEMA.field(name).type.value_type
             columns[name] = _lists(pa.array([values[row] for row in order], kind), row_counts)
@@ -106,24 +149,10 @@ class LaneCutter:
         """Most tokens of each document: the largest limit of the sources that bring it in this step."""
         limits: dict[DocumentKey, int] = {}
         for row in rows:
-            limit = self._blend[row.source].document_max_length or self._contract.max_length
+            limit = self._blend[row.source].document_max_length or self._reader.contract.max_length
             for key in row.texts:
                 limits[key] = max(limit, limits.get(key, 0))
         return limits
-
-    def _tokenize(self, texts: Sequence[tuple[str, str | None, int | None]]) -> list[Tokens]:
-        """Tokens of (text, instruction, most tokens) in order; equal instructions and lengths go together."""
-        members: dict[tuple[str | None, int | None], list[int]] = defaultdict(list)
-        for index, (_, instruction, limit) in enumerate(texts):
-            members[instruction, limit].append(index)
-        found: list[Tokens] = [([], 0)] * len(texts)
-        for (instruction, limit), indices in members.items():
-            tokenized = self._contract.tokenize(
-                self._tokenizer, [texts[index][0] for index in indices], instruction or None, limit
-            )
-            for index, ids, start in zip(indices, tokenized.input_ids, tokenized.pool_starts, strict=True):
-                found[index] = ids, start
-        return found
 
 
 def share_documents(loads: Sequence[int], tokens: dict[DocumentKey, int]) -> list[list[DocumentKey]]:

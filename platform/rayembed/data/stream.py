@@ -21,6 +21,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from rayembed.common.errors import DataError, UserError
+from rayembed.common.paths import fetch
 from rayembed.common.ray_cluster import live_nodes
 from rayembed.common.ray_work import reason_of
 from rayembed.config.blend import SourceConfig
@@ -29,7 +30,7 @@ from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.choose import RowChooser
 from rayembed.data.collate import TrainingBatch, to_training_batch
 from rayembed.data.lane_folder import RANGES_AHEAD, LaneFolder
-from rayembed.data.lanes import LaneCutter
+from rayembed.data.lanes import LaneCutter, TextReader
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 
@@ -42,7 +43,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """Everything a stage's batches are made from; small enough to send to any process."""
+    """Everything a stage's batches are made from; small enough to send to any process.
+
+    `teacher` is the checkpoint of a teacher that reads texts in another way than the student.
+    """
 
     plan: Path
     sources: tuple[Path, ...]
@@ -51,6 +55,7 @@ class StreamSpec:
     tokenizer: str
     seed: int
     lanes: LaneFolder
+    teacher: str | None = None
 
     def chooser(self) -> RowChooser:
         """Draws documents for planned rows out of the memory-mapped sources."""
@@ -58,13 +63,15 @@ class StreamSpec:
 
     def cutter(self, lanes: int | None = None) -> LaneCutter:
         """Cuts planned steps into the stage's number of lanes, or into another one."""
-        return LaneCutter(
-            self.chooser(),
-            self.blend,
-            self.contract,
-            load_tokenizer(self.tokenizer),
-            lanes or self.lanes.lanes,
-        )
+        reader = TextReader(self.contract, load_tokenizer(self.tokenizer))
+        teacher = read_as(self.teacher) if self.teacher else None
+        return LaneCutter(self.chooser(), self.blend, reader, lanes or self.lanes.lanes, teacher)
+
+
+def read_as(checkpoint: str) -> TextReader:
+    """How the model of a checkpoint folder reads texts."""
+    folder = fetch(checkpoint)
+    return TextReader(Contract.load(folder), load_tokenizer(folder / "tokenizer"))
 
 
 @contextlib.contextmanager

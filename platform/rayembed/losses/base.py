@@ -39,6 +39,8 @@ class LossInputs:
         teacher_QK: a teacher's scores of documents, NaN where it gave none; None without any.
         teacher_query_QD: a teacher's vectors of the queries; None without a teacher.
         teacher_document_KD: a teacher's vectors of the documents; None without a teacher.
+        projected_query_QD: the queries in the space of a teacher of another width; None: `query_QD`.
+        projected_document_KD: the documents there; None: `document_KD`.
     """
 
     query_QD: torch.Tensor
@@ -50,6 +52,22 @@ class LossInputs:
     teacher_QK: torch.Tensor | None = None
     teacher_query_QD: torch.Tensor | None = None
     teacher_document_KD: torch.Tensor | None = None
+    projected_query_QD: torch.Tensor | None = None
+    projected_document_KD: torch.Tensor | None = None
+
+    def split(self, dimensions: int) -> "LossInputs":
+        """Vectors of so many dimensions, and what follows each of them as its projection; 0: nothing does."""
+        if not dimensions:
+            return self
+        queries_BD = self.all_queries_BD
+        return replace(
+            self,
+            query_QD=self.query_QD[:, :dimensions],
+            document_KD=self.document_KD[:, :dimensions],
+            all_queries_BD=None if queries_BD is None else queries_BD[:, :dimensions],
+            projected_query_QD=self.query_QD[:, dimensions:],
+            projected_document_KD=self.document_KD[:, dimensions:],
+        )
 
     def cut(self, dimensions: int) -> "LossInputs":
         """The same with vectors cut to their first dimensions; the teacher's stay whole."""

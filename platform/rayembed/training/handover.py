@@ -20,6 +20,7 @@ from rayembed.model.base_model import PACKAGED_MODELS
 from rayembed.model.checkpoint import write_around_backbone
 from rayembed.model.precision import resolve_precision
 from rayembed.training.checkpoint import load_weights, next_step
+from rayembed.training.distillation import PROJECTION
 from rayembed.training.model import ModelSpec, check_weights
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,9 @@ class ModelExport:
         Raises:
             CheckpointError: a checkpoint is damaged or belongs to another configuration.
         """
-        empty, weights = model.empty(), carried_weights(finished)
+        carried = carried_weights(finished)
+        weights = {name: value for name, value in carried.items() if not name.startswith(PROJECTION)}
+        empty = model.empty()
         check_weights(empty, weights, "the last stage")
         torch.manual_seed(model.seed)
         head = model.settings.pooling.build(empty.dimensions, empty.backbone.config.num_hidden_layers)

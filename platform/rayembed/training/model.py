@@ -1,4 +1,4 @@
-"""The models of a stage: the one that is trained, its weights by name, and the teacher of a distillation."""
+"""The model of a stage, and its weights by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rayembed.common.errors import CheckpointError
-from rayembed.common.paths import resolve
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
-from rayembed.contract import Contract
-from rayembed.contract.tokenizer import load_tokenizer
-from rayembed.model.backbone import empty_backbone, load_backbone, read_config
-from rayembed.model.checkpoint import POOLING_FILE, load_matching, load_model
+from rayembed.model.backbone import empty_backbone, load_backbone
+from rayembed.model.checkpoint import POOLING_FILE, load_matching
 from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.configuration import LoraSettings, ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
@@ -152,36 +149,3 @@ def check_weights(model: nn.Module, weights: dict[str, torch.Tensor], origin: st
                 f"{origin} does not fit this model: {name} has shape {tuple(weights[name].shape)}, "
                 f"the model {tuple(parameters[name].shape)}"
             )
-
-
-def load_teacher(
-    folder: str, student: ModelSpec, contract: Contract, device: torch.device, dtype: torch.dtype
-) -> EmbeddingModel:
-    """The model whose vectors are learned; it encodes the student's own tokens.
-
-    Args:
-        folder: of the teacher's model.
-        student: what learns from it.
-        contract: how the student reads texts.
-        device: of the teacher.
-        dtype: of its weights.
-
-    Raises:
-        CheckpointError: contract, vocabulary or width of the vectors differ from the student's.
-    """
-    teacher = load_model(resolve(folder), dtype=dtype, device=device)
-    for key in ("instruction_template", "append_eos", "pool_instruction", "truncation"):
-        if getattr(teacher.contract, key) != getattr(contract, key):
-            raise CheckpointError(
-                f"teacher {folder} has {key} {getattr(teacher.contract, key)!r}, this run "
-                f"{getattr(contract, key)!r}; train with the teacher's contract"
-            )
-    if teacher.tokenizer.get_vocab() != load_tokenizer(student.original_base).get_vocab():
-        raise CheckpointError(f"teacher {folder} has another vocabulary; use one of the same base model")
-    width, wanted = teacher.embedder.dimensions, read_config(student.base).hidden_size
-    if width != wanted:
-        raise CheckpointError(
-            f"teacher {folder} has vectors of width {width}, this run's model {wanted}; take a teacher "
-            "of the same width, or use score_distillation"
-        )
-    return teacher.embedder

@@ -20,6 +20,7 @@ from rayembed.data.plan_store import stored_description, write_plan
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.sources import SOURCES
 from rayembed.data.stream import StreamSpec
+from rayembed.training.distillation import other_reader
 from rayembed.training.prepared_source import (
     EvaluationTexts,
     PreparedSource,
@@ -100,6 +101,7 @@ class StageData:
                 batch_size=stage.batch_size,
                 workers=self.workers,
             ),
+            teacher=other_reader(stage, self.contract, tokenizer) if tokenizer else None,
         )
 
     def _origins(self, plan: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rayembed.common.errors import ConfigError
 from rayembed.contract.packing import pack_ids
 from rayembed.training import deepspeed
 from rayembed.training.checkpoint import TrainingState
+from rayembed.training.distillation import PROJECTION, with_projection
 from rayembed.training.handover import starting_weights
 from rayembed.training.mntp import MaskedLanguageModel, MaskedStep, language_model_head
 from rayembed.training.model import load_trainable_weights, prepare_for_stage, trainable_weights
@@ -43,7 +44,7 @@ def start_model(
         raise ConfigError(
             "training.zero_stage 0 works in fp32 only; set it to 1, or training.precision to fp32"
         )
-    embedder = stage.model.build(dtype, device)
+    embedder = with_projection(stage.model.build(dtype, device), stage.settings, stage.seed)
     _check_widths(stage, embedder.dimensions)
     model: nn.Module = embedder
     if stage.settings.kind == "mntp":
@@ -53,10 +54,16 @@ def start_model(
     if resumed:
         load_trainable_weights(model, resumed.weights, "the checkpoint")
     else:
-        # A stage without a pooling head leaves the head that came before it to the stages after it.
+        # A stage without a pooling head leaves the head that came before it to the stages after it. A
+        # projection goes on where the stage has the same teacher.
         taken = starting_weights(stage.finished, merges_adapters=stage.settings.adapters == "merge")
-        heads = {name for name in taken.keys() - own.keys() if name.startswith("pooling.")}
-        begins = own | {name: value for name, value in taken.items() if name not in heads}
+        left = {name for name in taken.keys() - own.keys() if name.startswith(("pooling.", PROJECTION))}
+        left |= {
+            name
+            for name in taken.keys() & own.keys()
+            if name.startswith(PROJECTION) and taken[name].shape != own[name].shape
+        }
+        begins = own | {name: value for name, value in taken.items() if name not in left}
         load_trainable_weights(model, begins, "the stages before")
     weights = trainable_weights(model)
     prepare_for_stage(model, stage.settings, stage.training)

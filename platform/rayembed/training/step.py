@@ -16,11 +16,11 @@ import torch
 from rayembed.config.stage import StageConfig
 from rayembed.contract.packing import PackedBatch, split_packed
 from rayembed.data.collate import TrainingBatch
-from rayembed.losses import LossInputs, VectorDistillationConfig, row_losses
+from rayembed.losses import LossInputs, row_losses
 from rayembed.losses.measures import row_measures, uniformity
 from rayembed.model.embedding_model import EmbeddingModel
+from rayembed.training.distillation import load_teacher
 from rayembed.training.distributed import gather_vectors, largest_over_ranks, world_size
-from rayembed.training.model import load_teacher
 from rayembed.training.resources import StepTimer
 
 if TYPE_CHECKING:
@@ -67,16 +67,17 @@ class ContrastiveStep:
         self._settings = stage.settings
         self._device = device
         self._budget = stage.training.chunk_tokens
-        folders = [loss.teacher for loss in stage.settings.loss if isinstance(loss, VectorDistillationConfig)]
-        self._teacher = (
-            load_teacher(folders[0], stage.model, stage.stream.contract, device, dtype) if folders else None
-        )
+        self._teacher = load_teacher(stage.settings, device, dtype)
 
     def backward(self, wrapped: Any, batch: TrainingBatch, timer: StepTimer) -> StepOutput:
         """Leave the gradient in the parameters; called by all ranks."""
         batch = batch.to(self._device)
         with timer.phase("teacher"):
-            teacher_ND = None if self._teacher is None else self._taught(self._teacher, batch.packed)
+            teacher_ND = (
+                None
+                if self._teacher is None
+                else self._taught(self._teacher, batch.teacher_packed or batch.packed)
+            )
 
         def loss_of(vectors_ND: torch.Tensor) -> StepOutput:
             return contrastive_loss(vectors_ND, batch, self._settings, timer, teacher_ND)
@@ -187,7 +188,8 @@ def contrastive_loss(
     """Loss of this rank's rows against all ranks' documents; called by all ranks.
 
     Args:
-        vectors_ND: this rank's queries followed by its documents.
+        vectors_ND: this rank's queries followed by its documents; of a student of another width than its
+            teacher, each vector is followed by its projection, as `ProjectedModel` gives them.
         batch: this rank's part of the global batch.
         settings: of the stage, with its losses.
         timer: gets the phases gather and loss.
@@ -197,7 +199,11 @@ def contrastive_loss(
         inputs = _gathered(vectors_ND, batch, settings.sees_other_queries)
         if teacher_ND is not None:
             taught = _gathered(teacher_ND, batch, with_queries=False)
-            inputs = replace(inputs, teacher_query_QD=taught.query_QD, teacher_document_KD=taught.document_KD)
+            inputs = replace(
+                inputs.split(vectors_ND.shape[1] - teacher_ND.shape[1]),
+                teacher_query_QD=taught.query_QD,
+                teacher_document_KD=taught.document_KD,
+            )
     with timer.phase("loss"):
         losses_Q = row_losses(settings.loss, inputs, settings.matryoshka)
         sums_S, counts_S = _measured(losses_Q.detach(), inputs, batch.source_Q, len(settings.blend))
