@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from rayembed.common.settings import Frozen, refuse
 from rayembed.config.blend import SourceConfig
-from rayembed.losses import LOSSES, LossConfig, MatryoshkaConfig
+from rayembed.losses import LOSSES, LossConfig, MatryoshkaConfig, QuantisationConfig
 from rayembed.losses.base import StageKind
 
 _SHORT_KEYS = ("temperature", "document_to_query_weight")
@@ -44,6 +44,7 @@ class StageConfig(Frozen):
         ),
     )
     matryoshka: MatryoshkaConfig | None = Field(None, description="None: full vectors only")
+    quantisation: QuantisationConfig | None = Field(None, description="None: fp32 vectors only")
     adapters: Literal["continue", "merge"] = Field(
         "continue",
         description=(
@@ -160,8 +161,9 @@ class StageConfig(Frozen):
             )
         if len(set(types)) != len(types):
             yield f"stage {self.name}: a loss appears twice in {types}; merge the entries"
-        if self.matryoshka and self.kind == "mntp":
-            yield f"stage {self.name}: mntp makes no vectors to cut; remove matryoshka"
+        for name in ("matryoshka", "quantisation"):
+            if getattr(self, name) and self.kind == "mntp":
+                yield f"stage {self.name}: mntp makes no vectors to cut or round; remove {name}"
         whole = [loss.type for loss in self.loss if loss.needs_full_width]
         if self.matryoshka and whole:
             yield (

@@ -11,6 +11,7 @@ from rayembed.losses.base import LossInputs, LossSettings
 from rayembed.losses.infonce import InfoNCEConfig
 from rayembed.losses.matryoshka import MatryoshkaConfig, row_losses
 from rayembed.losses.mntp import MNTPConfig
+from rayembed.losses.quantisation import QuantisationConfig
 from rayembed.losses.score_distillation import ScoreDistillationConfig
 from rayembed.losses.simcse import SimCSEConfig
 from rayembed.losses.vector_distillation import VectorDistillationConfig
@@ -34,6 +35,7 @@ __all__ = [
     "LossSettings",
     "MNTPConfig",
     "MatryoshkaConfig",
+    "QuantisationConfig",
     "ScoreDistillationConfig",
     "SimCSEConfig",
     "VectorDistillationConfig",

@@ -1,4 +1,4 @@
-"""A stage's losses as one number a row: their weighted sum, and with Matryoshka that sum at several widths.
+"""A stage's losses as one number a row: their weighted sum, at several widths and in several number formats.
 
 Matryoshka trains the leading dimensions of a vector to be a vector of their own. Source: arXiv 2205.13147.
 """
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from rayembed.common.settings import Frozen
 from rayembed.losses.base import LossInputs, LossSettings
+from rayembed.losses.quantisation import QuantisationConfig, rounded_inputs
 
 
 class MatryoshkaConfig(Frozen):
@@ -36,21 +37,34 @@ class MatryoshkaConfig(Frozen):
 
 
 def row_losses(
-    losses: Sequence[LossSettings], inputs: LossInputs, matryoshka: MatryoshkaConfig | None = None
+    losses: Sequence[LossSettings],
+    inputs: LossInputs,
+    matryoshka: MatryoshkaConfig | None = None,
+    quantisation: QuantisationConfig | None = None,
 ) -> torch.Tensor:
     """Loss of each of this rank's rows (Q); reduce it with the mean over the global batch.
 
     With dimensions (64, 16) and weights (1, 0.5) it is the sum of the losses on the first 64 dimensions plus
-    half of that sum on the first 16.
+    half of that sum on the first 16. With quantisation each of these sums is one over number formats too.
     """
     if matryoshka is None:
-        return _weighted_sum(losses, inputs)
+        return _over_formats(losses, inputs, quantisation)
     weights = matryoshka.weights or (1.0,) * len(matryoshka.dimensions)
     parts = [
-        weight * _weighted_sum(losses, inputs.cut(dimensions))
+        weight * _over_formats(losses, inputs.cut(dimensions), quantisation)
         for dimensions, weight in zip(matryoshka.dimensions, weights, strict=True)
     ]
     return torch.stack(parts).sum(dim=0)
+
+
+def _over_formats(
+    losses: Sequence[LossSettings], inputs: LossInputs, quantisation: QuantisationConfig | None
+) -> torch.Tensor:
+    total_Q = _weighted_sum(losses, inputs)
+    if quantisation is not None:
+        for form in quantisation.formats:
+            total_Q = total_Q + quantisation.weight * _weighted_sum(losses, rounded_inputs(inputs, form))
+    return total_Q
 
 
 def _weighted_sum(losses: Sequence[LossSettings], inputs: LossInputs) -> torch.Tensor:

@@ -205,7 +205,7 @@ def contrastive_loss(
                 teacher_document_KD=taught.document_KD,
             )
     with timer.phase("loss"):
-        losses_Q = row_losses(settings.loss, inputs, settings.matryoshka)
+        losses_Q = row_losses(settings.loss, inputs, settings.matryoshka, settings.quantisation)
         sums_S, counts_S = _measured(losses_Q.detach(), inputs, batch.source_Q, len(settings.blend))
     return StepOutput(
         # The mean over local rows when all ranks have the same number of rows; exact when they do not.

@@ -1,0 +1,52 @@
+"""Training that knows of the number formats in which vectors will be stored.
+
+The stage's losses are also taken on rounded vectors. Rounding has no gradient, so it is passed straight
+through to the vector before it. Source: arXiv 1308.3432, section 4 (straight-through estimator).
+
+Shapes: N vectors, D width.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from rayembed.common.settings import Frozen
+from rayembed.losses.base import LossInputs
+
+RoundedFormat = Literal["int8", "binary"]
+
+
+class QuantisationConfig(Frozen):
+    """The stage's losses are also taken on vectors as they will be stored."""
+
+    formats: tuple[RoundedFormat, ...] = Field(
+        min_length=1, description="number formats, each with a loss of its own"
+    )
+    weight: float = Field(1.0, gt=0, description="of each of these losses; that on fp32 vectors has 1")
+
+
+def rounded_inputs(inputs: LossInputs, form: RoundedFormat) -> LossInputs:
+    """The same with the student's vectors rounded; a teacher's stay whole."""
+    queries_BD = inputs.all_queries_BD
+    return replace(
+        inputs,
+        query_QD=rounded(inputs.query_QD, form),
+        document_KD=rounded(inputs.document_KD, form),
+        all_queries_BD=None if queries_BD is None else rounded(queries_BD, form),
+    )
+
+
+def rounded(vectors_ND: torch.Tensor, form: RoundedFormat) -> torch.Tensor:
+    """Unit vectors with the numbers of a format and the gradient of the vectors given.
+
+    [0.6, -0.8] is [0.707, -0.707] in bits, and [95, -127] / 158.6 in int8.
+    """
+    given_ND = vectors_ND.detach()
+    if form == "binary":
+        numbers_ND = torch.where(given_ND > 0, 1.0, -1.0)
+    else:
+        largest_N1 = given_ND.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        numbers_ND = (given_ND / largest_N1 * 127).round()
+    return vectors_ND + (torch.nn.functional.normalize(numbers_ND, dim=1) - given_ND)
