@@ -63,7 +63,7 @@ def is_array(file: StoredFile) -> bool:
         return False
     try:
         value = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return not value or isinstance(value[0], dict)
 

@@ -5,6 +5,7 @@ Parsing and checking hold the event loop. On one core of a server 8 MiB of text 
 """
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -134,7 +135,11 @@ class _JsonRequest(Request):
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             if "surrogate" in str(error) and len(body) <= _SLICE:
-                return json.loads(body)  # `whole` names the text in which it is
+                with contextlib.suppress(UnicodeDecodeError):
+                    return json.loads(body)  # `whole` names the text in which it is
+            if "UTF-8" in str(error):
+                message = "the body is not JSON in UTF-8; send it so, without a Content-Encoding such as gzip"
+                raise ApiError(Problem(400, message, code="invalid_json")) from error
             raise
         if len(body) > _SLICE:
             await asyncio.sleep(0)  # others go first, then it is checked
@@ -191,7 +196,8 @@ class Body(BaseModel):
         for name, value in values.items():
             own = cls.renamed.get(name, name)
             if own in cls.model_fields:
-                kept.setdefault(own, value)
+                if kept.setdefault(own, value) != value:
+                    raise refused(f"{name} and {own} mean the same and differ; send one of them", name)
             elif name in cls.ignored:
                 accepted = cls.ignored[name]
                 if accepted is not None and value not in accepted:

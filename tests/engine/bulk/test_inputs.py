@@ -181,3 +181,34 @@ def test_broken_texts_and_kept_values_are_rows_with_a_problem(tmp_path):
     pq.write_table(pa.table({"text": texts}), tmp_path / "c.parquet")
     rows = index_files(find_files(tmp_path / "c.parquet"))
     assert read_rows(rows, 0, 2, "text", pa.schema([])).problems == {0: "text is not UTF-8"}
+
+
+NESTED = [  # the kept value of the first 1,000 rows, that of a later one, what the error says of it
+    ({"a": 1}, {"a": 1, "b": 2}, "the field b is new"),
+    ({"a": {"n": [1]}}, {"a": {"n": [2, 0.5]}}, r"0\.5 is no whole number"),
+    ([1, 2], [1.5], r"1\.5 is no whole number"),
+    ("x", json.loads("[" * 60 + "]" * 60), "nested more than 50 deep"),
+]
+
+
+@pytest.mark.parametrize(("first", "later", "message"), NESTED)
+def test_nothing_is_cut_off_inside_kept_values(tmp_path, first, later, message):
+    rows = [{"text": "t", "k": first}] * 1000
+    index = index_files(find_files(write_lines(tmp_path / "a.jsonl", [*rows, {"text": "t", "k": later}])))
+    kept = kept_schema(index, "text", ["k"])
+    with pytest.raises(DataError, match=message):
+        read_rows(index, 0, 1001, "text", kept)
+
+
+def test_texts_stored_as_bytes_and_numbers_beyond_64_bits(tmp_path):
+    pq.write_table(pa.table({"text": [b"one", b"\xff"]}), tmp_path / "a.parquet")
+    rows = index_files(find_files(tmp_path / "a.parquet"))
+    found = read_rows(rows, 0, 2, "text", kept_schema(rows, "text", []))
+    assert (found.texts[0], found.problems) == ("one", {1: "text is not UTF-8"})
+    for line, message in (
+        ('{"text": "t", "k": 99999999999999999999}', "'k' of .* too large"),
+        ('{"a": ' + "[" * 9000, "none of"),
+    ):
+        rows = index_files(find_files(write_lines(tmp_path / "b.jsonl", [line])))
+        with pytest.raises(DataError, match=message):
+            kept_schema(rows, "text", ["k"])

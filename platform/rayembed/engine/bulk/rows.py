@@ -12,7 +12,7 @@ import pyarrow as pa
 from rayembed.common.errors import DataError
 from rayembed.engine.bulk.inputs import ROWS_PER_OFFSET, InputRows, Piece, buffered, streamed
 from rayembed.records import Unreadable
-from rayembed.records.columnar import PARQUET, open_parquet
+from rayembed.records.columnar import PARQUET, is_bytes, open_parquet
 
 BadRows = Literal["error", "skip", "null-vector"]
 ROW_FIELD = pa.field("row", pa.int64())
@@ -87,6 +87,10 @@ def _columns(piece: Piece, text_column: str, keep: Sequence[str], first: pa.Sche
             return first
         records = [record if isinstance(record, dict) else {} for record in _records(piece)]
         names = {name for record in records for name in record}
+        if not names:
+            raise DataError(
+                f"{piece.file.path}: none of its first rows is a JSON object in UTF-8; convert it"
+            )
         _require([text_column, *keep], names, piece)
         return pa.schema([(name, _inferred_type(records, name, piece)) for name in keep])
     with open_parquet(piece.file.path) as parquet:
@@ -111,14 +115,19 @@ def _require(wanted: Sequence[str], names: Any, piece: Piece) -> None:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return (
+        is_bytes(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+    )
 
 
 def _inferred_type(records: list[dict], name: str, piece: Piece) -> pa.DataType:
     values = [record.get(name) for record in records]
     try:
         kind = pa.array([None if _is_broken(value) else value for value in values]).type
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise DataError(
             f"column {name!r} of {piece.file.path} mixes types ({error}); do not keep it, or convert it"
         ) from error
@@ -131,7 +140,10 @@ def _read_piece(
     """Texts, kept columns, and what is wrong with those; a text is whatever stands in its place."""
     if PARQUET.takes(piece.file.stored):
         table = _read_parquet(piece, list(dict.fromkeys([text_column, *kept.names])))
-        return _texts(table[text_column]), [table[field.name].cast(field.type) for field in kept], {}
+        texts = table[text_column]
+        if is_bytes(texts.type):  # as older writers of Parquet store them; `_texts` finds what is not UTF-8
+            texts = texts.cast(pa.large_string(), safe=False)
+        return _texts(texts), [table[field.name].cast(field.type) for field in kept], {}
     records = list(_records(piece))
     rows = [record if isinstance(record, dict) else {} for record in records]
     texts = [record.get(text_column) if isinstance(record, dict) else record for record in records]
@@ -157,13 +169,19 @@ def _texts(column: pa.ChunkedArray) -> list[Any]:
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def _is_broken(value: Any) -> bool:
-    """Whether some text in a value of JSON cannot be written as UTF-8."""
+_DEEPEST = 50
+
+
+def _is_broken(value: Any, depth: int = 0) -> bool:
+    """Whether some text of a JSON value cannot be written as UTF-8; DataError for what is nested too deep."""
     if isinstance(value, str):
         return bool(_SURROGATE.search(value))
-    if isinstance(value, dict):
-        return any(map(_is_broken, value)) or any(map(_is_broken, value.values()))
-    return isinstance(value, list) and any(map(_is_broken, value))
+    if not isinstance(value, dict | list):
+        return False
+    if depth == _DEEPEST:
+        raise DataError(f"a kept column is nested more than {_DEEPEST} deep; do not keep it")
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    return any(_is_broken(one, depth + 1) for one in inner)
 
 
 def _read_parquet(piece: Piece, columns: list[str]) -> pa.Table:
@@ -203,7 +221,7 @@ def _records(piece: Piece) -> Iterator[Any]:
         for line in islice(lines, skipped, skipped + piece.stop - piece.start):
             try:
                 record = json.loads(line)
-            except ValueError:  # not JSON, or not UTF-8
+            except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deeply
                 record = None
             yield record if isinstance(record, dict) else _NOT_JSON
 
@@ -211,15 +229,29 @@ def _records(piece: Piece) -> Iterator[Any]:
 def _column(rows: list[dict], field: pa.Field, piece: Piece) -> pa.Array:
     values = [row.get(field.name) for row in rows]
     try:
-        cut = [value for value in values if isinstance(value, float) and not value.is_integer()]
-        if cut and pa.types.is_integer(field.type):  # pyarrow would cut the fraction off
-            raise ValueError(f"{cut[0]} is no whole number")
+        for value in values:
+            _refuse_cut(value, field.type)
         return pa.array(values, type=field.type)
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(
             f"column {field.name!r} is {field.type} in the first rows, and another type between rows "
             f"{piece.start + 1} and {piece.stop} of {piece.file.path} ({error}); convert or do not keep it"
         ) from error
+
+
+def _refuse_cut(value: Any, kind: pa.DataType) -> None:
+    """Raise ValueError for what pyarrow cuts off without a word: fractions, and new fields of objects."""
+    if isinstance(value, float) and pa.types.is_integer(kind) and not value.is_integer():
+        raise ValueError(f"{value} is no whole number")
+    if isinstance(value, list) and pa.types.is_list(kind):
+        for one in value:
+            _refuse_cut(one, kind.value_type)
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        known = {kind.field(position).name: kind.field(position).type for position in range(kind.num_fields)}
+        if new := value.keys() - known.keys():
+            raise ValueError(f"the field {min(new)} is new")
+        for name, one in value.items():
+            _refuse_cut(one, known[name])
 
 
 def _problem(value: Any) -> str | None:

@@ -53,6 +53,8 @@ class CohereEmbedRequest(Body):
     @classmethod
     def translate(cls, values: dict[str, Any]) -> None:
         """`inputs` is Cohere's form for texts and images."""
+        if isinstance(kind := values.get("input_type"), str):
+            values["input_type"] = kind.lower()
         if "inputs" in values and "texts" not in values:
             items = values.pop("inputs")
             values["texts"] = [_text_of(item) for item in (items if isinstance(items, list) else [items])]

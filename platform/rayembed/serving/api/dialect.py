@@ -148,6 +148,7 @@ PromptName = Annotated[AnyText, WhenServed(_known_instructions)]
 Dimensions = Annotated[Count, WhenServed(_known_widths)]
 Truncate = Annotated[
     Truncation,
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
     Field(description="what to do with an input above the maximum length: refuse it or cut it"),
 ]
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary"]

@@ -1,5 +1,6 @@
 """OpenAI's /v1/embeddings and /v1/models, with the fields of Azure, vLLM, Jina, Voyage and NIM."""
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter
@@ -32,7 +33,7 @@ from rayembed.serving.middleware import RequestRecord
 from rayembed.serving.router import ModelRouter
 
 Formats = Annotated[list[EmbeddingType], Field(fail_fast=True, min_length=1, max_length=5)]
-_SIDES = {"query": "query", "passage": "passage", "document": "document"}
+_SIDE = re.compile(r"(?:.*\.|(?:retrieval|search)_)?(query|passage|document)", re.IGNORECASE)
 
 
 class EmbeddingRequest(Body):
@@ -43,6 +44,7 @@ class EmbeddingRequest(Body):
         "output_dimension": "dimensions",
         "output_dtype": "embedding_type",
         "truncate_prompt_tokens": "max_tokens",
+        "task_type": "task",
     }
     ignored: ClassVar = {
         "user": None,
@@ -84,7 +86,7 @@ class EmbeddingRequest(Body):
     task: StrictStr | None = Field(
         None,
         description="as Jina has it: retrieval.query and retrieval.passage are input types, others use the "
-        "instruction of that name, if the model has it",
+        "instruction of that name, if the model has it; RETRIEVAL_QUERY of Google means the same",
     )
     truncate: Truncate = "END"
     max_tokens: Count | None = Field(
@@ -100,8 +102,10 @@ class EmbeddingRequest(Body):
 
     @classmethod
     def translate(cls, values: dict[str, Any]) -> None:
-        """Fields of vLLM, Jina and Voyage."""
+        """Fields of vLLM, Jina, Voyage and Google."""
         truncation_of(values)
+        if isinstance(side := values.get("input_type"), str):
+            values["input_type"] = _side(side)
         kind = values.get("embedding_type")
         if kind == "base64":
             values["encoding_format"] = values.pop("embedding_type")
@@ -117,8 +121,7 @@ class EmbeddingRequest(Body):
         """The inputs and the instruction fields."""
         texts, token_ids = split_inputs(self.input)
         if self.task is not None:
-            last = self.task.rpartition(".")[2]
-            input_type = input_type or _SIDES.get(last, self.task)
+            input_type = input_type or _side(self.task)
         return Inputs(
             texts=texts,
             token_ids=token_ids,
@@ -131,6 +134,12 @@ class EmbeddingRequest(Body):
     def formats(self) -> list[EmbeddingType]:
         """Number formats of the vectors, the one of the field `embedding` first."""
         return self.embedding_types or [self.embedding_type]
+
+
+def _side(name: str) -> str:
+    """`query` for Jina's retrieval.query, Cohere's search_query and Google's RETRIEVAL_QUERY."""
+    side = _SIDE.fullmatch(name)
+    return side[1].lower() if side else name
 
 
 def _texts_of_messages(conversations: Any) -> list[str]:
@@ -188,6 +197,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
 
     @router.post("/v1/embeddings", response_model=EmbeddingResponse)
     @router.post("/embeddings", include_in_schema=False)
+    @router.post("/openai/v1/embeddings", include_in_schema=False)
     async def embeddings(
         request: EmbeddingRequest, record: Record, priority: WorkPriority = "online"
     ) -> Response:

@@ -5,7 +5,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictStr, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictStr,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from rayembed.serving.api.cohere import meta
 from rayembed.serving.api.dialect import (
@@ -26,7 +36,7 @@ from rayembed.serving.api.dialect import (
     usage,
 )
 from rayembed.serving.api.tei import TeiOptions
-from rayembed.serving.body import Body, whole
+from rayembed.serving.body import Body, refused, whole
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs, Truncation
 from rayembed.serving.router import ModelRouter
@@ -35,14 +45,17 @@ from rayembed.serving.router import ModelRouter
 class RerankDocument(BaseModel):
     """A document in the form of an object."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra=lambda schema: schema.update(required=["text"])
+    )
 
-    text: AnyText = ""
+    text: Annotated[AnyText | None, WithJsonSchema({"type": "string", "minLength": 1})] = None
 
     def joined(self, fields: list[str]) -> str:
-        """The text, or the named fields one below the other."""
+        """The named fields one below the other, or the text; empty where the document has none of them."""
         values = self.model_dump()
-        return "\n".join(str(values[field]) for field in fields if field in values) if fields else self.text
+        named = "\n".join(str(values[field]) for field in fields if values.get(field) is not None)
+        return named or self.text or ""
 
 
 class RerankRequest(Body):
@@ -77,21 +90,23 @@ class RerankRequest(Body):
 
     @model_validator(mode="after")
     def _fields_are_texts(self) -> Self:
-        for text in self.texts() if self.rank_fields else ():
+        for position, text in enumerate(self.texts()):
+            if not text:
+                wanted = " or ".join(self.rank_fields or ["text"])
+                message = (
+                    f"documents[{position}]: it has no {wanted}; name the fields of its text in rank_fields"
+                )
+                raise refused(message, "documents")
             whole(text)
         return self
 
     def texts(self) -> list[str]:
         """The documents' texts."""
-        return [
-            each if isinstance(each, str) else each.joined(self.rank_fields) or " " for each in self.documents
-        ]
+        return [each if isinstance(each, str) else each.joined(self.rank_fields) for each in self.documents]
 
 
 class TeiRerankRequest(TeiOptions):
     """Body of POST /rerank as text-embeddings-inference has it; the answer is a bare list."""
-
-    ignored: ClassVar = {"options": None, "model_id": None}
 
     query: Text
     texts: Annotated[list[Text], Field(fail_fast=True, min_length=1), InputsNextToQuery]

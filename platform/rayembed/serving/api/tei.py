@@ -37,7 +37,7 @@ from rayembed.serving.router import ModelRouter
 class TeiOptions(Body):
     """What happens to long inputs, and their instruction."""
 
-    ignored: ClassVar = {"options": None}
+    ignored: ClassVar = {"options": None, "model_id": None}
 
     truncate: StrictBool = Field(True, description="cut long inputs; false: refuse them")
     truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
