@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import copy_files
 
 from rayembed.common.errors import ConfigError, DataError
 from rayembed.config.data import UserSourceConfig
@@ -98,10 +99,17 @@ def test_rows_bring_the_scores_of_a_teacher_for_distillation(source):
         assert row["teacher_scores"] == pytest.approx((vectors[1:] @ vectors[0]).tolist(), abs=1e-5)
 
 
-def test_filters_run_again_without_encoding(source):
+@pytest.mark.parametrize("stored", [False, True])
+def test_filters_run_again_without_encoding(source, node, monkeypatch, request, stored):
+    if stored:  # and the second run is on another node
+        s3 = request.getfixturevalue("s3")
+        store, folder = s3.open("bucket/mining")
+        copy_files(str(source), folder, destination_filesystem=store)
+        monkeypatch.setenv("RAYEMBED_HOME", s3.uri("bucket/mining"))
     first = run.mine(recipe())[0]
     encoded = len(LetterCounts.encoded)
     assert encoded == 48
+    node("b")
     again = run.mine(recipe(filters=[{"name": "shifted-rank", "value": 3}]), filters_only=True)[0]
     assert len(LetterCounts.encoded) == encoded
     assert again.report != first.report

@@ -59,8 +59,10 @@ def open_location(location: str | Path) -> tuple[fs.FileSystem, str]:
     uri = location_of(location)
     if "://" not in uri:
         return fs.LocalFileSystem(), uri
+    # A small file is one request with this option, else three.
+    quick = f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true" if uri.startswith("s3://") else uri
     try:
-        return answered(uri, lambda: fs.FileSystem.from_uri(uri))
+        return answered(uri, lambda: fs.FileSystem.from_uri(quick))
     except pa.ArrowException as error:
         try:
             filesystem, path = answered(uri, lambda: fsspec.core.url_to_fs(uri))
@@ -167,18 +169,16 @@ def _store(path: Path) -> tuple[fs.FileSystem, str]:
 
 def _stored(filesystem: fs.FileSystem, place: str, *, unfinished: bool = False) -> dict[str, fs.FileInfo]:
     """Files of a folder by their names in it, or a file under an empty name; none of an unfinished one."""
-    given, *marks = filesystem.get_file_info(
-        [place, f"{place}/{_UNFINISHED}", f"{place.rpartition('/')[0]}/{_UNFINISHED}"]
-    )
-    if any(mark.type == fs.FileType.File for mark in marks) and not unfinished:
+    folder_mark = f"{place.rpartition('/')[0]}/{_UNFINISHED}"
+    given, mark = filesystem.get_file_info([place, folder_mark])
+    found = {"": given} if given.type == fs.FileType.File else {}
+    if given.type == fs.FileType.Directory:
+        selector = fs.FileSelector(place, allow_not_found=True, recursive=True)
+        files = [info for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        found = {info.path.removeprefix(place).lstrip("/"): info for info in files}
+    if not unfinished and (_UNFINISHED in found or mark.type == fs.FileType.File):
         return {}
-    if given.type == fs.FileType.File:
-        return {"": given}
-    found = filesystem.get_file_info(fs.FileSelector(place, allow_not_found=True, recursive=True))
-    names = {
-        info.path.removeprefix(place).lstrip("/"): info for info in found if info.type == fs.FileType.File
-    }
-    return {name: info for name, info in names.items() if not _is_hidden(name)}
+    return {name: info for name, info in found.items() if not _is_hidden(name)}
 
 
 def _local(path: Path) -> dict[str, Path]:

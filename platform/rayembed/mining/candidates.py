@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.device import resolve_device
-from rayembed.common.paths import atomic_write, file_digest
+from rayembed.common.paths import atomic_write, fetch, file_digest
 from rayembed.common.ray_work import run_items
 from rayembed.data.bm25 import BM25Index, best_documents
 from rayembed.data.plan import fingerprint
@@ -123,14 +123,14 @@ class SearchPart:
 
     def __init__(self, job: SearchJob):
         self._job = job
-        with np.load(job.pairs, allow_pickle=False) as pairs:
+        with np.load(fetch(job.pairs), allow_pickle=False) as pairs:
             self._positives = pairs["positive_queries"], pairs["positive_documents"]
             self._excluded = pairs["excluded_queries"], pairs["excluded_documents"]
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Search part `item["part"]`."""
         part = item["part"]
-        metadata = pq.ParquetFile(self._job.query_texts).metadata
+        metadata = pq.ParquetFile(fetch(self._job.query_texts)).metadata
         start = sum(metadata.row_group(earlier).num_rows for earlier in range(part))
         count = metadata.row_group(part).num_rows
         positives = _between(*self._positives, start, start + count)
@@ -158,7 +158,7 @@ class SearchPart:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         assert self._job.queries is not None
         assert self._job.documents is not None
-        queries = np.load(self._job.queries.shards[part], allow_pickle=False)
+        queries = np.load(fetch(self._job.queries.shards[part]), allow_pickle=False)
         shards = self._job.documents.open()
         device = resolve_device("auto")
         found = exact_top_k(queries, shards, self._job.top_k, excluded=Excluded.of(*excluded), device=device)
@@ -167,7 +167,7 @@ class SearchPart:
     def _search_words(
         self, part: int, positives: tuple[np.ndarray, np.ndarray], excluded: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        texts = pq.ParquetFile(self._job.query_texts).read_row_group(part)["text"].to_pylist()
+        texts = pq.ParquetFile(fetch(self._job.query_texts)).read_row_group(part)["text"].to_pylist()
         size = (len(texts), self._job.top_k)
         scores, documents = np.full(size, -np.inf, dtype=np.float32), np.full(size, -1, dtype=np.int64)
         positive_scores = np.zeros(len(positives[0]), dtype=np.float32)
@@ -182,7 +182,7 @@ class SearchPart:
 
     @cached_property
     def _words(self) -> BM25Index:
-        return BM25Index(pq.read_table(self._job.document_texts)["text"].to_pylist())
+        return BM25Index(pq.read_table(fetch(self._job.document_texts))["text"].to_pylist())
 
 
 def write_pairs(collection: Collection, path: Path) -> Path:
@@ -207,7 +207,7 @@ def find_candidates(job: SearchJob, *, actors: int | None, title: str) -> None:
     Raises:
         UserError: a worker raised it. What was found stays.
     """
-    missing = [{"part": part} for part, path in enumerate(job.parts) if not path.is_file()]
+    missing = [{"part": part} for part, path in enumerate(job.parts) if not fetch(path).is_file()]
     for _ in run_items(partial(SearchPart, job), missing, actors=actors, title=title):
         pass
 
@@ -215,7 +215,7 @@ def find_candidates(job: SearchJob, *, actors: int | None, title: str) -> None:
 def read_candidates(job: SearchJob) -> Iterator[Candidates]:
     """Yield the candidates of every query in order."""
     for path in job.parts:
-        columns = [column.combine_chunks() for column in pq.read_table(path).columns]
+        columns = [column.combine_chunks() for column in pq.read_table(fetch(path)).columns]
         for row in range(len(columns[0])):
             documents, scores, positives, positive_scores = (
                 column[row].values.to_numpy() for column in columns

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import fetch, resolve
 from rayembed.config.data import DataConfig, UserSourceConfig
 from rayembed.data.build import build_any
 from rayembed.data.store import built_in_source, read_split
@@ -76,7 +76,7 @@ def source_mistakes(data: DataConfig, entry: SourceMining) -> Iterator[str]:
             yield f"source {entry.source} has {declared.kind}; negatives are mined for pairs only"
     except DataError as error:
         yield str(error)
-    if entry.known_positives is not None and not resolve(entry.known_positives).is_file():
+    if entry.known_positives is not None and not fetch(resolve(entry.known_positives)).is_file():
         path = resolve(entry.known_positives)
         yield f"source {entry.source}: there is no known_positives at {path}; give a file"
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from rayembed.common.device import resolve_device
 from rayembed.common.endpoint_client import Chat, answer_form, ask_all, connect_endpoint, endpoint_errors
 from rayembed.common.errors import DataError, RefusedItemError, ResourceError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import fetch, resolve
 from rayembed.common.ray_work import run_items
 from rayembed.common.templates import templates
 from rayembed.mining.collection import Collection
@@ -171,7 +171,7 @@ class _ScoreBatch:
         from sentence_transformers import CrossEncoder as Model
 
         device = str(resolve_device("auto"))
-        model = Model(self._folder, device=device, trust_remote_code=False, local_files_only=True)
+        model = Model(str(fetch(self._folder)), device=device, trust_remote_code=False, local_files_only=True)
         if model.num_labels != 1:
             raise DataError(f"{self._folder} gives {model.num_labels} scores for a pair; use a reranker")
         return model

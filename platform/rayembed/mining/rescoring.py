@@ -17,7 +17,7 @@ import numpy as np
 
 from rayembed.common.endpoint_client import keep_answer, stored_answers
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import fetch, push, resolve
 from rayembed.common.progress import Progress
 from rayembed.data.plan import fingerprint
 from rayembed.mining.candidates import Candidates
@@ -93,12 +93,12 @@ def rescore(
     """
     made_from: dict[str, object] = {
         "instruction": settings.instruction,
-        "endpoint": {"kind": config.kind, "files": model_files(resolve(config.path))}
+        "endpoint": {"kind": config.kind, "files": model_files(fetch(resolve(config.path)))}
         if isinstance(config, CrossEncoder)
         else config.model_dump(mode="json", include={"kind", "url", "model"}),
         "form": 2,  # of a line
     }
-    path = folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl"
+    path = fetch(folder / f"rescored-{fingerprint(made_from)[:12]}.jsonl")
     answers = _StoredAnswers(path, config, settings, collection, actors)
     result = RescoringResult()
     wanted = settings.sample_from or settings.negatives_per_query
@@ -203,6 +203,7 @@ class _StoredAnswers:
                 self._remember(record)
                 self._misfits.count(answers)
                 shown.add()
+        push(self._path)
         self._misfits.check(least=1)
         self._scale.decide(self._scores())
 

