@@ -40,7 +40,7 @@ def test_each_adapter_gives_the_vectors_of_its_merged_model(engine, checkpoint, 
     }
     assert len(digests) == 2
     for name, backbone in merged.items():
-        reference = Engine.load(checkpoint, device="cpu", precision="fp32")
+        reference = Engine.load(checkpoint, device="cpu", precision="fp32", backend="torch")
         reference._embedder.backbone = backbone
         vectors = engine.encode_tokens(tokenized, adapter=name)
         np.testing.assert_allclose(vectors, reference.encode_tokens(tokenized), atol=1e-6)

@@ -209,7 +209,7 @@ def test_plain_and_fused_attention_agree_in_value_and_gradient(mask, groups):
     window = 1 if mask == "window" else None
     arguments = (
         *tensors[:3],
-        attention._mask(window, (lambda _: bias) if mask == "bias" else None, torch.device("cpu"), 5),
+        attention._mask(window, (lambda _: bias) if mask == "bias" else None, torch.device("cpu"), False, 5),
     )
     settings = {"scaling": 0.3, "causal": mask == "causal", "dropout": 0.0}
     plain, fused = _attend_plainly(*arguments, **settings), _attend_fused(*arguments, **settings)

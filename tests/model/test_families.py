@@ -6,8 +6,12 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    Gemma3TextConfig,
+    Gemma3TextModel,
     LlamaConfig,
     LlamaModel,
+    Ministral3Config,
+    Ministral3Model,
     MistralConfig,
     MistralModel,
     ModernBertConfig,
@@ -48,11 +52,27 @@ SIZES = {
 }
 # A window of 2 tokens that must not survive; Qwen applies it from layer 1 on.
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1, "head_dim": 8}
+# Windows that do survive, next to a layer with a full view.
+GEMMA = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 4, "head_dim": 16, "query_pre_attn_scalar": 24,
+}  # fmt: skip
+# Queries from position 4 on are scaled by a factor that grows.
+YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 4,
+    "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5,
+}  # fmt: skip
+MINISTRAL = {"head_dim": 8, "sliding_window": 2, "rope_parameters": YARN}
 FAMILIES = {
     "mistral": (MistralModel, MistralConfig(**SIZES, sliding_window=2)),
     "llama": (LlamaModel, LlamaConfig(**SIZES)),
     "qwen2": (Qwen2Model, Qwen2Config(**SIZES, **QWEN_WINDOW)),
     "qwen3": (Qwen3Model, Qwen3Config(**SIZES, **QWEN_WINDOW)),
+    "gemma3_text": (Gemma3TextModel, Gemma3TextConfig(**SIZES, **GEMMA)),
+    "ministral3": (
+        Ministral3Model,
+        Ministral3Config(**SIZES, **MINISTRAL),
+    ),
 }
 ENCODER_SIZES = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 ROBERTA_SIZES = ENCODER_SIZES | {"pad_token_id": 3, "max_position_embeddings": 64}
@@ -92,6 +112,8 @@ def save_random(model_class, config, folder):
                 parameter.normal_()
             elif parameter.ndim == 2:
                 parameter.mul_(6)
+            else:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
     model.save_pretrained(folder)
     return folder
 
@@ -155,15 +177,33 @@ def test_cut_and_checkpoint_round_trip(folder, tmp_path):
     tokenized = engine.tokenize(["some text", "b"])
     expected = embedder(pack_ids(tokenized.input_ids, tokenized.pool_starts))
     torch.testing.assert_close(torch.tensor(engine.encode_tokens(tokenized)), expected, atol=1e-5, rtol=0)
+    rounded = torch.tensor(Engine.load(tmp_path / "model", precision="bf16").encode_tokens(tokenized))
+    assert (rounded * expected).sum(dim=1).min() > 0.98  # weights are large
 
 
-def reference_states(model, texts):
+def reference_states(model, texts, attention="bidirectional"):
     """transformers' own forward pass over right padding with an explicit mask."""
     width, padding = max(map(len, texts)), model.config.pad_token_id or 0
     ids = torch.tensor([text + [padding] * (width - len(text)) for text in texts])
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
+    if model.config.model_type in FAMILIES:
+        mask = explicit_masks(mask, attention, model.config.model_type)
     states = model(input_ids=ids, attention_mask=mask).last_hidden_state
     return [states[index, : len(text)] for index, text in enumerate(texts)]
+
+
+def explicit_masks(real, attention, family):
+    """What is added to the scores (N, 1, L, L): 0 where a token is seen. Gemma's windows hold 4 tokens."""
+    places = torch.arange(real.shape[1])
+    before = places[:, None] - places
+    causal = attention == "causal"
+    seen = {"full_attention": before >= (0 if causal else -real.shape[1])}
+    seen["sliding_attention"] = (before >= 0) & (before <= 3) if causal else before.abs() <= 2
+    masks = {
+        name: torch.where(real[:, None, None].bool() & each, 0.0, torch.finfo(torch.float32).min)
+        for name, each in seen.items()
+    }
+    return masks if family == "gemma3_text" else masks["full_attention"]
 
 
 def gradients_of(model, states):
@@ -174,15 +214,24 @@ def gradients_of(model, states):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_encoder_equals_padded_in_values_and_gradients(encoder, checkpointing):
+    assert_equal_in_values_and_gradients(encoder, "bidirectional", checkpointing)
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_packed_decoder_equals_padded_in_values_and_gradients(folder, attention):
+    assert_equal_in_values_and_gradients(folder, attention, checkpointing=False)
+
+
+def assert_equal_in_values_and_gradients(folder, attention, checkpointing):
     texts = [list(range(5, 25)), list(range(30, 50)), [6, 7, 8, 9], [12]]
-    ours = load_backbone(encoder).eval()
-    theirs = AutoModel.from_pretrained(encoder, attn_implementation="eager").eval()
+    ours = load_backbone(folder, attention=attention).eval()
+    theirs = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     if checkpointing:  # needs training mode, which draws dropout
         ours.gradient_checkpointing_enable({"use_reentrant": False})
         for module in ours.train().modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    states, wanted = packed(ours, texts), reference_states(theirs, texts)
+    states, wanted = packed(ours, texts), reference_states(theirs, texts, attention)
     for one, other in zip(states, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     gradients, expected = gradients_of(ours, states), gradients_of(theirs, wanted)

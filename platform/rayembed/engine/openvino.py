@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from rayembed.contract.packing import PackedBatch
-from rayembed.model.backbone import DECODERS
 from rayembed.model.embedding_model import EmbeddingModel
 
 logger = logging.getLogger(__name__)
 
 SHORT_PASS = 512  # tokens up to which OpenVINO takes a pass
 _MOST_PADDING = 0.125  # of the tokens of a padded batch; more costs more than another call
+_FAMILIES = ("mistral", "qwen2", "qwen3")
 _FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -37,7 +37,7 @@ def short_passes(
     """
     fits = device.type == "cpu" and dtype in _FORMATS and not embedder.pooling.all_layers
     config = embedder.backbone.config
-    is_known = config.model_type in DECODERS and config.hidden_act == "silu"
+    is_known = config.model_type in _FAMILIES and config.hidden_act == "silu"
     if not fits or not is_known or find_spec("openvino") is None:
         return None
     logger.info("OpenVINO computes passes of up to %d tokens", SHORT_PASS)

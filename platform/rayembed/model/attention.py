@@ -60,14 +60,14 @@ def packed_attention(
         scaling: factor on the scores.
         causal: whether a token sees only itself and what comes before it in its text.
         dropout: dropout on the attention weights.
-        window: tokens on each side that a token sees; None: all. Not together with `causal`.
+        window: tokens on each side that a token sees, or before it with `causal`; None: all.
         bias: what is added to the scores of a text, by its length. Not together with `causal`.
 
     Returns:
         Attended values, shape (T, H, W). Those of padding mean nothing but are finite.
     """
-    assert not causal or (window is None and bias is None), "a causal mask with a window or a bias"
-    mask = partial(_mask, window, bias, query_HTW.device)
+    assert not causal or bias is None, "a causal mask with a bias"
+    mask = partial(_mask, window, bias, query_HTW.device, causal)
     if isinstance(lengths, PaddedLengths):
         return _attend_padded(query_HTW, key_GTW, value_GTW, lengths, mask, scaling=scaling, causal=causal)
     if bias is None and _varlen_is_possible(query_HTW, dropout):
@@ -80,18 +80,20 @@ def packed_attention(
 
 
 def _mask(
-    window: int | None, bias: PositionBias | None, device: torch.device, length: int
+    window: int | None, bias: PositionBias | None, device: torch.device, causal: bool, length: int
 ) -> torch.Tensor | None:
     """Addition to the scores (H, L, L), or whether a token sees another (L, L), of a text of L tokens.
 
-    With a window of 1, the second of four tokens sees the first three.
+    With a window of 1, the second of four tokens sees the first three, or with `causal` the first two. None:
+    all, or with `causal` all before it.
     """
     if bias is not None:
         return bias(length)
     if window is None or (isinstance(length, int) and length <= window + 1):  # a graph's is a symbol
         return None
     places = torch.arange(length, device=device)
-    return (places[:, None] - places).abs() <= window
+    before = places[:, None] - places
+    return (before <= window) & (before >= (0 if causal else -window))
 
 
 def _varlen_is_possible(query_HTW: torch.Tensor, dropout: float) -> bool:
@@ -113,6 +115,7 @@ def _attend_varlen(
     """The whole row in one kernel; padding behind the last text counts as a text of its own."""
     from torch.nn.attention.varlen import varlen_attn  # imports torch's compiler: 1.3 s, on GPUs alone
 
+    before = -1 if window is None else window
     attended = varlen_attn(
         query_HTW.transpose(0, 1),
         key_GTW.transpose(0, 1),
@@ -122,7 +125,7 @@ def _attend_varlen(
         lengths.longest,
         lengths.longest,
         scale=scaling,
-        window_size=(-1, 0) if causal else (-1, -1) if window is None else (window, window),
+        window_size=(before, 0 if causal else before),
         enable_gqa=query_HTW.shape[0] != key_GTW.shape[0],
     )
     assert isinstance(attended, torch.Tensor)
@@ -151,8 +154,9 @@ def _attend_grouped(
     for (length, count), group in zip(groups, parts, strict=False):
         query, key, value = (part.unflatten(1, (count, length)).transpose(0, 1) for part in group)
         attend = _attend_plainly if length <= plain_up_to else _attend_fused
+        seen = mask(length)
         attended_nHLW = attend(
-            query, key, value, mask(length), scaling=scaling, causal=causal, dropout=dropout
+            query, key, value, seen, scaling=scaling, causal=causal and seen is None, dropout=dropout
         )
         pieces.append(attended_nHLW.transpose(1, 2).flatten(0, 1))
     if lengths.padding:
@@ -262,17 +266,19 @@ def packed_attention_interface(
     """Adapter to transformers' attention signature; tensors are (1, heads, T, width).
 
     No mask is materialised. Rotary products may come in fp32 (see `mixed_precision`); attention computes in
-    the format of the values. `sliding_window` is that of ModernBERT, which counts the token itself; decoders
-    have none (see `backbone`).
+    the format of the values. `sliding_window` is that of ModernBERT and Gemma, which counts the token itself;
+    other decoders have none (see `backbone`).
     """
     assert attention_mask is None, "packed attention takes lengths, not a mask"
+    config = module.config
+    is_gemma_turned = getattr(config, "use_bidirectional_attention", False)
     attended_THW = packed_attention(
         query[0].to(value.dtype),
         key[0].to(value.dtype),
         value[0],
         packed_lengths,
         scaling=scaling,
-        causal=getattr(module.config, "is_causal", True),
+        causal=getattr(config, "is_causal", True) and not is_gemma_turned,
         dropout=dropout,
         window=None if sliding_window is None else sliding_window - 1,
     )

@@ -22,6 +22,8 @@ DECODERS = {
     "llama": "LlamaModel",
     "qwen2": "Qwen2Model",
     "qwen3": "Qwen3Model",
+    "gemma3_text": "Gemma3TextModel",
+    "ministral3": "Ministral3Model",
 }
 ENCODERS = {
     "bert": "BertModel",
@@ -31,6 +33,7 @@ ENCODERS = {
     "modernbert": "ModernBertModel",
 }
 MODEL_CLASSES = DECODERS | ENCODERS
+_LOCAL_WINDOWS = ("gemma3_text", "modernbert")  # layers without a full view alternate with others
 POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "mpnet")  # they begin behind the padding token's id
 _LEARNED_POSITIONS = ("bert", *POSITIONS_BEHIND_PADDING)  # there is a last one
 
@@ -132,10 +135,7 @@ def _supported_config(
             f"base model {name} has {config.num_hidden_layers} layers, {layers} were asked for"
         )
     config.num_hidden_layers = layers or config.num_hidden_layers
-    if config.model_type in DECODERS:
-        _remove_window(config)
-    elif getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    _fit_layer_types(config)
     return config
 
 
@@ -145,11 +145,14 @@ def prepare_backbone(
     """Set the direction of attention and switch to packed attention.
 
     `config.is_causal` is transformers' supported switch. Setting `is_causal` on the attention modules alone
-    stays silently causal as soon as a batch has padding.
+    stays silently causal as soon as a batch has padding. Gemma has a switch of its own, which windows follow.
     """
-    model.config.is_causal = attention == "causal"
-    if model.config.model_type in DECODERS:
-        _remove_window(model.config)
+    is_causal = attention == "causal"
+    _fit_layer_types(model.config)
+    if model.config.model_type == "gemma3_text":
+        _turn_windows(model, is_causal=is_causal)
+    else:
+        model.config.is_causal = is_causal
     if model.config.model_type in POSITIONS_BEHIND_PADDING:
         embeddings = model.get_submodule("embeddings")
         if _from_first_position not in embeddings._forward_pre_hooks.values():
@@ -205,11 +208,31 @@ def mistral_config(llama_config: Any) -> "transformers.MistralConfig":
     )
 
 
-def _remove_window(config: Any) -> None:
-    """Let every layer of a decoder attend to the full text, as the published NV-Embed does."""
-    config.sliding_window = None
-    if getattr(config, "layer_types", None):
-        config.layer_types = ["full_attention"] * config.num_hidden_layers
+def _fit_layer_types(config: Any) -> None:
+    """A decoder whose layers are alike attends to the full text, as the published NV-Embed does."""
+    if config.model_type in DECODERS and config.model_type not in _LOCAL_WINDOWS:
+        config.sliding_window = None
+        if getattr(config, "layer_types", None):
+            config.layer_types = ["full_attention"] * config.num_hidden_layers
+    elif getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
+
+
+def _turn_windows(model: Any, *, is_causal: bool) -> None:
+    """Lay Gemma's windows around a token or before it, in the two ways that its configuration counts them.
+
+    A causal window of 512 is the token and 511 before it. Turned around, it is 256 tokens on each side, which
+    the configuration in memory calls 257 and the one on disk 512 still.
+    """
+    config = model.config
+    config.is_causal = True  # False would make other windows of the same number
+    if bool(config.use_bidirectional_attention) == is_causal:
+        window = config.sliding_window
+        config.sliding_window = 2 * (window - 1) if is_causal else window // 2 + 1
+        config.use_bidirectional_attention = not is_causal
+    for layer in model.layers:
+        if layer.self_attn.is_sliding:
+            layer.self_attn.sliding_window = config.sliding_window
 
 
 def read_config(name: str | Path) -> Any:

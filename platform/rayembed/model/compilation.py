@@ -9,6 +9,7 @@ from rayembed.model.backbone import layers_of
 
 _TOKEN_WISE = {
     *("input_layernorm", "post_attention_layernorm", "mlp"),
+    *("pre_feedforward_layernorm", "post_feedforward_layernorm"),  # Gemma
     *("intermediate", "output"),  # BERT and its kin
     *("attn_norm", "mlp_norm"),  # ModernBERT
 }

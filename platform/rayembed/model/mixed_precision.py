@@ -29,8 +29,9 @@ class ResidualNorm(nn.Module):
 
     def __init__(self, norm: Any, output_dtype: torch.dtype):
         super().__init__()
-        self.weight = norm.weight
-        self.epsilon = norm.variance_epsilon
+        is_gemma = not hasattr(norm, "variance_epsilon")  # it stores its scales less 1
+        self.weight = nn.Parameter(1 + norm.weight.float(), requires_grad=False) if is_gemma else norm.weight
+        self.epsilon = norm.eps if is_gemma else norm.variance_epsilon
         self.output_dtype = output_dtype
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -80,10 +81,23 @@ def use_mixed_precision(
     for index, layer in enumerate(backbone.layers):
         layer_dtype = torch.float32 if index < fp32_layers else dtype
         layer.to(layer_dtype)
-        layer.input_layernorm = ResidualNorm(layer.input_layernorm, layer_dtype)
-        layer.post_attention_layernorm = ResidualNorm(layer.post_attention_layernorm, layer_dtype)
+        for name in _norms_before_products(layer):
+            setattr(layer, name, ResidualNorm(getattr(layer, name), layer_dtype))
+        for name in _norms_before_sums(layer):
+            setattr(layer, name, ResidualNorm(getattr(layer, name), torch.float32))
     backbone.norm = ResidualNorm(backbone.norm, torch.float32)
     _multiply_in(dtype, embedder.pooling, backbone.device.type)
+
+
+def _norms_before_products(layer: Any) -> tuple[str, str]:
+    is_gemma = hasattr(layer, "pre_feedforward_layernorm")
+    return "input_layernorm", "pre_feedforward_layernorm" if is_gemma else "post_attention_layernorm"
+
+
+def _norms_before_sums(layer: Any) -> tuple[str, ...]:
+    """Norms of what attention and feed-forward networks add, in Gemma."""
+    is_gemma = hasattr(layer, "pre_feedforward_layernorm")
+    return ("post_attention_layernorm", "post_feedforward_layernorm") if is_gemma else ()
 
 
 def _multiply_in(dtype: torch.dtype, part: nn.Module, device: str) -> None:

@@ -109,13 +109,19 @@ def read_modules(folder: Path) -> ModulesFolder:
     }
     if prompts:
         contract["instruction_template"] = "{instruction}"
-    is_causal = config.model_type in DECODERS and getattr(config, "is_causal", True)
+    looks_back = getattr(config, "is_causal", True) and not _is_gemma_turned(config)
+    is_causal = config.model_type in DECODERS and looks_back
     model = {"attention": "causal" if is_causal else "bidirectional", "pooling": {"type": mode}}
     if "Normalize" not in names:
         logger.info("%s does not scale its vectors; here they have length 1, for cosines", folder)
     if default := general.get("default_prompt_name"):
         logger.info("%s puts its prompt %r before every text; here name it as the task", folder, default)
     return ModulesFolder(backbone, {"contract": contract, "model": model})
+
+
+def _is_gemma_turned(config: Any) -> bool:
+    """Whether a configuration says by the key of its architecture that attention is bidirectional."""
+    return bool(getattr(config, "use_bidirectional_attention", False))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def plain_modules_problem(
     if pooling not in _POOLINGS.values():
         return f"Pooling has no mode for the head {pooling}"
     config = read_config(checkpoint / "backbone")
-    if config.model_type in DECODERS and model.attention != "causal":
+    if config.model_type in DECODERS and model.attention != "causal" and not _is_gemma_turned(config):
         return "other programs read a decoder as causal, and its attention is bidirectional"
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
