@@ -1,5 +1,6 @@
 """`rayembed compress`: make a checkpoint smaller in many ways and say what each costs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +48,7 @@ def compress(
     from rayembed.reports.compression import write_page
 
     study = load_recipe(recipe, CompressionConfig, set or ())
-    base = Path() if isinstance(recipe, dict) else Path(str(recipe)).parent
+    base = Path() if isinstance(recipe, Mapping) else Path(str(recipe)).parent
     if dry_run:
         typer.echo(study.to_yaml())
         planned = cells(study)

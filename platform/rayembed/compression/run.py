@@ -32,6 +32,7 @@ from rayembed.data.plan import fingerprint
 from rayembed.engine.bulk.inputs import find_files, streamed
 from rayembed.engine.engine import Engine
 from rayembed.engine.vector_formats import VectorForm
+from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.results import RECORD_FILE, ModelRecord, read_record
 from rayembed.model.checkpoint import MANIFEST_FILE, LoadedModel, load_model, read_manifest, save_model
 from rayembed.model.packed import PACKED_FILE, WeightFormat
@@ -94,8 +95,10 @@ def plan(study: CompressionConfig, base: Path) -> dict[Cell, Pieces]:
         base: folder of its file.
 
     Raises:
-        UserError: the checkpoint or a recipe is not valid, or there are no calibration texts.
+        UserError: the checkpoint, a recipe or a task is not valid, or there are no calibration texts.
     """
+    task_files = tuple(resolve(file) for file in study.task_files)
+    Catalogue(resolve(study.data_directory), task_files).select(study.benchmark, study.tasks)
     folder, checkpoint = resolve(study.output) / study.name, resolve(study.checkpoint)
     texts = [(file.name, file.size, file.changed) for file in find_files(study.calibration.path)]
     start = {"checkpoint": read_manifest(checkpoint)["digest"]}
@@ -116,7 +119,7 @@ def plan(study: CompressionConfig, base: Path) -> dict[Cell, Pieces]:
             run = run.model_copy(update={"name": _named(words, made).replace(":", "-")})
         words, made = f"{words}-{cell.weights}", made | {"weights": cell.weights}
         packed = folder / "packed" / _named(words, made)
-        tasks = [study.benchmark, study.tasks, [resolve(file).read_text() for file in study.task_files]]
+        tasks = [study.benchmark, study.tasks, [file.read_text() for file in task_files]]
         scored = made | {"vectors": cell.vectors.model_dump(), "tasks": tasks}
         scores = folder / "scores" / _named(f"{words}-{cell.vectors}", scored)
         record = scores / LABEL / RECORD_FILE
@@ -189,7 +192,11 @@ def run_study(
             train(own.run)
     packs = {own.packed: (own.trained, cell.weights) for cell, own in planned.items()}
     _make("packing", pack_checkpoint, packs, actors)
-    options = {"benchmark": study.benchmark, "tasks": study.tasks, "task_files": study.task_files}
+    options: dict[str, Any] = {
+        "benchmark": study.benchmark,
+        "tasks": study.tasks,
+        "task_files": study.task_files,
+    }
     options |= {"data_dir": resolve(study.data_directory), "actors": 0, "name": LABEL}
     scores = {own.record: (own.packed, cell.vectors) for cell, own in planned.items()}
     _make("scoring", partial(score_checkpoint, partial(score, **options)), scores, actors)

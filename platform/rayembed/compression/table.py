@@ -26,8 +26,8 @@ def write_table(study: CompressionConfig, measured: Sequence[Measured], folder: 
 
 def table_rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """One row a cell, compared with the first; p is Holm-corrected over all."""
-    reference = _scores(measured[0])
-    tests = [_paired([(reference, _scores(one))]) for one in measured[1:]]
+    reference = _samples(measured[0])
+    tests = [_paired([(reference, _samples(one))]) for one in measured[1:]]
     rows = []
     for one, test in zip(measured, [None, *_corrected(tests)], strict=True):
         row: dict[str, Any] = {**one.cell.levels, "score": one.record.categories()["mean"]}
@@ -45,7 +45,7 @@ def effect_rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     magnitude is the mean of two differences for every task. Patterns are told apart, dense cells are not
     counted among methods, and each other choice is compared with the first one.
     """
-    by_levels = {tuple(one.cell.levels.items()): _scores(one) for one in measured}
+    by_levels = {tuple(one.cell.levels.items()): _samples(one) for one in measured}
     found = []
     for axis in AXES:
         if axis == "pattern":
@@ -74,8 +74,14 @@ def _scores(one: Measured) -> dict[str, float]:
     return {task.name: task.score for task in one.record.tasks}
 
 
+def _samples(one: Measured) -> dict[str, float]:
+    """What tests pair: the scores of tasks, or of a single task those of its queries or rows."""
+    tasks = one.record.tasks
+    return dict(tasks[0].samples) if len(tasks) == 1 and tasks[0].samples else _scores(one)
+
+
 def _paired(pairs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> Comparison | None:
-    """Test over tasks, each the mean over the pairs: cells of one task are no independent samples."""
+    """Test over tasks, or queries, each the mean over the pairs: cells are no independent samples."""
     first, second = (
         [float(np.mean([pair[side][task] for pair in pairs])) for task in pairs[0][0]] for side in (0, 1)
     )
@@ -99,8 +105,8 @@ def _markdown(
         f"# Compression study {study.name}",
         "",
         f"Scored on {', '.join(study.tasks) if study.tasks else study.benchmark}; the score is the mean over "
-        "tasks. Differences are to the first row, paired by task, with a 95 % interval. p is of a paired "
-        "permutation test, Holm-corrected in each table.",
+        "tasks. Differences are to the first row, paired by task, or by query where there is one task, with a "
+        "95 % interval. p is of a paired permutation test, Holm-corrected in each table.",
         "",
         "Bytes on disk are those of the packed weights. The engine expands them, and no kernel here uses "
         "zeros or 8 bits: memory and speed are those of the dense model.",

@@ -75,7 +75,7 @@ def keep_zeros(backbone: "transformers.PreTrainedModel") -> None:
 
     for name, module in backbone.named_modules():
         if isinstance(module, LoraLayer):
-            module.forward = _masked_forward(module)  # type: ignore[method-assign]
+            module.__dict__["forward"] = _masked_forward(module)
         elif isinstance(module, nn.Linear) and module.weight.requires_grad and "lora_" not in name:
             weight = module.weight
             weight.register_hook(lambda gradient, weight=weight: gradient.masked_fill(weight == 0, 0))
