@@ -1,4 +1,5 @@
-"""Mining and its peers: exact search against faiss flat, encoding against the bare inference engine.
+"""Mining and its peers: exact search against faiss flat, encoding against the bare inference engine, and how
+often a search reads the corpus.
 
 python benchmarks/mining.py [--quick] --json OUT
 
@@ -14,7 +15,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
@@ -26,9 +29,11 @@ from harness import Bar, arguments, ratio_bar, write_report
 from rayembed.contract import Contract
 from rayembed.data.store import build_source, read_split
 from rayembed.engine.engine import Engine
+from rayembed.mining import finding
+from rayembed.mining.candidates import SearchJob, read_candidates
 from rayembed.mining.config import CheckpointTeacher
-from rayembed.mining.search import exact_top_k
-from rayembed.mining.teachers import EncodeShard, VectorJob, write_texts
+from rayembed.mining.search import Excluded, exact_top_k
+from rayembed.mining.teachers import SHARD_ROWS, EncodeShard, VectorJob, write_texts
 from rayembed.model.base_model import prepare_base_model, save_untrained
 
 WIDTH, TOP = 384, 100
@@ -84,6 +89,38 @@ def search_bar(documents: int, queries: int, slices: int) -> Bar:
     return Bar("mining_search", whole, 1.5, "lower", (min(ratios), max(ratios)), detail)
 
 
+def stream_bar(documents: int, queries: int) -> Bar:
+    """Bytes of document vectors that the miner's search reads, over those that there are.
+
+    Counted where shards enter the search, because the system may answer a second reading from memory.
+    """
+    generator, read = np.random.default_rng(0), []
+
+    def counting(query_QD: Any, shards: Any, *rest: Any, **options: Any) -> Any:
+        read.extend(shard.nbytes for shard in shards)
+        return exact_top_k(query_QD, shards, *rest, **options)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, sides = Path(scratch), {}
+        for side, rows in (("query", queries), ("document", documents)):
+            texts = write_texts(pa.array(map(str, range(rows))), folder / f"{side}.parquet")
+            job = sides[side] = VectorJob(texts, folder / side, side, None)
+            job.folder.mkdir()
+            for path, start in zip(job.shards, range(0, rows, SHARD_ROWS), strict=True):
+                np.save(path, unit_vectors(generator, min(SHARD_ROWS, rows - start)))
+        none = np.empty(0, np.int64)
+        collection = SimpleNamespace(positives=(none, none), excluded=Excluded(none, none))
+        pairs = finding.write_pairs(collection, folder / "pairs.npz")
+        texts = sides["query"].texts, sides["document"].texts
+        search = SearchJob(*texts, sides["query"], sides["document"], pairs, TOP, folder)
+        with mock.patch.object(finding, "exact_top_k", counting):
+            seconds, _ = timed(lambda: finding.find_candidates(search, actors=0, title="search"))
+        assert len(next(read_candidates(search)).documents) == TOP
+    share = sum(read) / (4 * WIDTH * documents)
+    detail = {"work": f"{documents:,} x {WIDTH}, {queries:,} queries, top {TOP}", "seconds": seconds}
+    return Bar("mining_stream", share, 1.2, "lower", (share, share), detail)
+
+
 def encode_bar(workspace: Path, texts: int, rounds: int) -> Bar:
     """Texts a second of the miner's worker over those of the bare engine."""
     build_source("python-docstrings", workspace / "data")
@@ -121,16 +158,18 @@ def encode_bar(workspace: Path, texts: int, rounds: int) -> Bar:
 
 
 def main() -> None:
-    """Run both bars, print them, write JSON."""
+    """Run the bars, print them, write JSON."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--workspace", type=Path, default=Path(), help="folder of data and models")
-    parser.add_argument("--only", choices=["search", "encode"], help="one of the two bars")
+    parser.add_argument("--only", choices=["search", "stream", "encode"], help="one of the bars")
     options = parser.parse_args()
     bars = []
-    if options.only != "encode":
+    if options.only in (None, "search"):
         size = (100_000, 5_000, 4) if options.quick else (1_000_000, 10_000, 4)
         bars.append(search_bar(*size))
-    if options.only != "search":
+    if options.only in (None, "stream"):
+        bars.append(stream_bar(*((50_000, 20_000) if options.quick else (1_000_000, 100_000))))
+    if options.only in (None, "encode"):
         texts, rounds = (256, 3) if options.quick else (768, 5)
         bars.append(encode_bar(options.workspace.resolve(), texts, rounds))
     write_report(bars, options.json)

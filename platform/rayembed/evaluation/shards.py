@@ -26,7 +26,7 @@ from rayembed.contract import Contract
 from rayembed.evaluation.encoder import ENCODE_OPTIONS, EngineEncoder
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.units import Shard
-from rayembed.mining.search import exact_top_k
+from rayembed.mining.search import exact_top_k, merged
 
 logger = logging.getLogger(__name__)
 
@@ -241,15 +241,6 @@ def shard_texts(task: mteb.AbsTask, shard: Shard) -> list[str]:
 def is_searched(task: mteb.AbsTask, shard: Shard) -> bool:
     """Whether the shard is of a corpus that all queries search; reranking has lists of its own instead."""
     return shard.side == "document" and _rows(task, shard)["top_ranked"] is None
-
-
-def merged(
-    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best `k` of two (scores, positions) for the same queries, best first; the first wins a tie."""
-    scores, positions = (np.concatenate([mine, its], axis=1) for mine, its in zip(one, other, strict=True))
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
 
 
 def _rows(task: mteb.AbsTask, shard: Shard) -> Any:

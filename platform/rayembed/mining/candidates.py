@@ -9,28 +9,21 @@ Part 3 holds the queries of shard 3. Columns: `documents` and `scores`, best fir
     []         []          [3]        [0.0]             BM25 found no shared word
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayembed.common.device import resolve_device
-from rayembed.common.paths import atomic_write, fetch, file_digest
-from rayembed.common.ray_work import run_items
-from rayembed.data.bm25 import BM25Index, best_documents
+from rayembed.common.paths import fetch, file_digest
 from rayembed.data.plan import fingerprint
-from rayembed.mining.collection import Collection
 from rayembed.mining.config import Anchor
-from rayembed.mining.search import Excluded, exact_top_k
 from rayembed.mining.teachers import VectorJob
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     {
         "documents": pa.list_(pa.int32()),
         "scores": pa.list_(pa.float32()),
@@ -118,100 +111,6 @@ class SearchJob:
         ]
 
 
-class SearchPart:
-    """Finds the candidates of one part of the queries; an actor's worker."""
-
-    def __init__(self, job: SearchJob):
-        self._job = job
-        with np.load(fetch(job.pairs), allow_pickle=False) as pairs:
-            self._positives = pairs["positive_queries"], pairs["positive_documents"]
-            self._excluded = pairs["excluded_queries"], pairs["excluded_documents"]
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Search part `item["part"]`."""
-        part = item["part"]
-        metadata = pq.ParquetFile(fetch(self._job.query_texts)).metadata
-        start = sum(metadata.row_group(earlier).num_rows for earlier in range(part))
-        count = metadata.row_group(part).num_rows
-        positives = _between(*self._positives, start, start + count)
-        excluded = _between(*self._excluded, start, start + count)
-        search = self._search_words if self._job.queries is None else self._search_vectors
-        scores, documents, positive_scores = search(part, positives, excluded)
-        bounds = np.searchsorted(positives[0], np.arange(count + 1))
-        found = [row[row >= 0] for row in documents]
-        table = pa.table(
-            [
-                found,
-                [row[: len(kept)] for row, kept in zip(scores, found, strict=True)],
-                np.split(positives[1], bounds[1:-1]),
-                np.split(positive_scores, bounds[1:-1]),
-            ],
-            schema=_SCHEMA,
-        )
-        stream = io.BytesIO()
-        pq.write_table(table, stream, compression="zstd")
-        atomic_write(self._job.parts[part], stream.getvalue())
-        return {"queries": count}
-
-    def _search_vectors(
-        self, part: int, positives: tuple[np.ndarray, np.ndarray], excluded: tuple[np.ndarray, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        assert self._job.queries is not None
-        assert self._job.documents is not None
-        queries = np.load(fetch(self._job.queries.shards[part]), allow_pickle=False)
-        shards = self._job.documents.open()
-        device = resolve_device("auto")
-        found = exact_top_k(queries, shards, self._job.top_k, excluded=Excluded.of(*excluded), device=device)
-        return *found, _products(queries, shards, *positives)
-
-    def _search_words(
-        self, part: int, positives: tuple[np.ndarray, np.ndarray], excluded: tuple[np.ndarray, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        texts = pq.ParquetFile(fetch(self._job.query_texts)).read_row_group(part)["text"].to_pylist()
-        size = (len(texts), self._job.top_k)
-        scores, documents = np.full(size, -np.inf, dtype=np.float32), np.full(size, -1, dtype=np.int64)
-        positive_scores = np.zeros(len(positives[0]), dtype=np.float32)
-        bounds = [np.searchsorted(side, np.arange(len(texts) + 1)) for side in (positives[0], excluded[0])]
-        for query, of_all in enumerate(self._words.scores(texts)):
-            mine = slice(*bounds[0][query : query + 2])
-            positive_scores[mine] = of_all[positives[1][mine]]
-            others = set(excluded[1][slice(*bounds[1][query : query + 2])].tolist())
-            best = best_documents(of_all, self._job.top_k, others)
-            documents[query, : len(best)], scores[query, : len(best)] = best, of_all[best]
-        return scores, documents, positive_scores
-
-    @cached_property
-    def _words(self) -> BM25Index:
-        return BM25Index(pq.read_table(fetch(self._job.document_texts))["text"].to_pylist())
-
-
-def write_pairs(collection: Collection, path: Path) -> Path:
-    """Store the known positives and the excluded pairs, both in ascending order of queries."""
-    order = np.argsort(collection.excluded.queries, kind="stable")
-    stream = io.BytesIO()
-    np.savez(
-        stream,
-        allow_pickle=False,
-        positive_queries=collection.positives[0],
-        positive_documents=collection.positives[1],
-        excluded_queries=collection.excluded.queries[order],
-        excluded_documents=collection.excluded.documents[order],
-    )
-    atomic_write(path, stream.getvalue())
-    return path
-
-
-def find_candidates(job: SearchJob, *, actors: int | None, title: str) -> None:
-    """Search all parts that are not on disk yet.
-
-    Raises:
-        UserError: a worker raised it. What was found stays.
-    """
-    missing = [{"part": part} for part, path in enumerate(job.parts) if not fetch(path).is_file()]
-    for _ in run_items(partial(SearchPart, job), missing, actors=actors, title=title):
-        pass
-
-
 def read_candidates(job: SearchJob) -> Iterator[Candidates]:
     """Yield the candidates of every query in order."""
     for path in job.parts:
@@ -243,25 +142,3 @@ class PairScores:
         return [
             shards[shard][position - starts[shard]] for shard, position in zip(places, positions, strict=True)
         ]
-
-
-def _between(
-    queries: np.ndarray, documents: np.ndarray, start: int, stop: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of the queries from `start` to `stop`, with queries counted from `start`."""
-    first, last = np.searchsorted(queries, [start, stop])
-    return queries[first:last] - start, documents[first:last]
-
-
-def _products(
-    query_QD: np.ndarray, shards: Sequence[np.ndarray], queries: np.ndarray, documents: np.ndarray
-) -> np.ndarray:
-    """Score of each (query, document) pair."""
-    scores = np.empty(len(queries), dtype=np.float32)
-    ends = np.cumsum([len(shard) for shard in shards])
-    shard_of = np.searchsorted(ends, documents, side="right")
-    for shard in np.unique(shard_of):
-        pairs = np.flatnonzero(shard_of == shard)
-        vectors = shards[shard][documents[pairs] - (ends[shard] - len(shards[shard]))]
-        scores[pairs] = (query_QD[queries[pairs]] * vectors).sum(axis=1)
-    return scores

@@ -20,16 +20,10 @@ import pyarrow.parquet as pq
 from rayembed.common.errors import DataError, all_mistakes
 from rayembed.common.paths import atomic_file, atomic_write, fetch, resolve
 from rayembed.data.store import read_parquet
-from rayembed.mining.candidates import (
-    Candidates,
-    PairScores,
-    SearchJob,
-    find_candidates,
-    read_candidates,
-    write_pairs,
-)
+from rayembed.mining.candidates import Candidates, PairScores, SearchJob, read_candidates
 from rayembed.mining.collection import Collection, collect, read_corpus, read_pairs, source_mistakes
 from rayembed.mining.config import BM25Teacher, CrossEncoder, MiningRecipe, SourceMining, Teacher
+from rayembed.mining.finding import find_candidates, write_pairs
 from rayembed.mining.report import Audit, Choice, MiningReport, markdown
 from rayembed.mining.rescoring import RescoringResult, rescore
 from rayembed.mining.rows import PairScorer, complete_rows

@@ -158,6 +158,15 @@ def exact_top_k(
     return search.results()
 
 
+def merged(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best `k` of two (scores, positions) for the same queries, best first; the first wins a tie."""
+    scores, positions = (np.concatenate([mine, its], axis=1) for mine, its in zip(one, other, strict=True))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+
 def _padded(columns: int) -> int:
     return -(-columns // GROUP) * GROUP
 

@@ -207,9 +207,9 @@ class VectorJob:
         count = pq.ParquetFile(fetch(self.texts)).num_row_groups
         return [self.folder / f"{index:05d}.npy" for index in range(count)]
 
-    def open(self) -> list[np.ndarray]:
-        """All shards, memory-mapped."""
-        return [np.load(fetch(path), mmap_mode="r", allow_pickle=False) for path in self.shards]
+    def open(self, which: slice = slice(None)) -> list[np.ndarray]:
+        """These shards, memory-mapped."""
+        return [np.load(fetch(path), mmap_mode="r", allow_pickle=False) for path in self.shards[which]]
 
 
 class EncodeShard:
