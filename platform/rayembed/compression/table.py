@@ -105,8 +105,8 @@ def _markdown(
         f"# Compression study {study.name}",
         "",
         f"Scored on {', '.join(study.tasks) if study.tasks else study.benchmark}; the score is the mean over "
-        "tasks. Differences are to the first row, paired by task, or by query where there is one task, with a "
-        "95 % interval. p is of a paired permutation test, Holm-corrected in each table.",
+        "tasks. Differences are to the first row, paired by task, or by query where there is one task, with "
+        "a 95 % interval. p is of a paired permutation test, Holm-corrected in each table.",
         "",
         "Bytes on disk are those of the packed weights. The engine expands them, and no kernel here uses "
         "zeros or 8 bits: memory and speed are those of the dense model.",

@@ -166,7 +166,8 @@ def with_declared(raw: dict[str, Any]) -> dict[str, Any]:
         if isinstance(own, Mapping):  # other values are mistakes, which validation names
             taken = {key: value for key, value in settings.items() if key not in own}
             raw[part] = taken | dict(own)
-            logger.info("%s of base model %s: %s", part, folder, taken)
+            if taken:
+                logger.info("%s of base model %s: %s", part, folder, taken)
     return raw
 
 
