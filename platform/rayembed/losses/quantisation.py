@@ -28,7 +28,7 @@ class QuantisationConfig(Frozen):
 
 
 def rounded_inputs(inputs: LossInputs, form: RoundedFormat) -> LossInputs:
-    """The same with the student's vectors rounded; a teacher's stay whole."""
+    """The same with the student's vectors rounded; a teacher's and those projected to it stay whole."""
     queries_BD = inputs.all_queries_BD
     return replace(
         inputs,
