@@ -29,7 +29,8 @@ from rayembed.model.base_model import (
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.export.modules_json import read_modules
 from rayembed.model.export.sentence_transformers import export_sentence_transformers
-from tests.tiny import save_base
+from tests.model.test_families import FAMILIES, save_random
+from tests.tiny import make_tokenizer, save_base
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz:"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
@@ -199,13 +200,23 @@ def export(base, folder, contract, model):
     return folder / "exported"
 
 
-def test_plain_exports_load_without_this_library(bert, mistral, tmp_path):
+@pytest.fixture
+def gemma(tmp_path):
+    """Layers with windows of 4 tokens, whose configuration can say that they look both ways."""
+    save_random(*FAMILIES["gemma3_text"], tmp_path / "gemma")
+    make_tokenizer().save_pretrained(tmp_path / "gemma")
+    return tmp_path / "gemma"
+
+
+def test_plain_exports_load_without_this_library(bert, mistral, gemma, tmp_path):
     """The end token that BERT's tokenizer adds and the contract does not is gone, Mistral's is added."""
     cases = {
         "prompt": (bert, FIXED, {"pooling": {"type": "mean"}}),
         "first": (bert, FIXED | {"pool_instruction": True}, {"pooling": {"type": "cls"}}),
         "no-end": (bert, FIXED | {"append_eos": False}, {"pooling": {"type": "mean"}}),
         "last": (mistral, FREE, CAUSAL_EOS),
+        "both-ways": (gemma, FREE | {"pool_instruction": True}, {"pooling": {"type": "mean"}}),
+        "back": (gemma, FREE, CAUSAL_EOS),
     }
     folders = {name: export(case[0], tmp_path / name, *case[1:]) for name, case in cases.items()}
     texts = [*filter(None, TEXTS), " odd  spaces\n", "y" * 99]
