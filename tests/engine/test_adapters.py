@@ -1,5 +1,7 @@
 """Adapters that peft saved, over the weights of one engine."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +99,31 @@ def test_folders_that_are_no_adapter_of_the_model(engine, checkpoint, tmp_path):
     (tmp_path / "other" / "adapter_config.json").write_text(config.replace("q_proj", "wqkv"))
     with pytest.raises(CheckpointError, match="does not fit the model"):
         engine.add_adapter("x", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("adapter_config.json", {"init_lora_weights": "pissa"}, "changes the model's own weights.*pissa"),
+        ("adapter_config.json", {"init_lora_weights": "olora"}, "path_initial_model_for_weight_conversion"),
+        ("adapter_config.json", {"alora_invocation_tokens": [1, 2]}, "waits for tokens that call it"),
+        ("adapter_config.json", {"target_modules": "("}, "does not fit the model or has damaged files"),
+        ("adapter_config.json", {"peft_type": "lora"}, "does not fit the model or has damaged files"),
+        ("adapter_config.json", b"{", "does not fit the model or has damaged files"),
+        (
+            "adapter_model.safetensors",
+            b"version https://git-lfs",
+            "does not fit the model or has damaged files",
+        ),
+    ],
+)
+def test_adapters_that_change_the_model_or_are_damaged(engine, checkpoint, tmp_path, file, change, message):
+    save_adapter(checkpoint, tmp_path, 1, target_modules=["q_proj"])
+    before = engine.encode(TEXTS).vectors
+    path = tmp_path / file
+    path.write_bytes(
+        change if isinstance(change, bytes) else json.dumps(json.loads(path.read_text()) | change).encode()
+    )
+    with pytest.raises(CheckpointError, match=message):
+        engine.add_adapter("x", tmp_path)
+    np.testing.assert_array_equal(engine.encode(TEXTS).vectors, before)

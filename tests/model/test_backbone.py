@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaModel
 
 from rayembed.common.errors import CheckpointError, ConfigError
@@ -62,7 +63,7 @@ def test_weights_go_to_their_device_as_they_are_read(tmp_path, monkeypatch):
         @classmethod
         def from_pretrained(cls, name, **settings):
             seen.append(settings["device_map"])
-            return make_backbone(), {"missing_keys": []}
+            return make_backbone(), {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": []}
 
     seen = []
     make_backbone().save_pretrained(tmp_path)
@@ -109,6 +110,46 @@ def test_quantised_weights_are_refused_by_name(tmp_path):
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"quantised \(bitsandbytes\).*the original model"):
+        load_backbone(tmp_path)
+
+
+def _config(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def _weights(**changes):
+    def change(folder):
+        path = folder / "model.safetensors"
+        save_file(load_file(path) | changes, path, metadata={"format": "pt"})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_config(quantization_config={"load_in_8bit": True}), r"quantised \(bitsandbytes\)"),
+        (_config(quantization_config={}), "is stored quantised"),
+        (_config(hidden_size="32"), "cannot be read.*'hidden_size' expected int"),
+        (_config(vocab_size=77), r"first is embed_tokens.weight, \(\d+, \d+\) in place of \(77, "),
+        (_weights(**{"layers.0.mlp.up_proj.lora_A.weight": torch.zeros(2)}), "up_proj.lora_A.weight; merge"),
+        (_weights(**{"layers.1.self_attn.q_proj.bias": torch.zeros(2)}), "for layers that cannot take them"),
+        (_weights(**{"lm_head.weight": torch.zeros(2), "layers.9.mlp.up_proj.weight": torch.zeros(2)}), None),
+        (lambda folder: (folder / "model.safetensors").write_text("version https"), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "is an adapter"),
+    ],
+)  # fmt: skip
+def test_folders_of_other_kinds_are_refused_by_what_they_are(tmp_path, change, message):
+    make_backbone().save_pretrained(tmp_path)
+    change(tmp_path)
+    if message is None:
+        load_backbone(tmp_path)
+        return
+    with pytest.raises(CheckpointError, match=message):
         load_backbone(tmp_path)
 
 

@@ -41,11 +41,13 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"no tokenizer can be read from {name}: {str(error).splitlines()[0]}"
+            f"no tokenizer can be read from {name}; add the tokenizer.json of the same model "
+            f"({' '.join(str(error).split())[:200]})"
         ) from error
     if end_id(tokenizer) is None:
         raise CheckpointError(
-            f"the tokenizer of {name} has no end token, which the contract appends to every text"
+            f"the tokenizer of {name} has no end token, which the contract appends to every text; "
+            "name one as eos_token in tokenizer_config.json"
         )
     if (Path(name) / "config.json").is_file():
         config, _ = PretrainedConfig.get_config_dict(name)

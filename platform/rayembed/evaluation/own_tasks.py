@@ -209,17 +209,16 @@ def _read(path: Path, kind: str, names: Mapping[str, str]) -> dict[str, list[Any
     if alike := _ALIKE.get(kind):
         usual = Columns(alike, {}).names(found)
         known = [next(iter(usual[column]), column) for column in Columns(alike, {}).needed]
-        names = {
-            name: spelled for name, spelled in zip(needed, known, strict=True) if name not in found
-        } | names
+        spelled = {own: name for own, name in zip(needed, known, strict=True) if own not in found}
+        names = spelled | dict(names)
     if missing := [names.get(name, name) for name in needed if names.get(name, name) not in found]:
         raise DataError(f"{path} lacks the columns {missing}; it has {found}. Name yours under `columns:`")
     columns: dict[str, list[Any]] = {name: [] for name in needed}
-    for row, record in enumerate(records, start=1):
-        values = {name: record.get(names.get(name, name)) for name in needed}
+    for number, record in enumerate(records, start=1):
+        values: dict[str, Any] = {name: record.get(names.get(name, name)) for name in needed}
         for name, value in values.items():
             if is_missing(value) and not isinstance(value, str):
-                raise DataError(f"{path}, row {row}: {name} is empty; fill it or drop the row")
+                raise DataError(f"{path}, row {number}: {name} is empty; fill it or drop the row")
         lengths = {len(value) if isinstance(value, list) else None for value in values.values()}
         unfold = kind in _VARIED and None not in lengths and len(lengths) == 1
         for name, value in values.items():  # mteb has sets with all rows in one
@@ -323,9 +322,9 @@ def _search_content(task: OwnTask, base: Path) -> RetrievalContent:
     if candidates is not None:
         if missing := {name for names in candidates.values() for name in names} - set(documents):
             raise DataError(f"{task.candidates} lists documents that the corpus lacks: {sorted(missing)[:3]}")
-        if missing := [query for query in scored if not candidates.get(query)]:
+        if without := [query for query in scored if not candidates.get(query)]:
             raise DataError(
-                f"{task.candidates} has no documents for judged queries such as {missing[:3]}; add them"
+                f"{task.candidates} has no documents for judged queries such as {without[:3]}; add them"
             )
         candidates = {query: candidates[query] for query in scored}
     return RetrievalContent(documents, scored, judgements, candidates)

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,6 +23,12 @@ _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 # How peft and transformers wrap the decoder that an adapter was trained on.
 _WRAPPERS = ("base_model.model.", "model.")
+_CHANGE_THE_MODEL = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+)  # what they start with is subtracted from it
 
 
 class Adapters:
@@ -45,13 +51,17 @@ class Adapters:
             CheckpointError: the folder has no LoRA adapter, or one of another backbone.
         """
         slot = f"adapter{len(self._slots)}"
-        config = self._resolved(_read_config(folder), folder)
         try:
+            config = self._resolved(_read_config(folder), folder)
             with warnings.catch_warnings(action="ignore"):  # peft warns of a second adapter
                 inject_adapter_in_model(config, self._backbone, adapter_name=slot)
-        except ValueError as error:
-            raise CheckpointError(f"adapter {folder} does not fit the model: {error}") from error
-        self._load(slot, folder)
+            self._load(slot, folder)
+        except CheckpointError:
+            raise
+        except (ValueError, TypeError, KeyError, re.error, SafetensorError) as error:
+            raise CheckpointError(
+                f"adapter {folder} does not fit the model or has damaged files ({error!r}); save it with peft"
+            ) from error
         self._slots[name] = slot
         self._apply("")
         digests = file_digest(folder / _CONFIG) + file_digest(folder / _WEIGHTS)
@@ -142,6 +152,12 @@ def _read_config(folder: Path) -> LoraConfig:
         raise CheckpointError(
             f"{folder} is not a plain LoRA adapter (no DoRA, no biases, no modules_to_save); merge it into a "
             "checkpoint of its own"
+        )
+    if config.alora_invocation_tokens or str(config.init_lora_weights).startswith(_CHANGE_THE_MODEL):
+        raise CheckpointError(
+            f"adapter {folder} changes the model's own weights, or waits for tokens that call it "
+            f"(init_lora_weights: {config.init_lora_weights}); save a PiSSA or OLoRA adapter with "
+            "path_initial_model_for_weight_conversion, or merge it into a checkpoint of its own"
         )
     config.inference_mode = True
     return config

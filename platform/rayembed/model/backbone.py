@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 import transformers  # imports models only as they are named, for seconds: name none at the top of a file
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import fetch
@@ -93,7 +95,12 @@ def empty_backbone(
     """`load_backbone` on the meta device: names, shapes and configuration, and no weights in memory."""
     config = _supported_config(name, attention, layers)
     with torch.device("meta"):
-        model = _model_class(config)(config, **_without_pooler(config))
+        try:
+            model = _model_class(config)(config, **_without_pooler(config))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"config.json of base model {name} has a value unknown to its architecture ({error!r})"
+            ) from error
         if isinstance(model, transformers.LlamaModel):
             _check_biases(config)
             model = transformers.MistralModel(mistral_config(config))
@@ -119,8 +126,9 @@ def _supported_config(
             f"base model {name} is of architecture {config.model_type!r}; "
             f"supported are {', '.join(MODEL_CLASSES)}"
         )
-    if stored := getattr(config, "quantization_config", None):
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    if (stored := getattr(config, "quantization_config", None)) is not None:
+        method = dict(vars(stored) if hasattr(stored, "quant_method") else stored).get("quant_method")
+        method = method or "bitsandbytes"  # older versions of it name no method
         raise CheckpointError(
             f"base model {name} is stored quantised ({method}), and training and packed attention need plain "
             "weights; give the folder of the original model, or save `model.dequantize()` of transformers"
@@ -241,13 +249,17 @@ def read_config(name: str | Path) -> Any:
     Raises:
         CheckpointError: there is none.
     """
+    folder = fetch(name, weights=False)
     try:
-        folder = str(fetch(name, weights=False))
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        return transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"base model {name} is an adapter; merge it into its base model (`merge_and_unload` of peft)"
+            ) from error
         raise CheckpointError(
             f"base model {name} cannot be read; give a local Hugging Face folder with config.json and "
-            f"safetensors weights, or a hub id where a network exists ({str(error).splitlines()[0]})"
+            f"safetensors weights, or a hub id where a network exists ({' '.join(str(error).split())[:300]})"
         ) from error
 
 
@@ -268,14 +280,41 @@ def _load_weights(
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
             device_map=None if device.type == "cpu" else {"": device},
             **_without_pooler(config),
         )
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"weights of {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"weights of {name} cannot be loaded ({str(error).splitlines()[0]}); download or save them again "
+            "as safetensors"
+        ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise CheckpointError(
             f"{name} lacks {len(missing)} tensors, the first is {missing[0]}; the folder is incomplete"
         )
+    if wrong := sorted(report["mismatched_keys"]):
+        key, stored, wanted = wrong[0]
+        raise CheckpointError(
+            f"{name}: {len(wrong)} tensors have other shapes than config.json says, the first is {key}, "
+            f"{tuple(stored)} in place of {tuple(wanted)}; take both files from the same model"
+        )
+    if extra := [key for key in sorted(report["unexpected_keys"]) if _is_inside_a_layer(key, model)]:
+        raise CheckpointError(
+            f"{name} has {len(extra)} tensors for layers that cannot take them, the first is {extra[0]}; "
+            "merge adapters into the weights, or correct config.json"
+        )
     return model
+
+
+def _is_inside_a_layer(key: str, model: torch.nn.Module) -> bool:
+    """Whether a tensor belongs to a module with weights, such as `layers.0.mlp.up_proj.lora_A.weight`.
+
+    Heads, buffers and layers that were cut away do not.
+    """
+    modules = dict(model.named_modules())
+    parent = key.removeprefix("model.")
+    while parent and parent not in modules:
+        parent = parent.rpartition(".")[0]
+    return bool(parent) and bool(next(modules[parent].parameters(recurse=False), None) is not None)
