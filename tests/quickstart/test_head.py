@@ -2,6 +2,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -46,15 +47,23 @@ def test_free_ports_differ_and_stay_below_those_of_workers():
 
 
 @pytest.mark.ray
-def test_a_head_comes_up_next_to_another_ray_and_runs_jobs(tmp_path, capfd):
+def test_a_head_comes_up_next_to_another_ray_and_runs_jobs(tmp_path, monkeypatch, capfd):
+    shared = tmp_path / "ray"  # where heads without a folder of their own note down who is the newest
+    shared.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    before = set(Path("/tmp").glob("rayembed-ray-*"))
     with socket.socket() as other:
         with contextlib.suppress(OSError):  # another Ray does run
             other.bind(("0.0.0.0", AGENT_PORT))
             other.listen()
         with head.local_head(tmp_path) as running:
             assert running.dashboard.startswith("http://127.0.0.1:")
-            running.submit(["python", "-c", "print('it ran')"])
+            (shared / "ray_current_cluster").write_text("127.0.0.1:1\n")
+            running.submit(
+                ["python", "-c", "import os; print('it ran on port', os.environ['RAY_ADDRESS'][-5:])"]
+            )
             with pytest.raises(ResourceError, match="failed; its log is above"):
                 running.submit(["python", "-c", "raise SystemExit(3)"])
-    assert "it ran" in capfd.readouterr().out
+    assert f"it ran on port {running.address[-5:]}" in capfd.readouterr().out
+    assert set(Path("/tmp").glob("rayembed-ray-*")) == before
     assert not (tmp_path / "runs" / "ray-head.pid").exists()

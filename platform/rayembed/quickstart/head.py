@@ -6,10 +6,12 @@ import logging
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 _START_SECONDS = 90
 _STOP_SECONDS = 60
 _BIN = Path(sys.executable).parent
+_TEMPORARY = "/tmp"  # other folders make paths that are too long for Ray's sockets
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Head:
 def local_head(workspace: Path) -> Iterator[Head]:
     """Start a head on free loopback ports and stop it, by its process alone, at the end.
 
-    A head that an earlier, killed call left behind is stopped first: its job may still be writing.
+    A head that an earlier, killed call left behind is stopped first: its job may still be writing. Ray looks
+    in its temporary folder for the cluster that a job is to join and takes the newest one, so this head has a
+    folder of its own. It is removed at the end and kept, for its logs, when the body raises.
 
     Args:
         workspace: folder that relative paths of the jobs refer to.
@@ -98,8 +103,10 @@ def local_head(workspace: Path) -> Iterator[Head]:
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    folder = Path(tempfile.mkdtemp(prefix="rayembed-ray-", dir=_TEMPORARY))
     command = [
         str(_BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
+        "--temp-dir", str(folder),
         "--port", str(port), "--ray-client-server-port", str(client_port),
         "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port),
         "--include-dashboard", "true",
@@ -118,9 +125,13 @@ def local_head(workspace: Path) -> Iterator[Head]:
     try:
         jobs = _connect(dashboard, token, process, log)
         yield Head(f"127.0.0.1:{port}", dashboard, environment, jobs)
+    except BaseException:
+        logger.info("Ray's own logs are in %s", folder)
+        raise
     finally:
         _stop(process.pid)
         pid_file.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _connect(dashboard: str, token: str, process: subprocess.Popen[bytes], log: Path) -> JobSubmissionClient:
