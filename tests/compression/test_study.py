@@ -147,6 +147,16 @@ def test_the_reference_is_always_a_cell_and_mistakes_are_named(recipe, home):
     study = load_recipe(recipe | {"retraining": {"taught": taught}}, CompressionConfig)
     with pytest.raises(ConfigError, match=r"(?s)retraining taught: .*lora\.dropout is 0\.1"):
         plan(study, home)
+    taught = {
+        "recipe": "again.yaml",
+        "distillation": 1.0,
+        "set": {"stages.0.matryoshka": {"dimensions": [8]}},
+    }
+    study = load_recipe(recipe | {"retraining": {"taught": taught}}, CompressionConfig)
+    with pytest.raises(
+        ConfigError, match=r"(?s)retraining taught: .*vector_distillation compares whole vectors"
+    ):
+        plan(study, home)
     with pytest.raises(DataError, match=r"has no texts in body; name its columns in calibration\.columns"):
         calibration_texts(CalibrationConfig(path="rows.jsonl", columns=("body",)))
     texts = calibration_texts(CalibrationConfig(path="rows.jsonl", count=100))

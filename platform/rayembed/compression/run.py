@@ -1,6 +1,6 @@
 """Running a study: prune, train again, pack, score and measure, each piece once.
 
-    pruned/sparsegpt-2:4-KEY             a checkpoint                 on Ray
+    pruned/sparsegpt-2-4-KEY             a checkpoint                 on Ray
     retrained/sparsegpt-2-4-distilled-KEY    a run; its model         on Ray Train, one after the other
     packed/...-int8-KEY                  a checkpoint, packed         on Ray
     scores/...-int8-128-binary-KEY       results                      on Ray
@@ -25,7 +25,7 @@ from rayembed.common.paths import atomic_write, resolve
 from rayembed.common.ray_work import run_items
 from rayembed.compression.layers import Sparsity, prune_backbone
 from rayembed.compression.study import CalibrationConfig, Cell, CompressionConfig, cells
-from rayembed.config.loading import load_recipe
+from rayembed.config.loading import load_recipe, validate_recipe
 from rayembed.config.run import RunConfig
 from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
 from rayembed.data.plan import fingerprint
@@ -116,7 +116,7 @@ def plan(study: CompressionConfig, base: Path) -> dict[Cell, Pieces]:
             words = f"{words}-{cell.retraining}"
             run = _run_config(study, cell, base, pruned, folder / "retrained")
             made |= {"run": run.model_dump(mode="json")}
-            run = run.model_copy(update={"name": _named(words, made).replace(":", "-")})
+            run = run.model_copy(update={"name": _named(words, made)})
         words, made = f"{words}-{cell.weights}", made | {"weights": cell.weights}
         packed = folder / "packed" / _named(words, made)
         tasks = [study.benchmark, study.tasks, [file.read_text() for file in task_files]]
@@ -128,7 +128,7 @@ def plan(study: CompressionConfig, base: Path) -> dict[Cell, Pieces]:
 
 
 def _named(words: str, made_from: Mapping[str, Any]) -> str:
-    return f"{words}-{fingerprint(made_from)[:8]}"
+    return f"{words}-{fingerprint(made_from)[:8]}".replace(":", "-")
 
 
 def _run_config(study: CompressionConfig, cell: Cell, base: Path, pruned: Path, folder: Path) -> RunConfig:
@@ -146,24 +146,18 @@ def _run_config(study: CompressionConfig, cell: Cell, base: Path, pruned: Path, 
         "keep_zeros": True,
         "validation": None,
     }
+    recipe = local if local.is_file() else retraining.recipe
     try:
-        config = load_recipe(
-            local if local.is_file() else retraining.recipe, RunConfig, changes | retraining.set
+        raw = load_recipe(recipe, RunConfig, changes | retraining.set).model_dump(mode="json")
+        if retraining.distillation is not None:
+            taught = {"type": "vector_distillation", "weight": retraining.distillation}
+            for stage in raw["stages"]:
+                stage["loss"].append(taught | {"teacher": changes["base_model"]})
+        return validate_recipe(
+            raw | {"base_model": str(pruned), "output": str(folder)}, RunConfig, str(recipe)
         )
     except ConfigError as error:
         raise ConfigError(f"retraining {cell.retraining}: {error}") from error
-    stages = config.stages
-    if retraining.distillation is not None:
-        taught = {
-            "type": "vector_distillation", "weight": retraining.distillation,
-            "teacher": str(resolve(study.checkpoint)),
-        }  # fmt: skip
-        raw = [stage.model_dump(mode="json") for stage in stages]
-        stages = tuple(
-            type(stage).model_validate(settings | {"loss": [*settings["loss"], taught]})
-            for stage, settings in zip(stages, raw, strict=True)
-        )
-    return config.model_copy(update={"base_model": str(pruned), "output": str(folder), "stages": stages})
 
 
 def run_study(
