@@ -111,6 +111,9 @@ def test_quantised_weights_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"quantised \(bitsandbytes\).*the original model"):
         load_backbone(tmp_path)
+    config["quantization_config"] = {"quant_method": "gguf"}  # left by transformers next to plain weights
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not hasattr(load_backbone(tmp_path).config, "quantization_config")
 
 
 def _config(**changes):

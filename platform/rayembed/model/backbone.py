@@ -129,10 +129,13 @@ def _supported_config(
     if (stored := getattr(config, "quantization_config", None)) is not None:
         method = dict(vars(stored) if hasattr(stored, "quant_method") else stored).get("quant_method")
         method = method or "bitsandbytes"  # older versions of it name no method
-        raise CheckpointError(
-            f"base model {name} is stored quantised ({method}), and training and packed attention need plain "
-            "weights; give the folder of the original model, or save `model.dequantize()` of transformers"
-        )
+        if method != "gguf":
+            raise CheckpointError(
+                f"base model {name} is stored quantised ({method}), and training and packed attention need "
+                "plain weights; give the folder of the original model, or save `model.dequantize()` of "
+                "transformers"
+            )
+        del config.quantization_config  # transformers saves what it reads from a GGUF file as plain weights
     if attention == "causal" and config.model_type in ENCODERS:
         raise CheckpointError(
             f"base model {name} is an encoder ({config.model_type}), whose tokens see the whole text; set "
