@@ -24,7 +24,7 @@ from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import atomic_write, resolve
 from rayembed.common.ray_work import run_items
 from rayembed.compression.layers import Sparsity, prune_backbone
-from rayembed.compression.study import CalibrationConfig, Cell, CompressionConfig, cells
+from rayembed.compression.study import CalibrationConfig, CompressionConfig, StudyCell, cells
 from rayembed.config.loading import load_recipe, validate_recipe
 from rayembed.config.run import RunConfig
 from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
@@ -56,7 +56,7 @@ class Measured:
         texts_per_second: of the calibration texts, through the engine.
     """
 
-    cell: Cell
+    cell: StudyCell
     record: ModelRecord
     disk_bytes: int
     memory_bytes: int
@@ -87,7 +87,7 @@ class Pieces:
         return self.pruned if self.run is None else resolve(self.run.output) / self.run.name / "model"
 
 
-def plan(study: CompressionConfig, base: Path) -> dict[Cell, Pieces]:
+def plan(study: CompressionConfig, base: Path) -> dict[StudyCell, Pieces]:
     """Where everything of a study goes; all of its recipes are read.
 
     Args:
@@ -131,7 +131,9 @@ def _named(words: str, made_from: Mapping[str, Any]) -> str:
     return f"{words}-{fingerprint(made_from)[:8]}".replace(":", "-")
 
 
-def _run_config(study: CompressionConfig, cell: Cell, base: Path, pruned: Path, folder: Path) -> RunConfig:
+def _run_config(
+    study: CompressionConfig, cell: StudyCell, base: Path, pruned: Path, folder: Path
+) -> RunConfig:
     """The recipe that trains a pruned checkpoint again.
 
     Raises:
@@ -286,6 +288,6 @@ def measure_speed(texts: Sequence[str], file: Path, checkpoint: Path) -> None:
     atomic_write(file, json.dumps(found))
 
 
-def _measured(cell: Cell, pieces: Pieces) -> Measured:
+def _measured(cell: StudyCell, pieces: Pieces) -> Measured:
     disk = (pieces.packed / "backbone" / PACKED_FILE).stat().st_size
     return Measured(cell, read_record(pieces.record.parent), disk, **json.loads(pieces.speed.read_text()))

@@ -82,7 +82,7 @@ class CompressionConfig(Frozen):
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One way through the choices.
 
     Attributes:
@@ -106,10 +106,10 @@ class Cell:
         )
 
 
-def cells(study: CompressionConfig) -> list[Cell]:
+def cells(study: CompressionConfig) -> list[StudyCell]:
     """All cells, the reference first: dense, not trained again, weights and vectors as they are."""
-    first = Cell(None, "none", "stored", VectorForm())
+    first = StudyCell(None, "none", "stored", VectorForm())
     grid = itertools.product(
         [None, *study.sparsities()], ["none", *study.retraining], study.weights, study.vectors
     )
-    return list(dict.fromkeys([first, *(Cell(*choices) for choices in grid)]))
+    return list(dict.fromkeys([first, *(StudyCell(*choices) for choices in grid)]))

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rayembed.records.stored_folder import StoredFolder
-from rayembed.serving import batch_worker
+from rayembed.serving import batch_lines, batch_worker
 from rayembed.serving.authentication import Keyring, KeySettings
 from tests.serving.fakes import POISON, FakeEngine
 
@@ -72,7 +72,7 @@ def lines_of(client, file_id):
 
 def test_answers_are_those_of_requests(make_client, openai_of, location, monkeypatch):
     """Seven lines, two a part; each bad one is named in the error file."""
-    monkeypatch.setattr(batch_worker, "_PART_LINES", 2)
+    monkeypatch.setattr(batch_lines, "_PART_LINES", 2)
     content = jsonl(
         line("good"),
         line("list", ["a", "b c"], encoding_format="base64"),
@@ -129,7 +129,7 @@ def test_a_batch_survives_restarts_without_being_computed_twice(
     make_client, openai_of, location, monkeypatch
 ):
     """The first process ends in the middle of ten lines, one a part; the second makes what is missing."""
-    monkeypatch.setattr(batch_worker, "_PART_LINES", 1)
+    monkeypatch.setattr(batch_lines, "_PART_LINES", 1)
     first, second = FakeEngine(seconds_per_batch=0.05), FakeEngine()
     # 16 tokens asked at a time, about two lines
     settings = {"batches": location, "token_budget": 32}
@@ -149,7 +149,7 @@ def test_a_batch_survives_restarts_without_being_computed_twice(
 
 @pytest.mark.parametrize("end", ["cancelled", "expired"])
 def test_lines_behind_an_end_are_in_the_error_file(make_client, openai_of, tmp_path, monkeypatch, end):
-    monkeypatch.setattr(batch_worker, "_PART_LINES", 3)
+    monkeypatch.setattr(batch_lines, "_PART_LINES", 3)
     engine = FakeEngine(seconds_per_batch=0.05)
     with make_client(engine=engine, batches=str(tmp_path), token_budget=32) as endpoint:
         client = openai_of(endpoint)
