@@ -2,14 +2,16 @@ import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rayembed.common.errors import RequestError, ResourceError
+from rayembed.common.endpoint_client import without_reasoning
+from rayembed.common.errors import RequestError, ResourceError, UserError
 from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.endpoint import Endpoint, EndpointEngine
+from rayembed.evaluation.endpoint import Endpoint, EndpointEngine, _vectors_of
 from tests.evaluation.conftest import WordEngine
 
 
@@ -179,3 +181,40 @@ def test_the_whole_contract_of_an_own_endpoint_is_read():
     assert (contract.max_length, contract.prefix("Find")) == (64, "Find: ")
     own.server.shutdown()
     own.server.server_close()
+
+
+def _answer(*items, **more):
+    return SimpleNamespace(data=[SimpleNamespace(**item) for item in items], **more)
+
+
+def test_vectors_follow_their_texts_and_are_whole():
+    one, two = [1.0, 0.0], base64.b64encode(np.float32([0, 2]).tobytes()).decode()
+    without_index = _answer({"embedding": one}, {"embedding": two})
+    assert np.array_equal(_vectors_of(without_index, 2, "url"), [[1, 0], [0, 2]])
+    turned = _answer({"index": 1, "embedding": one}, {"index": 0, "embedding": two})
+    assert np.array_equal(_vectors_of(turned, 2, "url"), [[0, 2], [1, 0]])
+    for answer, message in (
+        (_answer({"index": 0, "embedding": one}, {"index": 0, "embedding": two}), r"the indices \[0, 0\]"),
+        (_answer({"index": 0, "embedding": one}, {"embedding": two}), r"the indices \[0, None\]"),
+        (_answer({"embedding": one}), r"answers 2 texts with the indices \[None\]"),
+        (SimpleNamespace(data=None), "answers 2 texts with the indices"),
+        (_answer({"embedding": one}, {"embedding": [1.0]}), "different widths"),
+        (_answer({"embedding": one}, {"embedding": [1.0, float("nan")]}), "text 2 of 2 with NaN"),
+        (_answer({"embedding": one}, {"embedding": "abc"}), "something that is no vector"),
+        (_answer({"embedding": one}, {"vector": one}), "something that is no vector"),
+    ):
+        with pytest.raises(UserError, match=message):
+            _vectors_of(answer, 2, "url")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "yes", "<think>no</think>yes", "no</think>\n yes", "<Thinking>no</Thinking> yes",
+        "[THINK]no[/THINK]yes", "<think>a</think> b <think>no</think>yes",
+    ],
+)  # fmt: skip
+def test_thoughts_are_no_part_of_an_answer(text):
+    assert without_reasoning(text).endswith("yes")
+    assert "no" not in without_reasoning(text)
+    assert without_reasoning("<thinking>no, it is") == ""

@@ -133,8 +133,10 @@ def answer_form(**fields: dict[str, Any]) -> dict[str, Any]:
 
 def without_reasoning(text: str) -> str:
     """An answer without the thoughts in front of it, whose opening tag some services leave out."""
-    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
-    return text.rpartition("</think>")[2].strip()
+    tag = r"[<\[]{}think(?:ing)?[>\]]"  # <think>, <thinking> and [THINK]
+    opening, closing = tag.format(""), tag.format("/")
+    text = re.sub(rf"{opening}.*?({closing}|$)", "", text, flags=re.DOTALL | re.IGNORECASE)
+    return re.split(closing, text, flags=re.IGNORECASE)[-1].strip()
 
 
 def _unknown_option(message: str, given: Iterable[str]) -> str | None:

@@ -137,7 +137,7 @@ class EndpointEngine:
                 )
             for place, vector in enumerate(found, start):
                 if vector is not None:
-                    vectors[place] = vector / np.linalg.norm(vector)
+                    vectors[place] = vector / (np.linalg.norm(vector) or 1)
                 tokens[place] = used // len(found)
         return Encoded(vectors, tokens, [False] * len(texts))
 
@@ -167,16 +167,8 @@ class EndpointEngine:
             answer = self._client.embeddings.create(
                 model=self._config.model, input=texts, encoding_format="base64", extra_body=extra
             )
-        places = [item.index for item in answer.data]
-        if sorted(places) != list(range(len(texts))):
-            raise UserError(
-                f"{self._config.url} answers {len(texts)} texts with the indices {places[:5]}...; each text "
-                "needs one vector"
-            )
-        ordered = sorted(answer.data, key=lambda item: item.index)
-        return [
-            _vector(item.embedding) for item in ordered
-        ], answer.usage.prompt_tokens if answer.usage else 0
+        used = answer.usage.prompt_tokens if getattr(answer, "usage", None) else 0
+        return _vectors_of(answer, len(texts), self._config.url), used
 
 
 def _cards(client: Any, config: EndpointConfig) -> dict[str, dict[str, Any]] | None:
@@ -189,6 +181,32 @@ def _cards(client: Any, config: EndpointConfig) -> dict[str, dict[str, Any]] | N
         except openai.NotFoundError:
             return None
         return {card.id: card.model_extra or {} for card in listed}
+
+
+def _vectors_of(answer: Any, count: int, url: str) -> list[np.ndarray]:
+    """One vector a text, in the order of the texts. Services may answer in another one, or without `index`.
+
+    Raises:
+        UserError: there is not one vector of finite numbers for each text, all of one width.
+    """
+    items = getattr(answer, "data", None) or []
+    places = [getattr(item, "index", None) for item in items]
+    if places == [None] * count:
+        places = list(range(count))
+    if sorted(place for place in places if isinstance(place, int)) != list(range(count)):
+        raise UserError(
+            f"{url} answers {count} texts with the indices {places[:5]}...; each text needs one vector"
+        )
+    try:
+        found = {place: _vector(item.embedding) for place, item in zip(places, items, strict=True)}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{url} answers with something that is no vector ({error})") from error
+    if len({vector.shape for vector in found.values()}) > 1:
+        raise UserError(f"{url} answers with vectors of different widths; each text needs one of one width")
+    for place, vector in found.items():
+        if not np.isfinite(vector).all():
+            raise UserError(f"{url} answers text {place + 1} of {count} with NaN or infinite numbers")
+    return [found[place] for place in range(count)]
 
 
 def _vector(embedding: str | list[float]) -> np.ndarray:
