@@ -32,11 +32,14 @@ class Faulty:
         self._folder, self.wait = fs.LocalFileSystem(), wait
         self.fails: dict[str, int] = {}
         self.calls: list[str] = []
+        self.meanwhile = lambda: None  # what other processes do while a file is written
 
     def __getattr__(self, name: str):
         def call(*arguments):
             self.calls.append(name)
             time.sleep(self.wait)
+            if name == "open_output_stream":
+                self.meanwhile()
             if self.fails.get(name, 0):
                 self.fails[name] -= 1
                 raise OSError("503 Slow Down\nrequest 17")
@@ -139,6 +142,17 @@ def test_a_folder_that_was_not_pushed_to_its_end_is_none(node, store):
     with atomic_directory(folder) as temporary:
         (temporary / "b").write_text("b")
     assert listed(fetch(folder)) == {"b": "b"}
+
+
+def test_what_is_being_written_is_not_taken_away_by_a_process_that_looks_for_it(node, store):
+    folder = resolve("s3://bucket/model")
+    store.meanwhile = lambda: fetch(folder)
+    atomic_write(folder / "note", "one")
+    with atomic_directory(folder / "parts") as temporary:
+        (temporary / "a").write_text("a")
+    store.calls.clear()
+    assert listed(fetch(folder)) == {"note": "one", "parts/a": "a"}
+    assert "open_input_stream" not in store.calls
 
 
 @pytest.mark.parametrize("call", ["get_file_info", "open_input_stream"])

@@ -111,12 +111,13 @@ def fetch(path: str | Path, *, weights: bool = True) -> Path:
     return path
 
 
-def push(path: Path, *, whole: bool = False) -> None:
+def push(path: Path, *, whole: bool = False, source: Path | None = None) -> None:
     """Bring a file, or what has changed of a folder, to the store that its path stands for.
 
     Args:
         path: of this node's cache; with others nothing is done.
         whole: the folder replaces that of the store. Until all is there, `fetch` finds nothing.
+        source: where it is as long as it is not at `path`.
 
     Raises:
         ResourceError: the store fails.
@@ -124,7 +125,7 @@ def push(path: Path, *, whole: bool = False) -> None:
     if is_stored(path):
         from rayembed.common import stores
 
-        stores.push(path, whole=whole)
+        stores.push(path, whole=whole, source=source or path)
 
 
 def remove(path: Path) -> None:
@@ -152,10 +153,10 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
+        push(target, whole=True, source=temporary)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
-        push(target, whole=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -175,8 +176,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
         with open(name, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(name, 0o644)
+        push(target, source=Path(name))
         os.replace(name, target)
-        push(target)
     finally:
         Path(name).unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ A file here is that of the store when size and time of change are the same. For 
     here 10 bytes of 12:00    store has none             deleted
 """
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -119,18 +120,19 @@ def fetch(path: Path, *, weights: bool) -> None:
                 else:
                     changed.append((path / name, info))
         _each(changed, partial(_download, filesystem))
-        if not stored:
-            shutil.rmtree(path, ignore_errors=True)
+        for folder in [*sorted(path.rglob("*"), reverse=True), path] if not stored else ():
+            with contextlib.suppress(OSError):  # it is a file, or another process writes in it
+                folder.rmdir()
 
 
-def push(path: Path, *, whole: bool) -> None:
-    """Bring a path of the cache to the store that it stands for; see `paths.push`."""
+def push(path: Path, *, whole: bool, source: Path) -> None:
+    """Bring what is at `source` to the store where a path of the cache says; see `paths.push`."""
     filesystem, place = _store(path)
-    if path.is_file():
-        return _upload(filesystem, (path, place))
+    if source.is_file():
+        return _upload(filesystem, (source, place))
     stored = patiently(path, lambda: _stored(filesystem, place, unfinished=True))
     files = {
-        name: file for name, file in _local(path).items() if whole or not _is_same(file, stored.get(name))
+        name: file for name, file in _local(source).items() if whole or not _is_same(file, stored.get(name))
     }
     mark = f"{place}/{_UNFINISHED}"
     if whole:
