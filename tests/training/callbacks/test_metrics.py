@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from rayembed.common.paths import fetch, here, push, resolve
 from rayembed.training.callbacks.metrics import MetricsRecorder, StepMetrics
 
 
@@ -14,21 +17,26 @@ def metrics(step, loss=1.0):
     )  # fmt: skip
 
 
-def test_metrics_hold_one_unbroken_trace_after_a_resume(tmp_path):
-    recorder = MetricsRecorder(tmp_path, first_step=0, total_steps=6, steps_before=10)
+@pytest.mark.parametrize("stored", [False, True])
+def test_metrics_hold_one_unbroken_trace_after_a_resume(tmp_path, node, request, stored):
+    folder = resolve(request.getfixturevalue("s3").uri("bucket/metrics")) if stored else tmp_path
+    recorder = MetricsRecorder(folder, first_step=0, total_steps=6, steps_before=10)
     for step in range(4):
         recorder.record(metrics(step, loss=1.0))
     recorder.close()
-    path = tmp_path / "metrics.jsonl"
+    path = fetch(folder / "metrics.jsonl")
     path.write_text(path.read_text() + '{"stage": "test", "st')
-    recorder = MetricsRecorder(tmp_path, first_step=2, total_steps=6, steps_before=10)
+    push(path)
+    node("b")  # where the next first rank is
+    recorder = MetricsRecorder(here(folder), first_step=2, total_steps=6, steps_before=10)
     recorder.record(metrics(2, loss=2.0))
     recorder.close()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    node("a")
+    lines = [json.loads(line) for line in fetch(path).read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(10, 1.0), (11, 1.0), (12, 2.0)]
     assert lines[0]["tokens_per_second"] == 200
     assert lines[0]["sources"]["one"] == {"loss": 1.0, "accuracy": 0.5, "rows": 4}
-    assert list((tmp_path / "tensorboard").iterdir())
+    assert len(list(fetch(folder / "tensorboard").iterdir())) >= 1 + stored, "events of both stay"
 
 
 def test_trackers_get_the_numbers_and_nothing_else():
