@@ -13,7 +13,7 @@ from rayembed.common.errors import ResourceError
 from rayembed.contract import Contract
 from rayembed.contract.packing import pack_ids
 from rayembed.engine.engine import Engine
-from rayembed.model.backbone import load_backbone
+from rayembed.model.backbone import load_backbone, prepare_backbone
 from rayembed.model.checkpoint import save_model
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
@@ -28,7 +28,7 @@ from rayembed.model.pooling import (
     WeightedMeanPoolingConfig,
 )
 from tests.model.test_families import ENCODER_FAMILIES, FAMILIES, save_random
-from tests.tiny import make_tokenizer
+from tests.tiny import make_backbone, make_tokenizer
 
 LATENT = LatentPoolingConfig(num_latents=4, num_heads=2, head_width=8, init="published")
 HEADS = [
@@ -60,6 +60,19 @@ def test_padding_changes_no_vector(family, tmp_path):
             model = EmbeddingModel(backbone, ModelConfig(pooling=head)).eval()
             vectors = graph.PaddedModel(model)(padded, padded.sign(), torch.tensor(unpooled))
             torch.testing.assert_close(vectors, model(pack_ids(texts, unpooled)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.type)
+@torch.no_grad()
+def test_number_and_length_of_texts_are_free_under_every_head(head):
+    torch.manual_seed(0)
+    backbone = prepare_backbone(make_backbone(num_hidden_layers=1), "bidirectional")
+    model = EmbeddingModel(backbone, ModelConfig(pooling=head)).eval().requires_grad_(False)
+    program = graph.traced(model, with_instruction=True).module()
+    for length, unpooled in ((9, [2, 0, 1, 0]), (5, [0, 0, 0])):  # in the second nothing is left out
+        ids = torch.arange(5, 5 + length * len(unpooled)).view(-1, length)
+        vectors = program(ids, torch.ones_like(ids), torch.tensor(unpooled))
+        torch.testing.assert_close(vectors, model(pack_ids(ids.tolist(), unpooled)), atol=1e-5, rtol=0)
 
 
 def in_onnxruntime(folder):

@@ -50,23 +50,25 @@ class PaddedModel(nn.Module):
         real_NL = pooled_NL = mask_NL != 0
         if unpooled_N is not None:
             pooled_NL = real_NL & (places_L >= unpooled_N[:, None])
-        # How many tokens are pooled is known only when the graph runs. So all go to the head, the others
-        # last, as a text that `order_N` leaves out. Of two texts `. a b` and `c d`, where . is not pooled and
-        # the second is padded, a b c d come first; . and the padding are the third text.
-        text_index_T = torch.where(pooled_NL, texts_N[:, None], count).flatten()
-        places_T = torch.arange(count * length)
-        order_T = (text_index_T * (count * length) + places_T).argsort()
-        text_index_T = text_index_T[order_T]
+        # How many tokens are pooled is known only when the graph runs. So all go to the head, the others and
+        # a copy of the last one at the end, as a text that `order_N` leaves out. Of two texts `. a b` and
+        # `c d`, where . is not pooled and the second is padded, a b c d come first; . and twice the padding
+        # are the third text.
+        row = count * length
+        text_index_P = torch.where(pooled_NL, texts_N[:, None], count).flatten()
+        text_index_P = torch.cat([text_index_P, texts_N.new_full((1,), count)])
+        order_P = (text_index_P * (row + 1) + torch.arange(row + 1)).argsort()
+        text_index_P = text_index_P[order_P]
         ends_N = pooled_NL.sum(1).cumsum(0)
-        bounds = torch.cat([ends_N.new_zeros(1), ends_N, (places_T[-1:] + 1)])
-        same_text_TT = text_index_T[:, None] == text_index_T
+        bounds = torch.cat([ends_N.new_zeros(1), ends_N, ends_N.new_full((1,), row + 1)])
+        same_text_PP = text_index_P[:, None] == text_index_P
         batch = PackedBatch(
             ids_NL.flatten(),
             places_L.expand(count, length).flatten(),
-            order_T,
-            text_index_T,
+            order_P.clamp(max=row - 1),
+            text_index_P,
             PaddedLengths((), 0, torch.arange(count + 1) * length, real_NL[:, None].expand(-1, length, -1)),
-            PaddedLengths((), 0, bounds, same_text_TT[None]),
+            PaddedLengths((), 0, bounds, same_text_PP[None]),
             texts_N,
         )
         return self.embedder(batch)
@@ -115,17 +117,21 @@ def _require_packages(*names: str) -> None:
 
 
 @torch.no_grad()
-def _write_onnx(embedder: EmbeddingModel, path: Path, *, with_instruction: bool) -> None:
-    """Trace two texts of three tokens; the names of both sizes make them free."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses packages that no graph here needs
+def traced(embedder: EmbeddingModel, *, with_instruction: bool) -> torch.export.ExportedProgram:
+    """The padded model's program. Two texts of three tokens are traced; names make both sizes free."""
     texts, tokens = torch.export.Dim("texts"), torch.export.Dim("tokens")
     ids_NL, unpooled_N = torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     example = (ids_NL, torch.ones_like(ids_NL), unpooled_N)[: 3 if with_instruction else 2]
     sizes = ({0: texts, 1: tokens}, {0: texts, 1: tokens}, {0: texts})[: len(example)]
-    program = torch.export.export(PaddedModel(embedder).eval(), example, dynamic_shapes=sizes)
+    return torch.export.export(PaddedModel(embedder).eval(), example, dynamic_shapes=sizes)
+
+
+def _write_onnx(embedder: EmbeddingModel, path: Path, *, with_instruction: bool) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses packages that no graph here needs
     torch.onnx.export(
-        program, (), path, dynamo=True, external_data=True, verbose=False,
-        input_names=_INPUTS[: len(example)], output_names=["vectors"],
+        traced(embedder, with_instruction=with_instruction), (), path,
+        dynamo=True, external_data=True, verbose=False,
+        input_names=_INPUTS[: 3 if with_instruction else 2], output_names=["vectors"],
     )  # fmt: skip
 
 

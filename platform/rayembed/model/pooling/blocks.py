@@ -73,15 +73,16 @@ class CrossAttention(nn.Module):
 
         One context for many queries is folded where that saves work.
         """
-        num_queries = queries_NQD.shape[:2].numel()
-        if len(context_NCD) == 1 and num_queries >= self.folding_pays_from(context_NCD.shape[1]):
+        pays_from = self.folding_pays_from(context_NCD.shape[1])
+        may_pay = context_NCD.shape[0] == 1 and pays_from < float("inf")
+        if may_pay and queries_NQD.shape[0] * queries_NQD.shape[1] >= pays_from:
             return self.read(queries_NQD, self.fold(context_NCD[0]))
         return self.attend_plainly(queries_NQD, context_NCD)
 
     def attend_plainly(self, queries_NQD: torch.Tensor, context_NCD: torch.Tensor) -> torch.Tensor:
         """`forward` without folding."""
         query_NHQW, key_NHCW, value_NHCW = self.project(queries_NQD, context_NCD)
-        shape = (max(len(query_NHQW), len(key_NHCW)), -1, -1, -1)
+        shape = (max(query_NHQW.shape[0], key_NHCW.shape[0]), -1, -1, -1)
         attended_NHQW = F.scaled_dot_product_attention(
             query_NHQW.expand(shape), key_NHCW.expand(shape), value_NHCW.expand(shape)
         )

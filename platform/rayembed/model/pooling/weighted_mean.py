@@ -31,7 +31,7 @@ class WeightedMeanPooling(PoolingHead):
     ) -> torch.Tensor:
         """Pool the states of the pooled tokens; returns fp32 (N, D), not normalised."""
         starts_N, counts_N = pooled_lengths.cumulative[:-1], pooled_lengths.cumulative.diff()
-        ranks_P = torch.arange(len(text_index_P), device=text_index_P.device) - starts_N[text_index_P] + 1
+        ranks_P = torch.arange(text_index_P.shape[0], device=text_index_P.device) - starts_N[text_index_P] + 1
         weights_P = ranks_P / (counts_N * (counts_N + 1) / 2)[text_index_P]
         shape = (counts_N.shape[0], states_PD.shape[1])
         sums_ND = torch.zeros(shape, dtype=torch.float32, device=states_PD.device)
