@@ -33,7 +33,10 @@ def load(tmp_path):
 
     def write_and_load(content: object, *overrides: str) -> RunConfig:
         path = tmp_path / "recipe.yaml"
-        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
         return load_config(path, overrides)
 
     return write_and_load
@@ -156,7 +159,15 @@ def test_names_within_a_run_differ(load):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("name: [", "not valid YAML"), ("- a\n- b", "must hold a mapping of settings, not list")],
+    [
+        ("name: [", "not valid YAML"),
+        ("- a\n- b", "must hold a mapping of settings, not list"),
+        ("name: a\nseed: 1\nname: b\n", "the key 'name' is there twice; remove one"),
+        ("data: {sources: {x: {label_texts: {1: a, '1': b}}}}", "the key '1' is there twice"),
+        (b"name: K\xf6ln\n", "not valid YAML: .*invalid start byte"),
+        ("base: &base {a: 1}\nname: {<<: *base, a: 2}\n", "name: Input should be a valid string"),
+        ("name: 5\n".encode("utf-16"), "name: Input should be a valid string"),
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused(load, content, message):
     with pytest.raises(ConfigError, match=message):

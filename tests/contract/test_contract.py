@@ -116,7 +116,15 @@ def test_text_without_tokens_to_pool_is_refused():
 
 @pytest.mark.parametrize(
     "template",
-    ["Find: ", "{task}: {query}", '{"task": {instruction}} ', "{instruction} {instruction}", "{instruction"],
+    [
+        "Find: ",
+        "{task}: {query}",
+        '{"task": {instruction}} ',
+        "{instruction} {instruction}",
+        "{instruction",
+        "{instruction!r}: ",
+        "{instruction:>9} ",
+    ],
 )
 def test_a_template_without_one_place_for_the_instruction_is_refused(template):
     with pytest.raises(ValidationError, match=r"instruction_template .* needs \{instruction\} once"):

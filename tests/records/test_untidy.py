@@ -266,7 +266,7 @@ def test_an_untidy_file_has_one_meaning_or_is_refused(tmp_path, name):
 
 def test_labels_may_be_given_a_meaning(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines({"premise": "a", "hypothesis": "b", "label": 0}))
-    source = {"path": str(tmp_path / "a.jsonl"), "kind": "nli", "label_texts": {0: "contradiction"}}
+    source = {"path": str(tmp_path / "a.jsonl"), "kind": "nli", "label_texts": {0.0: "contradiction"}}
     (row,) = sample_source("mine", UserSourceConfig(**source), 1).rows
     assert row["label"] == "contradiction"
 

@@ -186,6 +186,8 @@ def _source(
 ) -> UserSourceConfig:
     """A source that options declare."""
     hub = place.removeprefix("hub:") if place.startswith("hub:") else None
+    if not (hub or place):
+        raise ConfigError("name a file, a folder, a URI, or a data set as hub:OWNER/NAME")
     return UserSourceConfig(
         path=None if hub else place,
         hub=hub,

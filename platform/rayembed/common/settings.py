@@ -30,7 +30,21 @@ class Frozen(BaseModel):
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML 1.2 has two booleans; to PyYAML, which reads 1.1, names such as `on` and `no` are booleans too."""
+    """YAML 1.2 has two booleans; to PyYAML, which reads 1.1, names such as `on` and `no` are booleans too.
+
+    A key that stands twice in a mapping is refused, as YAML says; PyYAML takes the last one.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.composer.ComposerError(
+                    None, None, f"the key {key.value!r} is there twice; remove one", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
 
 
 _BOOLEAN = "tag:yaml.org,2002:bool"
@@ -41,9 +55,9 @@ _Yaml.yaml_implicit_resolvers = {
 _Yaml.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
-def read_yaml(text: str) -> Any:
-    """Content of a recipe; yaml.YAMLError where it is no YAML."""
-    return yaml.load(text, _Yaml)
+def read_yaml(content: str | bytes) -> Any:
+    """Content of a recipe, a text or the bytes of a file; yaml.YAMLError where it is no YAML in Unicode."""
+    return yaml.load(content, _Yaml)
 
 
 def refuse(problems: Iterable[str]) -> None:

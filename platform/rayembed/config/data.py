@@ -70,7 +70,12 @@ class UserSourceConfig(Frozen):
     @classmethod
     def _label_names(cls, value: Any) -> Any:
         """Labels that YAML reads as numbers or booleans, as rows have them."""
-        return {str(label): text for label, text in value.items()} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        return {
+            str(int(label) if isinstance(label, float) and label.is_integer() else label): text
+            for label, text in value.items()
+        }
 
     @model_validator(mode="after")
     def _check(self) -> "UserSourceConfig":

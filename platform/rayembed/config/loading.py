@@ -75,7 +75,7 @@ def _read(path: Path, model: type[Frozen], extending: tuple[Path, ...] = ()) -> 
         chain = " -> ".join(file.name for file in (*extending, path))
         raise ConfigError(f"recipes extend each other in a circle: {chain}; remove one of their `extends`")
     try:
-        raw = read_yaml(path.read_text())
+        raw = read_yaml(path.read_bytes())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):

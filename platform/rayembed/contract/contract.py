@@ -89,10 +89,10 @@ class Contract(BaseModel):
     @classmethod
     def _one_place_for_the_instruction(cls, template: str) -> str:
         try:
-            fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+            fields = [field[1:] for field in Formatter().parse(template) if field[1] is not None]
         except ValueError:
             fields = []
-        if fields != ["instruction"]:
+        if fields != [("instruction", "", None)]:
             raise ValueError(
                 f"instruction_template {template!r} needs {{instruction}} once and no other field: the text "
                 "comes behind it. Write {{ and }} for braces"

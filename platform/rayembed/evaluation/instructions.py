@@ -20,6 +20,7 @@ from mteb.abstasks.abstask import get_abstask_prompt
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from rayembed.common.errors import CheckpointError, ConfigError
+from rayembed.common.settings import read_yaml
 from rayembed.contract import Contract
 from rayembed.contract.instructions import trained_instructions
 
@@ -82,7 +83,7 @@ class InstructionPolicy:
                 f"{policy!r} is no instruction policy; choose {', '.join(NAMES)} or a YAML file"
             )
         try:
-            entries = yaml.safe_load(path.read_text())
+            entries = read_yaml(path.read_bytes())
             table = {str(task): _entry(value) for task, value in entries.items()}
         except (yaml.YAMLError, AttributeError, TypeError) as error:
             raise ConfigError(

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from rayembed.common.errors import ConfigError, DataError, unknown_name
 from rayembed.common.paths import fetch
-from rayembed.common.settings import Frozen
+from rayembed.common.settings import Frozen, read_yaml
 from rayembed.config.data import UserSourceConfig
 from rayembed.config.loading import validate_recipe
 from rayembed.evaluation.local_tasks import LOCAL_TYPES, RetrievalContent, TaskDescription, local_task
@@ -126,7 +126,7 @@ def read_own_tasks(path: Path) -> dict[str, OwnTask]:
     if not path.is_file():
         raise ConfigError(f"there is no task file {path}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path.read_bytes())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
