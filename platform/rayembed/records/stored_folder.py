@@ -39,11 +39,18 @@ class StoredFolder:
                 self.delete(info.path)
 
     def get(self, name: str) -> bytes | None:
-        """Content of a file; None where there is none."""
+        """Content of a file; None where there is none.
+
+        A stream of S3 asks for the size first, then for that many bytes. Of a file that becomes longer
+        between the two, they are a part: "9" and then "10" would be read as "1".
+        """
 
         def read() -> bytes:
-            with self.files.open_input_stream(name) as stream:
-                return stream.read()
+            while True:
+                with self.files.open_input_stream(name) as stream:
+                    content: bytes = stream.read()
+                if self.files.get_file_info(name).size == len(content):
+                    return content
 
         try:
             return patiently(self._location, read)

@@ -22,14 +22,22 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import orjson
 
 from rayembed.serving.api.openai import EmbeddingRequest, embed
 from rayembed.serving.authentication import Keyring
 from rayembed.serving.batch_lines import LineReader, ReadLine, numbered_lines
-from rayembed.serving.batch_store import ENDED, EVERYBODY, BatchError, BatchErrors, BatchStore, FileObject
+from rayembed.serving.batch_store import (
+    ENDED,
+    EVERYBODY,
+    Batch,
+    BatchError,
+    BatchErrors,
+    BatchStore,
+    FileObject,
+)
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, Problem
 from rayembed.serving.middleware import RequestRecord
@@ -174,7 +182,7 @@ class BatchWorker:
         self.store.save(job.owner, batch)
         self.store.close(job.owner, job.name)
 
-    def _answer_lines(self, job: _Job, batch: Any, file: FileObject) -> None:
+    def _answer_lines(self, job: _Job, batch: Batch, file: FileObject) -> None:
         """Store the parts that are missing."""
         with self.store.read(job.owner, file) as stream:
             for part, answers in groupby(self._answers(job, batch, stream), key=lambda answer: answer[0]):
@@ -189,7 +197,7 @@ class BatchWorker:
                         stored.write(b"+" if succeeded else b"-")
                         stored.write(line + b"\n")
 
-    def _answers(self, job: _Job, batch: Any, stream: BinaryIO) -> Iterator[tuple[int, bool, bytes]]:
+    def _answers(self, job: _Job, batch: Batch, stream: BinaryIO) -> Iterator[tuple[int, bool, bytes]]:
         """Part, success and answer of each line, in order, with later lines asked ahead."""
         done, reader = self.store.parts(batch.id), LineReader()
         asked: deque[tuple[int, int, Future[tuple[bool, bytes]]]] = deque()
@@ -219,7 +227,7 @@ class BatchWorker:
                 return work.result(1)
         raise _Stopped
 
-    async def _answer(self, job: _Job, batch: Any, line: ReadLine) -> tuple[bool, bytes]:
+    async def _answer(self, job: _Job, batch: Batch, line: ReadLine) -> tuple[bool, bytes]:
         """Whether a line succeeded, and its line of the output or the error file."""
         name = f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"
         answer = line.request
@@ -239,7 +247,7 @@ class BatchWorker:
         return response is not None and succeeded, orjson.dumps(content)
 
     async def _embed(
-        self, job: _Job, batch: Any, request: EmbeddingRequest, name: str
+        self, job: _Job, batch: Batch, request: EmbeddingRequest, name: str
     ) -> bytes | Problem | BatchError:
         """The body of an answer, or why there is none; waits while the endpoint is full or not there."""
         account = self._accounts[job.owner]
