@@ -62,7 +62,7 @@ def test_padding_changes_no_vector(family, tmp_path):
             torch.testing.assert_close(vectors, model(pack_ids(texts, unpooled)), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.type)
+@pytest.mark.parametrize("head", HEADS[1:], ids=lambda head: head.type)  # runtimes have the first
 @torch.no_grad()
 def test_number_and_length_of_texts_are_free_under_every_head(head):
     torch.manual_seed(0)
