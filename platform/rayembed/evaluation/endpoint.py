@@ -190,7 +190,7 @@ def _vectors_of(answer: Any, count: int, url: str) -> list[np.ndarray]:
         UserError: there is not one vector of finite numbers for each text, all of one width.
     """
     items = getattr(answer, "data", None) or []
-    places = [getattr(item, "index", None) for item in items]
+    places: list[Any] = [getattr(item, "index", None) for item in items]
     if places == [None] * count:
         places = list(range(count))
     if sorted(place for place in places if isinstance(place, int)) != list(range(count)):

@@ -24,7 +24,7 @@ from rayembed.records.locations import StoredFile, names_files
 _SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev", "development"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout"),
 }
 SPLITS = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
 EVERYTHING = "all"  # as split or config
@@ -164,8 +164,10 @@ def _shard(stem: str) -> tuple[str | None, str]:
 
 def _words(name: str) -> tuple[str | None, str]:
     """The one split among the words of a name, and its other words; the whole name where there is none."""
-    words = [word for word in re.split(r"[\W_]+", name.lower()) if word and not word.isdigit()]
-    plain = [word.rstrip("0123456789") for word in words]  # train2 is of train
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    words = [word for word in re.split(r"[\W_]+", spaced.lower()) if word and not word.isdigit()]
+    # trainset and train2 are of train
+    plain = [re.sub(r"(?<=.)(set|data|s)?\d*$", "", word) for word in words]
     found = {SPLITS[word] for word in plain if word in SPLITS}
     if len(found) != 1:
         return None, name
