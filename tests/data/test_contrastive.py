@@ -100,6 +100,10 @@ def test_sentences_with_a_score_of_four_are_rows_in_both_directions():
     assert len(contrasted("scores", *rows, least_score=4.5)) == 2
     with pytest.raises(DataError, match="score of 9 or more"):
         contrasted("scores", *rows, least_score=9)
+    percent = [("a", "b", 80.0), ("c", "d", 12.0)]
+    with pytest.raises(DataError, match=r"scores go from 12 to 80, so 4 of 5 does not say .*set least_score"):
+        contrasted("scores", *percent)
+    assert len(contrasted("scores", *percent, least_score=60)) == 2
 
 
 def test_inference_gives_premise_entailment_and_contradictions():

@@ -46,8 +46,10 @@ class UserSourceConfig(Frozen):
         description="label -> text that stands for it in label-based rows; of nli and duplicates: label -> "
         "the label that it means",
     )
-    least_score: float = Field(
-        4.0, description="of scores: sentences with this score or more are each other's positive"
+    least_score: float | None = Field(
+        None,
+        description="of scores: sentences with this score or more are each other's positive; None: 4, where "
+        "no score is above 5",
     )
     licence: str = Field("unknown", description="recorded in the data card")
     derived_from: str | None = Field(

@@ -25,7 +25,7 @@ def contrastive_rows(
     *,
     labels: LabelStyle,
     label_texts: Mapping[str, str] | None = None,
-    least_score: float = 4.0,
+    least_score: float | None = None,
     negatives_per_query: int,
     seed: int,
 ) -> pa.Table:
@@ -36,7 +36,7 @@ def contrastive_rows(
         labels: documents of labelled rows: examples of a class, label texts, or NV-Embed's rule: label texts
             for two classes, examples for more.
         label_texts: label -> text that stands for it; None or empty for the labels themselves.
-        least_score: from which scored sentences are alike.
+        least_score: from which scored sentences are alike; None: 4, of 5.
         negatives_per_query: of labelled rows; the other layouts bring their own or leave them to mining.
         seed: decides examples and negatives.
 
@@ -173,20 +173,26 @@ def _classes(table: pa.Table) -> tuple[dict[str, list[str]], str, str]:
     return dict(texts_of), dataset, task_type
 
 
-def similarity_rows(table: pa.Table, *, least_score: float = 4.0) -> pa.Table:
+def similarity_rows(table: pa.Table, *, least_score: float | None = None) -> pa.Table:
     """Rows of a scored table: sentences that are alike are each other's positive.
 
     NV-Embed (Lee et al., 2024): a pair with a score of at least 4, of 5, gives two rows, one in each
     direction; negatives are mined as for retrieval. Pairs below the score give no row.
 
     Raises:
-        DataError: no pair reaches the score.
+        DataError: no pair reaches the score, or none is given and the scores go beyond 5.
     """
+    scores = pc.min_max(table["score"]).as_py()
+    if least_score is None and scores["max"] > 5:
+        raise DataError(
+            f"the scores go from {scores['min']:g} to {scores['max']:g}, so 4 of 5 does not say which "
+            "sentences are alike; set least_score"
+        )
+    least_score = 4.0 if least_score is None else least_score
     rows = []
     for row in table.to_pylist():
         if row["score"] >= least_score and row["sentence1"] != row["sentence2"]:
             rows += _both_ways(row, cluster=None, negatives={})
-    scores = pc.min_max(table["score"]).as_py()
     return _table(
         rows,
         table,

@@ -102,7 +102,7 @@ class PreparedSource:
     seed: int
     texts: StageTexts | None
     label_texts: dict[str, str] | None
-    least_score: float
+    least_score: float | None
 
     @classmethod
     def of(
@@ -123,7 +123,7 @@ class PreparedSource:
             seed=seed,
             texts=texts,
             label_texts=declared.label_texts if declared else None,
-            least_score=declared.least_score if declared else 4.0,
+            least_score=declared.least_score if declared else None,
         )
 
     @property
