@@ -111,6 +111,16 @@ def test_another_head_shape_is_named(checkpoint, tmp_path):
         Engine.load(other)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"[]", "format version None"), ("{}".encode("utf-16-be"), "format version None"),
+                             (b"\xff{", "is not valid JSON"), (b"", "is not valid JSON")],
+)  # fmt: skip
+def test_a_damaged_manifest_ends_in_one_line(tmp_path, content, message):
+    (tmp_path / "rayembed.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        Engine.load(tmp_path)
+
+
 def test_rows_are_padded_by_an_eighth_at_most_to_few_lengths():
     padded = {tokens: -(-tokens // row_multiple(tokens)) * row_multiple(tokens) for tokens in range(1, 4097)}
     assert all(length - tokens < max(16, tokens / 8) for tokens, length in padded.items())

@@ -168,9 +168,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         hint = "; convert it with `rayembed import-checkpoint`" if (folder / "modules.json").is_file() else ""
         raise CheckpointError(f"{folder} is not a rayembed checkpoint: it has no {MANIFEST_FILE}{hint}")
     try:
-        manifest = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); copy the checkpoint again") from error
+    manifest = manifest if isinstance(manifest, dict) else {}
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}"

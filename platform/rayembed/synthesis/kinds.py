@@ -169,7 +169,7 @@ def _json(answer: str, opening: str, closing: str) -> Any:
         try:
             value, end = decoder.raw_decode(answer, start)
             found.append((end - start, value))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
     if not found:
         raise Misfit("broken JSON" if starts and closing in answer else "no JSON")

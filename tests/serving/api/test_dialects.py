@@ -119,3 +119,9 @@ def test_fields_of_documents(instructed):
         RERANK, json={"query": "q", "documents": documents, "rank_fields": ["title", "year"]}
     ).json()
     assert named["results"] == plain["results"]
+
+
+def test_a_byte_order_mark_in_front_of_a_body(instructed):
+    headers = {"Content-Type": "application/json"}
+    answer = instructed.post(EMBED, content=b'\xef\xbb\xbf{"input": "one"}', headers=headers)
+    assert answer.status_code == 200
