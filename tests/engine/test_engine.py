@@ -112,9 +112,14 @@ def test_another_head_shape_is_named(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"[]", "format version None"), ("{}".encode("utf-16-be"), "format version None"),
-                             (b"\xff{", "is not valid JSON"), (b"", "is not valid JSON")],
-)  # fmt: skip
+    ("content", "message"),
+    [
+        (b"[]", "format version None"),
+        ("{}".encode("utf-16-be"), "format version None"),
+        (b"\xff{", "is not valid JSON"),
+        (b"", "is not valid JSON"),
+    ],
+)
 def test_a_damaged_manifest_ends_in_one_line(tmp_path, content, message):
     (tmp_path / "rayembed.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
