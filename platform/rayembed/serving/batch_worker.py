@@ -230,7 +230,7 @@ class BatchWorker:
     async def _answer(self, job: _Job, batch: Batch, line: ReadLine) -> tuple[bool, bytes]:
         """Whether a line succeeded, and its line of the output or the error file."""
         name = f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"
-        answer = line.request
+        answer: EmbeddingRequest | Problem | BatchError | bytes = line.request
         if isinstance(answer, EmbeddingRequest):
             answer = await self._embed(job, batch, answer, name)
         response = error = None
@@ -259,7 +259,7 @@ class BatchWorker:
                 return BatchError(code=code, message=_ENDS[code])
             record = RequestRecord(name, client=account.name if account else "", account=account)
             try:
-                return (await embed(self._models, request, record, "bulk")).body
+                return bytes((await embed(self._models, request, record, "bulk")).body)
             except ApiError as error:
                 problem = error.problem
             except Exception as error:  # noqa: BLE001 - as a request gets 500, and the next one an answer

@@ -60,7 +60,7 @@ class ModelSpec:
         )  # fmt: skip
         if quantised:
             use_nf4_weights(backbone)
-            backbone.to(dtype)
+            backbone.to(dtype)  # type: ignore[arg-type]  # transformers wraps it
         if self.lora is not None:
             attach_lora(backbone, self.lora)
         if self.keeps_zeros:

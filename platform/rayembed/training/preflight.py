@@ -80,7 +80,7 @@ def memory_of_worker(model: ModelSpec, training: TrainingConfig, *, device: str,
     master = 4 if dtype is not torch.float32 else 0
     buckets = 2 * min(trainable, _BUCKET) * dtype.itemsize if workers > 1 or training.zero_stage > 0 else 0
     chunk = min(tokens, training.chunk_tokens or tokens)
-    weights = every * dtype.itemsize
+    weights = float(every * dtype.itemsize)
     if model.lora and model.lora.quantization:
         weights -= linear_weights(model) * (dtype.itemsize - BITS_PER_WEIGHT / 8)
     return Memory(
