@@ -26,6 +26,7 @@ from rayembed.serving.errors import ApiError, Problem
 from rayembed.serving.middleware import RequestRecord
 
 _FORM_BYTES = 2**16  # of a form next to the file
+_MOST_PARTS = 10
 _SLOWEST_BYTES = 2**17  # a second
 _PIECE = 2**20
 _WINDOW_S = 24 * 3600
@@ -208,7 +209,7 @@ async def _upload(request: Request, store: BatchStore, owner: str, most: int) ->
     too_large = ApiError(Problem(413, f"the file is above {most} bytes; split it"))
     if int(request.headers.get("content-length", 0)) > most + _FORM_BYTES:
         raise too_large
-    decoder = MultipartDecoder(options["boundary"].encode(), 2 * _PIECE)
+    decoder = MultipartDecoder(options["boundary"].encode(), 2 * _PIECE, max_parts=_MOST_PARTS)
     file = FileObject(
         id=new_name("file-"), bytes=0, created_at=int(time.time()), filename="", purpose="batch"
     )
@@ -230,7 +231,7 @@ async def _upload(request: Request, store: BatchStore, owner: str, most: int) ->
                         if name not in fields:
                             message = f"this endpoint does not know the field {name[:40]}; leave it out"
                             raise ApiError(Problem(400, message, name[:40], "unknown_field"))
-                        file.filename = event.filename if isinstance(event, File) else file.filename
+                        file.filename = event.filename[:255] if isinstance(event, File) else file.filename
                     elif isinstance(event, Data) and name == "file":
                         await run_in_threadpool(stored.write, event.data)
                         file.bytes += len(event.data)
