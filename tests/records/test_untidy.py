@@ -53,6 +53,12 @@ UNTIDY = {
         "pairs",
         [row_of(negatives=["n"])],
     ),
+    "negatives in several columns": (
+        "a.jsonl",
+        lines(PAIR | {"negative": "n", "hard_negatives": ["m", "n"], "negative_1": "o"}),
+        "pairs",
+        [row_of(negatives=["o", "n", "m"])],
+    ),
     "no negatives in the list, one in a column": (
         "a.jsonl",
         lines(PAIR | {"negatives": [], "negative": "n"}),

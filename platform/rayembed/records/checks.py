@@ -90,6 +90,8 @@ class RowChecker:
             scores = [score for score, text in zip(scores, documents, strict=True) if text is not None]
         positives = [text for text in all_positives if text is not None]
         negatives = [text for text in all_negatives if text is not None]
+        if scores is None:  # two columns may hold the same one
+            negatives = list(dict.fromkeys(negatives))
         if not positives:
             raise BadRow("no positive", "positives are missing or an empty list")
         if not set(positives).isdisjoint(negatives):

@@ -18,7 +18,7 @@ class Spellings:
     """Names under which a column of a layout stands in files.
 
     Attributes:
-        own: names that mean just this; the first that has a value counts.
+        own: names that mean just this; the first that has a value counts, of negatives all.
         others: names that usually mean this; two of them in one file are refused.
         numbered: beginnings of names such as `negative_1`, `negative_2`; all of them count.
     """
@@ -120,7 +120,7 @@ class Columns:
             if not is_missing(value):
                 listed = isinstance(value, str) and folded(name) in _LISTS
                 found.append(CellText(value) if listed else value)
-                if value != [] and not _is_numbered(name, self._usual[column]):
+                if value != [] and column != "negatives" and not _is_numbered(name, self._usual[column]):
                     break
         return [value for value in found if value != []] or found
 
