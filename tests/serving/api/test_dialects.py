@@ -83,7 +83,11 @@ REFUSED = [  # path, body, what the message says
         r"documents[1]: it has no text; name the fields",
     ),
     (RERANK, {"query": "q", "documents": [{"a": "b"}], "rank_fields": ["x"]}, "documents[0]: it has no x"),
-    (EMBED, gzip.compress(b'{"input": "one"}'), "not JSON in UTF-8; send it so, without a Content-Encoding"),
+    (
+        EMBED,
+        gzip.compress(b'{"input": "one"}', mtime=0),
+        "not JSON in UTF-8; send it so, without a Content-Encoding",
+    ),
     (EMBED, '{"input": "K\xf6ln"}'.encode("latin-1"), "not JSON in UTF-8"),
 ]
 
