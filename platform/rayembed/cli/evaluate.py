@@ -129,7 +129,7 @@ def evaluate(
 
 
 def _report(output: FilePath, labels: list[str]) -> None:
-    from rayembed.common.paths import resolve
+    from rayembed.common.paths import location_of, resolve
     from rayembed.evaluation.results import read_record
     from rayembed.reports.evaluation import write_evaluation_report
 
@@ -137,7 +137,7 @@ def _report(output: FilePath, labels: list[str]) -> None:
     for record in records:
         others = [other for other in records if other is not record]
         page = write_evaluation_report(record, resolve(output) / record.label, others)
-        typer.echo(f"report: {page}")
+        typer.echo(f"report: {location_of(page)}")
 
 
 def _labelled(baseline: str) -> tuple[str, str]:

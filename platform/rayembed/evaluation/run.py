@@ -12,7 +12,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.results import TaskResult
 
 from rayembed.common.errors import UserError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import location_of, resolve
 from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import ActorPool, pool_resources
 from rayembed.common.settings import Precision
@@ -175,7 +175,7 @@ def _write(
     scores = score_table({name: about[name].main_score for name in selection.tasks}, columns)
     path = write_scores(scores, output)
     print(format_table(scores), flush=True)
-    logger.info("scores written to %s", path)
+    logger.info("scores written to %s", location_of(path))
     return scores
 
 
@@ -250,7 +250,7 @@ def _results(
             )
     reused = sum(len(stored) for stored in results.values())
     scorings = sum(unit.shard is None for unit in missing)
-    logger.info("%d results to compute, %d reused from %s", scorings, reused, store.output)
+    logger.info("%d results to compute, %d reused from %s", scorings, reused, location_of(store.output))
     for unit, outcome in _computed(missing, plan):
         if outcome.result is None:
             continue

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from rayembed.common.errors import CheckpointError
-from rayembed.common.paths import atomic_directory, atomic_write, fetch
+from rayembed.common.paths import atomic_directory, atomic_write, fetch, location_of
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import SavedPrecision
@@ -104,7 +104,7 @@ def merge_into_base(model: ModelSpec, finished: Sequence[FinishedStage], folder:
         with atomic_directory(folder) as temporary:
             model.write_backbone(temporary, adapters, torch.float32)
             load_tokenizer(model.original_base).save_pretrained(temporary)
-        logger.info("adapters merged into %s", folder)
+        logger.info("adapters merged into %s", location_of(folder))
     return replace(model, base=folder)
 
 
@@ -191,7 +191,7 @@ class ModelExport:
                 dimensions=empty.dimensions, provenance=provenance,
             )  # fmt: skip
             atomic_write(temporary / "recipe.yaml", self.recipe)
-        logger.info("model %s is in %s", digest[:12], folder)
+        logger.info("model %s is in %s", digest[:12], location_of(folder))
         return digest
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import remove, resolve
+from rayembed.common.paths import location_of, remove, resolve
 from rayembed.common.progress import Progress
 from rayembed.common.ray_work import ATTEMPTS, ItemsFailed, reason_of, run_items
 from rayembed.engine.bulk.output import (
@@ -96,7 +96,7 @@ def embed_files(
             f"{len(failed)} of {work.shards} shards failed {ATTEMPTS} times, the others are kept; start the "
             f"job again to retry. {reasons}"
         )
-    logger.info("%d vectors from %d rows in %s", statistics.vectors, statistics.rows, output)
+    logger.info("%d vectors from %d rows in %s", statistics.vectors, statistics.rows, location_of(output))
     return manifest
 
 
