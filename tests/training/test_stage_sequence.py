@@ -10,10 +10,7 @@ from transformers import MistralForCausalLM
 
 from rayembed.common.errors import TrainingError
 from rayembed.common.ray_cluster import connect
-from rayembed.compression.run import run_study
-from rayembed.compression.study import CompressionConfig
 from rayembed.config.loading import load_config
-from rayembed.evaluation.results import ModelRecord, TaskRecord, write_record
 from rayembed.model.checkpoint import load_model, read_manifest
 from rayembed.training.checkpoint import load_weights
 from rayembed.training.run import train
@@ -103,32 +100,3 @@ def test_a_bad_batch_stops_the_run_or_is_skipped(home):
     assert [json.loads(line)["step"] for line in bad.read_text().splitlines()] == [0, 0, 1, 2]
     assert len(json.loads(bad.read_text().splitlines()[-1])["rows"]) == 7
     assert (folder / "rayembed.json").is_file()
-
-
-def test_a_compression_study_prunes_on_actors_and_trains_again_with_kept_zeros(home):
-    """Begins with the checkpoint of the sequence; scores are made up."""
-    recipe = write_recipe(home, "again", [{"name": "again", "steps": 2}])
-    changes = {"lora.dropout": 0, "training.workers": 1}
-    study = CompressionConfig(
-        name="study",
-        checkpoint=str(home / "runs" / "sequence" / "model"),
-        calibration={"path": "pairs.jsonl", "count": 8},
-        methods=["sparsegpt"],
-        patterns=["2:4"],
-        retraining={"taught": {"recipe": recipe.name, "set": changes, "distillation": 1.0}},
-    )
-    measured = run_study(study, home, train, made_up_score, actors=1)
-    assert len(measured) == 4
-    [model] = (home / "compressions" / "study" / "retrained").glob("sparsegpt-2-4-taught-*/model")
-    [pruned] = (home / "compressions" / "study" / "pruned").iterdir()
-    weights = [
-        load_model(folder).embedder.backbone.layers[0].mlp.up_proj.weight for folder in (model, pruned)
-    ]
-    assert torch.equal(weights[0] == 0, weights[1] == 0)
-    assert (weights[1] == 0).float().mean() == 0.5
-    assert not torch.equal(*weights)
-
-
-def made_up_score(checkpoint, *, output, vectors, name, **options):
-    task = TaskRecord("task", "STS", "cosine", 0.5, {}, None, "1", None)
-    write_record(ModelRecord(name, read_manifest(checkpoint)["digest"], None, (task,), {}), output)
