@@ -197,8 +197,9 @@ class Body(BaseModel):
         for name, value in values.items():
             own = cls.renamed.get(name, name)
             if own in cls.model_fields:
-                if kept.setdefault(own, value) != value:
+                if own in kept and kept[own] != value:
                     raise refused(f"{name} and {own} mean the same and differ; send one of them", name)
+                kept[own] = value
             elif name in cls.ignored:
                 accepted = cls.ignored[name]
                 if accepted is not None and value not in accepted:
