@@ -1,7 +1,9 @@
 """The real thing: Ray Serve on a loopback port, driven by the official OpenAI client and by raw HTTP."""
 
 import base64
+import json
 import subprocess
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,9 +20,11 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def url(serve_url):
+def url(serve_url, tmp_path_factory):
     """Base URL of an endpoint at /, with one that is easily overloaded at /slow."""
-    serve.run(application(load_fake, token_inputs="own"), name="fast", route_prefix="/")
+    batches = str(tmp_path_factory.mktemp("batches"))
+    fast = application(load_fake, token_inputs="own", batches=batches)
+    serve.run(fast, name="fast", route_prefix="/")
     serve.run(
         application(load_slow_fake, max_queued_tokens=32, token_budget=4), name="slow", route_prefix="/slow"
     )
@@ -68,6 +72,21 @@ def test_openai_client_raises_its_own_error_types(client):
     with pytest.raises(openai.InternalServerError) as broken:
         client.embeddings.create(model="fake", input=POISON)
     assert broken.value.type == "server_error"
+
+
+def test_openai_client_runs_a_batch(client):
+    body = {"model": "fake", "input": "one"}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}
+    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    deadline = time.monotonic() + 60
+    while batch.status != "completed":
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.2)
+        batch = client.batches.retrieve(batch.id)
+    answer = json.loads(client.files.content(batch.output_file_id).text)["response"]["body"]
+    expected = client.embeddings.create(**body, encoding_format="float")
+    assert answer["data"][0]["embedding"] == expected.data[0].embedding
 
 
 def test_raw_http(url):
