@@ -3,6 +3,7 @@
 Shapes: Q queries of this rank, B queries and K documents of all ranks, D width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -59,24 +60,24 @@ class LossInputs:
         """Vectors of so many dimensions, and what follows each of them as its projection; 0: nothing does."""
         if not dimensions:
             return self
-        queries_BD = self.all_queries_BD
         return replace(
-            self,
-            query_QD=self.query_QD[:, :dimensions],
-            document_KD=self.document_KD[:, :dimensions],
-            all_queries_BD=None if queries_BD is None else queries_BD[:, :dimensions],
+            self.changed(lambda vectors_ND: vectors_ND[:, :dimensions]),
             projected_query_QD=self.query_QD[:, dimensions:],
             projected_document_KD=self.document_KD[:, dimensions:],
         )
 
     def cut(self, dimensions: int) -> "LossInputs":
-        """The same with vectors cut to their first dimensions; the teacher's stay whole."""
+        """The same with vectors cut to their first dimensions."""
+        return self.changed(lambda vectors_ND: cut(vectors_ND, dimensions))
+
+    def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "LossInputs":
+        """The same with the student's vectors changed; a teacher's and those projected to it stay whole."""
         queries_BD = self.all_queries_BD
         return replace(
             self,
-            query_QD=cut(self.query_QD, dimensions),
-            document_KD=cut(self.document_KD, dimensions),
-            all_queries_BD=None if queries_BD is None else cut(queries_BD, dimensions),
+            query_QD=change(self.query_QD),
+            document_KD=change(self.document_KD),
+            all_queries_BD=None if queries_BD is None else change(queries_BD),
         )
 
 

@@ -6,7 +6,6 @@ through to the vector before it. Source: arXiv 1308.3432, section 4 (straight-th
 Shapes: N vectors, D width.
 """
 
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -28,14 +27,8 @@ class QuantisationConfig(Frozen):
 
 
 def rounded_inputs(inputs: LossInputs, form: RoundedFormat) -> LossInputs:
-    """The same with the student's vectors rounded; a teacher's and those projected to it stay whole."""
-    queries_BD = inputs.all_queries_BD
-    return replace(
-        inputs,
-        query_QD=rounded(inputs.query_QD, form),
-        document_KD=rounded(inputs.document_KD, form),
-        all_queries_BD=None if queries_BD is None else rounded(queries_BD, form),
-    )
+    """The same with the student's vectors rounded."""
+    return inputs.changed(lambda vectors_ND: rounded(vectors_ND, form))
 
 
 def rounded(vectors_ND: torch.Tensor, form: RoundedFormat) -> torch.Tensor:

@@ -64,10 +64,12 @@ def other_reader(stage: StageConfig, contract: Contract, tokenizer: str) -> str 
     if folder is None:
         return None
     theirs = Contract.load(folder)
-    alike = all(getattr(theirs, key) == getattr(contract, key) for key in _READING)
-    alike = alike and theirs.max_length >= contract.max_length
-    vocabularies = [load_tokenizer(each).get_vocab() for each in (folder / "tokenizer", tokenizer)]
-    return None if alike and vocabularies[0] == vocabularies[1] else str(folder)
+    alike = (
+        theirs.max_length >= contract.max_length
+        and all(getattr(theirs, key) == getattr(contract, key) for key in _READING)
+        and load_tokenizer(folder / "tokenizer").get_vocab() == load_tokenizer(tokenizer).get_vocab()
+    )
+    return None if alike else str(folder)
 
 
 def with_projection(student: EmbeddingModel, stage: StageConfig, seed: int) -> EmbeddingModel:
