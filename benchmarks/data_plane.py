@@ -41,7 +41,7 @@ from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.lane_folder import LaneFolder
 from rayembed.data.plan import PlannedSource, plan_batches
 from rayembed.data.plan_store import PlanReader, write_plan
-from rayembed.data.prepared import PreparedRows, write_rows
+from rayembed.data.prepared import PreparedRows, write_index, write_rows
 from rayembed.data.stream import StreamSpec, lanes_written, local_batches, stream_batches
 from rayembed.model.base_model import prepare_base_model
 from rayembed.records.schema import pair_row, to_table
@@ -161,13 +161,13 @@ def _long_batches(folder: Path, rows: int, steps: int) -> StreamSpec:
         )
         for row in range(rows * steps)
     )
-    write_rows([to_table(made, "pairs")], folder / "rows.arrow")
+    write_index([write_rows([to_table(made, "pairs")], folder / "rows.arrow")], folder / "rows.json")
     entry = SourceConfig(source="made", weight=1, in_batch_negatives=True, negatives_per_query=2)
-    source = planned_source(entry, PreparedRows.open(folder / "rows.arrow"))
+    source = planned_source(entry, PreparedRows.open(folder / "rows.json"))
     write_plan(folder / "plan", plan_batches([source], batch_size=rows, steps=steps, seed=1), {"made": rows})
     base = prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
     lanes = LaneFolder.of(str(folder), "lanes", steps=steps, batch_size=rows, workers=1)
-    sources = (folder / "rows.arrow",)
+    sources = (folder / "rows.json",)
     return StreamSpec(folder / "plan", sources, (entry,), config.contract, str(base), 1, lanes)
 
 

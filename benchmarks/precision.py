@@ -7,10 +7,11 @@ activations make it the hardest case there is. Queries are docstrings, documents
 
 engine_bf16        smallest cosine of bf16 and fp32 vectors, first three layers in fp32
 engine_bf16_plain  the same with all layers in bf16
-engine_int8        the same with int8 weights
+engine_int8        the same with int8 weights; left out where torchao is not installed
 engine_ndcg        largest change of nDCG@10 by any of them
 """
 
+import importlib.util
 import sys
 import tempfile
 from pathlib import Path
@@ -51,6 +52,9 @@ def measure(checkpoint: Path, pairs: int) -> list[Bar]:
     expected = ndcg_at_10(reference[:pairs], reference[pairs:])
     bars, scores = [], {}
     for name, options in SETTINGS.items():
+        if "int8_weights" in options and not importlib.util.find_spec("torchao"):
+            print(f"without {name}: torchao is not installed")
+            continue
         vectors = Engine.load(checkpoint, **options).encode(texts).vectors
         cosines = (vectors * reference).sum(axis=1)
         scores[name] = ndcg_at_10(vectors[:pairs], vectors[pairs:])

@@ -61,14 +61,12 @@ class Comparison:
         self._base = Path(
             prepare_base_model(config.base_model, resolve(config.models_directory), layers=config.base_layers)
         )
-        self._folder = folder
         self._checkpoint = folder / "checkpoint"
         save_untrained(self._base, self._checkpoint, config.contract)
 
     def pair(self, batches: Sequence[Batch], dtype: torch.dtype) -> tuple[Ours, Peer]:
         """Both with the same weights."""
-        rows = Path(tempfile.mkdtemp(dir=self._folder)) / "rows"
-        ours = Ours(self._config, self._base, batches, rows, dtype)
+        ours = Ours(self._config, self._base, batches, dtype)
         [stage] = self._config.stages
         assert self._config.lora is not None
         peer = Peer(

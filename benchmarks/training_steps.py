@@ -19,7 +19,7 @@ from rayembed.data.choose import RowChooser
 from rayembed.data.collate import TrainingBatch, to_training_batch
 from rayembed.data.lanes import LaneCutter, TextReader
 from rayembed.data.plan import PlannedBatch
-from rayembed.data.prepared import PreparedRows, write_rows
+from rayembed.data.prepared import PreparedRows
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.pooling import MeanPoolingConfig
 from rayembed.records.schema import pair_row, to_table
@@ -155,12 +155,10 @@ def _without_repeats(rows: Iterable[dict[str, Any]], size: int) -> list[dict[str
 class Ours:
     """The platform's own collator, packed step and DeepSpeed engine, in this process."""
 
-    def __init__(
-        self, config: RunConfig, base: Path, batches: Sequence[Batch], folder: Path, dtype: torch.dtype
-    ):
+    def __init__(self, config: RunConfig, base: Path, batches: Sequence[Batch], dtype: torch.dtype):
         [self._stage] = config.stages
         self._budget = config.training.tokens_per_chunk
-        self._cutter, self._planned = _cutter(config, base, batches, folder)
+        self._cutter, self._planned = _cutter(config, base, batches)
         embedder = ModelSpec.of(config, base).build(dtype)
         self.adapters = trainable_weights(embedder)
         prepare_for_stage(embedder, self._stage, config.training)
@@ -185,12 +183,9 @@ class Ours:
         return output.loss.detach()
 
 
-def _cutter(
-    config: RunConfig, base: Path, batches: Sequence[Batch], folder: Path
-) -> tuple[LaneCutter, list[PlannedBatch]]:
+def _cutter(config: RunConfig, base: Path, batches: Sequence[Batch]) -> tuple[LaneCutter, list[PlannedBatch]]:
     """Cutter over exactly these rows, and a plan of one step for each batch."""
     [stage] = config.stages
-    folder.mkdir(parents=True)
     rows: list[list[dict[str, Any]]] = [[] for _ in stage.blend]
     planned = []
     for step, batch in enumerate(batches):
@@ -198,9 +193,7 @@ def _cutter(
         rows[batch.source] += batch.rows
         numbers = np.arange(first, first + len(batch.rows))
         planned.append(PlannedBatch(step, np.full_like(numbers, batch.source), numbers))
-    for source, values in enumerate(rows):
-        write_rows([to_table(values, "pairs")], folder / f"{source}.arrow")
-    prepared = [PreparedRows.open(folder / f"{source}.arrow") for source in range(len(rows))]
+    prepared = [PreparedRows(to_table(values, "pairs").to_batches()) for values in rows]
     tokenizer = load_tokenizer(base)
     chooser = RowChooser(prepared, stage.blend, seed=config.seed)
     return LaneCutter(chooser, stage.blend, TextReader(config.contract, tokenizer), 1), planned

@@ -19,7 +19,7 @@ EVERYTHING = {"largest_bad_share": 1.0}
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
     """Jobs one after the other, without Ray; test_tasks.py and the end-to-end test cover the cluster."""
-    monkeypatch.setattr(build, "_on_all_cpus", lambda function, jobs, title: map(function, jobs))
+    monkeypatch.setattr(build, "on_all_cpus", lambda function, jobs, title, *, here: map(function, jobs))
 
 
 def write(path, records):

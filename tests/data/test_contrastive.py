@@ -11,6 +11,7 @@ from rayembed.data.contrastive import (
     label_based_rows,
     text_rows,
 )
+from rayembed.data.prepared import PreparedRows
 from rayembed.records.schema import PAIR_SCHEMA, label_row, score_row, sentence_label_row, to_table
 from tests.training.sources import write_source
 
@@ -181,8 +182,7 @@ def test_the_instruction_goes_on_both_sides_where_they_could_change_places():
 
 
 def test_texts_of_a_source_once_each(tmp_path):
-    path = write_source(tmp_path / "one.arrow", rows=5)
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    table = pa.Table.from_batches(PreparedRows.open(write_source(tmp_path / "one.json", rows=5)).batches())
     doubled = table.take([0, 1, 1, 2])
     rows = text_rows(doubled, "documents").to_pylist()
     assert [row["query"] for row in rows] == [

@@ -1,6 +1,6 @@
 import numpy as np
 
-from rayembed.data.prepared import PreparedRows, write_rows
+from rayembed.data.prepared import PreparedRows, write_index, write_rows
 from rayembed.records.schema import document_id, pair_row, to_table
 
 ROWS = [
@@ -15,8 +15,12 @@ TABLE = to_table(ROWS, "pairs")
 
 def opened(tmp_path, monkeypatch) -> PreparedRows:
     monkeypatch.setattr("rayembed.data.prepared.ROWS_PER_BATCH", 2)
-    write_rows([TABLE.slice(1, 2), TABLE.slice(3)], tmp_path / "rows.arrow")
-    return PreparedRows.open(tmp_path / "rows.arrow")
+    files = [
+        write_rows([TABLE.slice(1, 2), TABLE.slice(3, 1)], tmp_path / "a.arrow"),
+        write_rows([TABLE.slice(4)], tmp_path / "b.arrow"),
+    ]
+    write_index(files, tmp_path / "rows.json")
+    return PreparedRows.open(tmp_path / "rows.json")
 
 
 def test_any_row_is_at_hand(tmp_path, monkeypatch):

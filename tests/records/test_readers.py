@@ -14,7 +14,7 @@ from rayembed.records import mteb_tasks, text_files
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(build, "_on_all_cpus", lambda function, jobs, title: map(function, jobs))
+    monkeypatch.setattr(build, "on_all_cpus", lambda function, jobs, title, *, here: map(function, jobs))
     datasets.disable_progress_bars()
 
 

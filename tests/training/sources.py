@@ -8,7 +8,7 @@ from rayembed.contract import Contract
 from rayembed.data.lane_folder import LaneFolder
 from rayembed.data.plan import plan_batches
 from rayembed.data.plan_store import write_plan
-from rayembed.data.prepared import PreparedRows, write_rows
+from rayembed.data.prepared import PreparedRows, write_index, write_rows
 from rayembed.data.stream import StreamSpec
 from rayembed.records.schema import pair_row, to_table
 from rayembed.training.prepare import planned_source
@@ -40,7 +40,7 @@ def write_source(
         ],
         "pairs",
     )
-    write_rows([table], path)
+    write_index([write_rows([table], path.with_suffix(".arrow"))], path)
     return path
 
 
@@ -79,8 +79,8 @@ def stream_spec(
 ) -> StreamSpec:
     """Write sources and plan into `folder`."""
     paths = (
-        write_source(folder / "one.arrow", rows, teacher=teacher),
-        write_source(folder / "two.arrow", rows, offset=100),
+        write_source(folder / "one.json", rows, teacher=teacher),
+        write_source(folder / "two.json", rows, offset=100),
     )
     sources = [
         planned_source(entry, PreparedRows.open(path))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rayembed.config.loading import load_config
@@ -53,11 +54,13 @@ def test_dry_run_of_a_large_recipe(home, tiny_base, monkeypatch, recipe):
         ],
     )
     declared = config.data.sources
-    # Building dozens of sources with Ray Data is tested elsewhere.
-    monkeypatch.setattr(prepared_source.PreparedSource, "_files", lambda *_: [])
-    monkeypatch.setattr(
-        prepared_source, "read_tables", lambda _, name, split: [few_rows(name, declared[name].kind)]
-    )
+
+    def files(source):  # building dozens of sources with Ray Data is tested elsewhere
+        file = home / f"{source.name}.parquet"
+        pq.write_table(few_rows(source.name, declared[source.name].kind), file)
+        return [file]
+
+    monkeypatch.setattr(prepared_source.PreparedSource, "_files", files)
     lines = list(describe(config, with_step=False))
     for stage in config.stages:
         assert any(line.startswith(f"stage {stage.name}: 2 steps of 16 rows") for line in lines)

@@ -1,8 +1,10 @@
 """From a recipe to plan and rows: what is reused, what is refused, and the choice when data changed."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow.fs import copy_files
 
@@ -10,9 +12,11 @@ from rayembed.common.errors import ConfigError, DataError
 from rayembed.common.paths import here, resolve
 from rayembed.config.loading import validate_config
 from rayembed.config.run import RunConfig
+from rayembed.data import build
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import local_batches
+from rayembed.training import prepared_source
 from rayembed.training.prepare import check_sources, resolve_data
 from tests.training.recipes import LABELS, PAIRS, recipe, write_labels, write_pairs
 
@@ -130,9 +134,10 @@ def test_removed_rows_are_prepared_again(home):
 
 def test_damaged_rows_are_an_error_with_the_cure(home):
     spec = prepare(home, recipe(PAIRS))
-    content = spec.sources[0].read_bytes()
-    spec.sources[0].write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"rows\.arrow is not a complete Arrow file .* prepared again"):
+    file = spec.sources[0].parent / "rows-00000.arrow"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"the rows in .* are not complete .* prepared again"):
         prepare(home, recipe(PAIRS))
 
 
@@ -189,6 +194,42 @@ def test_rows_that_resemble_an_evaluation_are_left_out_and_counted(home):
     counted = json.loads((spec.sources[0].parent / "contamination.json").read_text())
     assert (counted["rows"], counted["dropped"]) == (24, {"held-out": 1})
     assert counted["examples"] == [["held-out", "What is 7, please?", "what is 7 please"]]
+
+
+def test_a_source_of_several_files_is_prepared_in_pieces_that_outlive_an_error(home, monkeypatch):
+    titles = []
+
+    def elsewhere(function, jobs, title, *, here):
+        titles.extend([] if here else [title])
+        return (deepcopy(function)(deepcopy(job)) for job in jobs)  # as if it were sent
+
+    monkeypatch.setattr(build, "on_all_cpus", elsewhere)
+    monkeypatch.setattr(prepared_source, "on_all_cpus", elsewhere)
+    (home / "many").mkdir()
+    for part in range(3):
+        write_pairs(home, 24)
+        lines = (home / "pairs.jsonl").read_text().splitlines()[8 * part : 8 * part + 8]
+        (home / "many" / f"{part}.jsonl").write_text("\n".join(lines))
+    whole = prepare(home, recipe(PAIRS))
+    raw = recipe(PAIRS).model_dump(mode="json") | {"name": "many"}
+    raw["data"]["sources"]["pairs"]["path"] = "many"
+    config = validate_config(raw, origin="here")
+    spec = prepare(home, config)
+    expected = PreparedRows.open(whole.sources[0])
+    rows = PreparedRows.open(spec.sources[0])
+    numbers = np.arange(24)
+    assert rows.take(numbers, ["query", "positives"]) == expected.take(numbers, ["query", "positives"])
+    assert plan_of(spec) == plan_of(whole)
+    assert titles == ["source pairs, reading", "source pairs, writing", "preparing sources"]
+
+    folder = spec.sources[0].parent
+    spec.sources[0].unlink()
+    (folder / "rows-00001.json").unlink()
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.arrow")}
+    assert prepare(home, config) == spec
+    again = {path.name for path in folder.glob("*.arrow") if path.stat().st_mtime_ns != times[path]}
+    assert again == {"rows-00001.arrow"}
+    assert json.loads((folder / "contamination.json").read_text())["rows"] == 24
 
 
 def test_sentences_of_equal_meaning_become_rows_in_both_directions(home):

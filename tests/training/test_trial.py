@@ -80,7 +80,7 @@ def test_a_rows_own_instruction_counts_in_its_characters(run, tmp_path):
     entry, contract = run.stream.blend[1], run.stream.contract
     own, plain = (
         row_characters(PreparedRows.open(write_source(tmp_path / name, instructions=texts)), entry, contract)
-        for name, texts in (("own.arrow", ("Much longer than the other", None)), ("plain.arrow", (None,)))
+        for name, texts in (("own.json", ("Much longer than the other", None)), ("plain.json", (None,)))
     )
     longer = len("Much longer than the other") - len("Sort")
     assert entry.symmetric, "so query, positive and two negatives carry it"

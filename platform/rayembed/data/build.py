@@ -20,7 +20,15 @@ import numpy as np
 from filelock import FileLock
 
 from rayembed.common.errors import ConfigError, DataError
-from rayembed.common.paths import atomic_directory, clear_disk_errors, fetch, remove, resolve
+from rayembed.common.paths import (
+    atomic_directory,
+    clear_disk_errors,
+    fetch,
+    location_of,
+    remove,
+    resolve,
+    workspace,
+)
 from rayembed.config.data import DataConfig, UserSourceConfig
 from rayembed.data.card import CARD_VERSION, SourceStatistics, make_card, read_card, write_card
 from rayembed.data.part_writer import FinishJob, PartJob, finish_part, link, write_part
@@ -78,7 +86,7 @@ def _build(name: str, source: UserSourceConfig, data_dir: Path, rejects: Path) -
     logger.info("building %s from %s in %d parts", name, source.origin, len(jobs))
     if unread := unread_files(find_files(source), parts):
         logger.warning("source %s: %d files are not read: %s", name, len(unread), ", ".join(unread[:5]))
-    summaries = list(_on_all_cpus(write_part, jobs, f"source {name}, reading"))
+    summaries = list(on_all_cpus(write_part, jobs, f"source {name}, reading", here=len(jobs) == 1))
     columns = Columns(source.kind, source.columns)
     for summary in summaries:
         columns.present.update(dict.fromkeys(summary["columns"]))
@@ -103,7 +111,8 @@ def _build(name: str, source: UserSourceConfig, data_dir: Path, rejects: Path) -
             for job in _with_rows(jobs, summaries)
         ]
         statistics = SourceStatistics()
-        for part_statistics in _on_all_cpus(finish_part, finishing, f"source {name}, writing"):
+        title = f"source {name}, writing"
+        for part_statistics in on_all_cpus(finish_part, finishing, title, here=len(finishing) == 1):
             statistics.add(part_statistics)
         for index, job in enumerate(finishing):
             link(fetch(job.finished), folder / f"train-{index:05d}.parquet")
@@ -153,14 +162,19 @@ def source_state(name: str, source: UserSourceConfig) -> str:
     return sha256(json.dumps([BUILDER_VERSION, name, settings, files], sort_keys=True).encode()).hexdigest()
 
 
-def _on_all_cpus(function: Callable[[Job], Result], jobs: Sequence[Job], title: str) -> Iterator[Result]:
-    """Results in the order of the jobs; one job does without Ray and does not wait for it."""
-    if len(jobs) == 1:
-        return iter([function(jobs[0])])
+def on_all_cpus(
+    function: Callable[[Job], Result], jobs: Sequence[Job], title: str, *, here: bool
+) -> Iterator[Result]:
+    """Results in the order of the jobs, by all CPUs of the cluster; `here`: by this process."""
+    if here:
+        return map(function, jobs)
     # Commands and small sources do without Ray, which takes seconds to import.
     from rayembed.common.ray_work import run_items
 
-    return run_items(partial(_itself, function), jobs, title=title, gpus=False, ordered=True)
+    home = {"RAYEMBED_HOME": location_of(workspace())}
+    return run_items(
+        partial(_itself, function), jobs, title=title, gpus=False, ordered=True, environment=home
+    )
 
 
 def _itself(function: Callable[[Job], Result]) -> Callable[[Job], Result]:

@@ -55,6 +55,11 @@ class ContaminationReport:
         """The report as plain values."""
         return {"rows": self.rows, "dropped": dict(self.dropped), "examples": self.examples}
 
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> "ContaminationReport":
+        """What `as_json` gave."""
+        return cls(values["rows"], Counter(values["dropped"]), [tuple(found) for found in values["examples"]])
+
     def __str__(self) -> str:
         found = ", ".join(f"{count} like {name}" for name, count in self.dropped.most_common())
         return f"{self.dropped.total()} of {self.rows} rows resemble evaluation texts and are dropped" + (

@@ -1,10 +1,12 @@
-"""Rows of a prepared source on disk: an uncompressed Arrow file, mapped into memory.
+"""Rows of a prepared source on disk: uncompressed Arrow files, mapped into memory, and an index of them.
 
 Any row is at hand without reading the others, and what is mapped is the operating system's page cache, so the
 memory of a process does not grow with the source.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,35 @@ import numpy as np
 import pyarrow as pa
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import fetch
+from rayembed.common.paths import atomic_file, atomic_write, fetch, file_digest
 from rayembed.records.schema import PAIR_SCHEMA, document_id
 
 ROWS_PER_BATCH = 1 << 14
 
 
-def write_rows(tables: Iterable[pa.Table], path: Path) -> int:
-    """Write tables of the pair layout one after the other; returns the number of rows."""
+@dataclass(frozen=True)
+class RowsFile:
+    """An Arrow file of a prepared source, next to the index."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
+def write_rows(tables: Iterable[pa.Table], path: Path) -> RowsFile:
+    """Write tables of the pair layout one after the other into one file."""
     rows = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, PAIR_SCHEMA) as writer:
-        for table in tables:
-            writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
-            rows += table.num_rows
-    return rows
+    with atomic_file(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, PAIR_SCHEMA) as writer:
+            for table in tables:
+                writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
+                rows += table.num_rows
+        return RowsFile(path.name, rows, file_digest(temporary))
+
+
+def write_index(files: Iterable[RowsFile], path: Path) -> None:
+    """Write what `PreparedRows.open` reads; it says that all files are complete."""
+    atomic_write(path, json.dumps([asdict(file) for file in files], indent=2) + "\n")
 
 
 class PreparedRows:
@@ -36,19 +53,25 @@ class PreparedRows:
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
 
     @staticmethod
-    def open(path: Path) -> "PreparedRows":
-        """Map the file of a prepared source; a node fetches it once from a store.
+    def open(index: Path) -> "PreparedRows":
+        """Map the files of a prepared source; a node fetches them once from a store.
 
         Raises:
-            DataError: the file is missing or cut short.
+            DataError: a file is missing or cut short.
         """
+        index = fetch(index)
+        batches: list[pa.RecordBatch] = []
         try:
-            file = pa.ipc.open_file(pa.memory_map(str(fetch(path))))
-            return PreparedRows([file.get_batch(number) for number in range(file.num_record_batches)])
+            for entry in json.loads(index.read_text()):
+                path = fetch(index.parent / entry["name"])
+                file = pa.ipc.open_file(pa.memory_map(str(path)))
+                batches += [file.get_batch(number) for number in range(file.num_record_batches)]
         except (OSError, pa.ArrowException) as error:
             raise DataError(
-                f"{path} is not a complete Arrow file ({error}); remove its folder, it is prepared again"
+                f"the rows in {index.parent} are not complete ({error}); remove that folder, it is prepared "
+                "again"
             ) from error
+        return PreparedRows(batches)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

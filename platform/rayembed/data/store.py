@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,11 +68,6 @@ def read_split(data_dir: Path, name: str, split: str) -> pa.Table:
 
     Raises DataError when it is not built, has no such split, or a file is damaged, mistyped or empty.
     """
-    return pa.concat_tables(read_tables(data_dir, name, split))
-
-
-def read_tables(data_dir: Path, name: str, split: str) -> Iterator[pa.Table]:
-    """The same, file by file, so that a source of many parts does not have to fit in memory."""
     folder = fetch(data_dir / name)
     kind = source_kind(data_dir, name)
     if not folder.is_dir():
@@ -83,8 +78,7 @@ def read_tables(data_dir: Path, name: str, split: str) -> Iterator[pa.Table]:
             dict.fromkeys(file.stem.split("-")[0] for file in sorted(folder.glob("*.parquet")))
         )
         raise DataError(f"{name} has no split {split!r}; it has {splits or 'none'}")
-    for file in files:
-        yield check_table(read_parquet(file), kind, str(file))
+    return pa.concat_tables(check_table(read_parquet(file), kind, str(file)) for file in files)
 
 
 def split_files(folder: Path, split: str) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.errors import ConfigError, DataError, RequestError, all_mistakes
-from rayembed.common.paths import location_of
+from rayembed.common.paths import fetch, file_digest, location_of
 from rayembed.common.settings import differences
 from rayembed.config.blend import SourceConfig
 from rayembed.config.run import RunConfig
@@ -25,7 +25,7 @@ from rayembed.training.prepared_source import (
     EvaluationTexts,
     PreparedSource,
     kind_of,
-    rows_digest,
+    prepare_sources,
     usually_symmetric,
 )
 
@@ -71,7 +71,7 @@ class StageData:
         """
         stage, plan = self.settings, folder / "plan"
         origins = self._origins(plan)
-        paths = tuple(source.prepare(origins[source.name]) for source in self.sources)
+        paths = prepare_sources(self.sources, origins)
         rows = [PreparedRows.open(path) for path in paths]
         if stage.kind == "contrastive":
             for entry, source in zip(stage.blend, rows, strict=True):
@@ -125,7 +125,9 @@ class StageData:
         stage = self.settings
         return {
             "sources": origins,
-            "rows": {entry.source: rows_digest(path) for entry, path in zip(stage.blend, paths, strict=True)},
+            "rows": {
+                entry.source: file_digest(fetch(path)) for entry, path in zip(stage.blend, paths, strict=True)
+            },
             "blend": {
                 entry.source: entry.model_dump(include={"weight", "cap", "epochs", "in_batch_negatives"})
                 for entry in stage.blend

@@ -1,30 +1,28 @@
-"""One source of a blend -> its rows with negatives, prepared once and shared by stages and runs.
+"""Sources of a blend -> their rows with negatives, prepared once and shared by stages and runs.
 
 They lie in `<data directory>/prepared/<source>-<digest>/`, where the digest is that of the source's files and
 of all settings that decide the rows. Such a folder may be removed at any time: it is prepared again.
+
+Pairs that bring their negatives are prepared file by file, on all CPUs of the cluster: a source that was
+built in 40 parts has 40 files of rows. Classes, sentences and mining need all rows of their source, so each
+of these is one piece of work. Pieces that are complete outlive an error.
 """
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from rayembed.common.errors import ConfigError, DataError
-from rayembed.common.paths import (
-    atomic_directory,
-    atomic_write,
-    clear_disk_errors,
-    fetch,
-    file_digest,
-    resolve,
-)
+from rayembed.common.paths import atomic_write, clear_disk_errors, fetch, file_digest, here, resolve
 from rayembed.config.blend import SourceConfig
 from rayembed.config.data import DataConfig
-from rayembed.data.build import build_any, declared_source
+from rayembed.data.build import build_any, declared_source, on_all_cpus
 from rayembed.data.contamination import (
     ContaminationGuard,
     ContaminationReport,
@@ -34,21 +32,20 @@ from rayembed.data.contamination import (
 )
 from rayembed.data.contrastive import contrastive_rows, is_symmetric, text_rows
 from rayembed.data.plan import fingerprint
-from rayembed.data.prepared import write_rows
+from rayembed.data.prepared import RowsFile, write_index, write_rows
 from rayembed.data.sources import SOURCES
-from rayembed.data.store import read_tables, split_files
+from rayembed.data.store import read_parquet, split_files
 from rayembed.mining.rows import mine_bm25
-from rayembed.records.schema import Kind
+from rayembed.records.schema import Kind, check_table
 
 logger = logging.getLogger(__name__)
 
 StageTexts = Literal["queries", "documents"]
 
 PREPARED = "prepared"
-ROWS_FILE = "rows.arrow"
+INDEX_FILE = "rows.json"
 CONTAMINATION_FILE = "contamination.json"
-_DIGEST_FILE = "rows.sha256"
-_LAYOUT = 1  # of the prepared files; raise it when equal sources give other rows
+_LAYOUT = 2  # of the prepared files; raise it when equal sources give other rows
 
 
 class EvaluationTexts:
@@ -152,60 +149,52 @@ class PreparedSource:
         settings |= self.against.origin()
         return {f"file {file.name}": file_digest(file) for file in self._files()} | {"settings": settings}
 
-    def prepare(self, origin: dict[str, Any]) -> Path:
-        """File with the rows that are made from the origin; makes it where it is missing.
+    def pieces(self, folder: Path) -> "list[Piece]":
+        """The work that fills the source's folder; the source is built where that is due."""
+        files = self._files()
+        parts = [tuple(files)] if self._needs_all_rows() else [(file,) for file in files]
+        return [Piece(self, folder, number, part) for number, part in enumerate(parts)]
 
-        Raises:
-            DataError: the source is unreadable, empty or too small, or its files are no longer those of
-                `origin`.
+    def rows(
+        self, files: Sequence[Path], guard: ContaminationGuard, report: ContaminationReport
+    ) -> Iterator[pa.Table]:
+        """Tables of the pair layout from files of the source: from all where it needs all rows.
+
+        What resembles an evaluation is left out and added to the report.
         """
-        folder = resolve(self.data.directory) / PREPARED / f"{self.name}-{fingerprint(origin)[:16]}"
-        if not fetch(folder / ROWS_FILE).is_file():
-            if origin != self.origin():
-                raise DataError(
-                    f"source {self.name}: the rows prepared at the start of the run are no longer in "
-                    f"{folder} and its files changed; put the files back, or set name to start another run"
-                )
-            report = ContaminationReport()
-            with clear_disk_errors(folder), atomic_directory(folder) as temporary:
-                rows = write_rows(self._rows(report), temporary / ROWS_FILE)
-                atomic_write(temporary / CONTAMINATION_FILE, json.dumps(report.as_json(), indent=2) + "\n")
-                atomic_write(temporary / _DIGEST_FILE, file_digest(temporary / ROWS_FILE) + "\n")
-            logger.info("source %s: %d rows ready; %s", self.name, rows, report)
-        return folder / ROWS_FILE
-
-    def _files(self) -> Sequence[Path]:
-        """Files that hold the training rows; the source is built where that is due."""
-        return split_files(build_any(self.name, self.data), "train")
-
-    def _rows(self, report: ContaminationReport) -> Iterator[pa.Table]:
-        """Tables of the pair layout; what resembles an evaluation is left out and added to the report.
-
-        Pairs that bring their negatives pass through file by file. Classes, sentences and mining need all
-        rows.
-        """
-        tables = self._without_evaluation_rows(report)
-        if self.texts is not None:
-            table = pa.concat_tables(tables)
-            if self.kind not in ("labels", "pairs"):
-                table = self._with_negatives(table)
-            yield text_rows(table, self.texts)
-        elif self.kind == "pairs" and self.entry.mining is None:
+        tables = self._without_evaluation_rows(files, guard, report)
+        if not self._needs_all_rows():
             yield from tables
-        else:
-            yield self._with_negatives(pa.concat_tables(tables))
+            return
+        table = pa.concat_tables(tables)
+        self.check(report)
+        if self.texts is None or self.kind not in ("labels", "pairs"):
+            table = self._with_negatives(table)
+        yield table if self.texts is None else text_rows(table, self.texts)
 
-    def _without_evaluation_rows(self, report: ContaminationReport) -> Iterator[pa.Table]:
-        guard = self.against.guard()
-        for table in read_tables(resolve(self.data.directory), self.name, "train"):
-            kept, found = guard.clean(table, documents=self.data.contamination.documents)
-            report.add(found)
-            yield kept
+    def check(self, report: ContaminationReport) -> None:
+        """Raise DataError where no row is left to train on."""
         if report.dropped.total() == report.rows:
             raise DataError(
                 f"source {self.name}: every row resembles a row of {', '.join(self.against.names)}; train on "
                 "other data than is evaluated, or change data.contamination"
             )
+
+    def _needs_all_rows(self) -> bool:
+        return self.kind != "pairs" or self.entry.mining is not None or self.texts is not None
+
+    def _files(self) -> list[Path]:
+        """Files that hold the training rows; the source is built where that is due."""
+        return split_files(build_any(self.name, self.data), "train")
+
+    def _without_evaluation_rows(
+        self, files: Sequence[Path], guard: ContaminationGuard, report: ContaminationReport
+    ) -> Iterator[pa.Table]:
+        for file in map(fetch, files):
+            table = check_table(read_parquet(file), self.kind, str(file))
+            kept, found = guard.clean(table, documents=self.data.contamination.documents)
+            report.add(found)
+            yield kept
 
     def _with_negatives(self, table: pa.Table) -> pa.Table:
         entry = self.entry
@@ -250,6 +239,85 @@ def usually_symmetric(data: DataConfig, entry: SourceConfig) -> bool:
     return is_symmetric(source.kind, source.task_type, entry.labels)
 
 
-def rows_digest(path: Path) -> str:
-    """Digest of the rows that `PreparedSource.prepare` made."""
-    return fetch(path.parent / _DIGEST_FILE).read_text().strip()
+@dataclass(frozen=True)
+class Piece:
+    """Work on a source: some of its files, or all, to one file of rows."""
+
+    source: PreparedSource
+    folder: Path
+    number: int
+    files: tuple[Path, ...]
+
+    def path(self, suffix: str) -> Path:
+        """One of the two files that are written."""
+        return here(self.folder) / f"rows-{self.number:05d}{suffix}"
+
+
+class _PieceWriter:
+    """Writes pieces; on an actor the texts of evaluations are read once for all of them."""
+
+    def __init__(self, against: EvaluationTexts):
+        self._against = against
+
+    @cached_property
+    def _guard(self) -> ContaminationGuard:
+        return self._against.guard()
+
+    def __call__(self, piece: Piece) -> dict[str, Any]:
+        """The file of the piece and what was left out, written unless that was done before."""
+        done = fetch(piece.path(".json"))
+        if done.is_file():
+            return json.loads(done.read_text())
+        report = ContaminationReport()
+        with clear_disk_errors(piece.folder):
+            rows = piece.source.rows(piece.files, self._guard, report)
+            file = write_rows(rows, piece.path(".arrow"))
+            found = {"file": asdict(file), "report": report.as_json()}
+            atomic_write(done, json.dumps(found))
+        return found
+
+
+def prepare_sources(
+    sources: Sequence[PreparedSource], origins: Mapping[str, dict[str, Any]]
+) -> tuple[Path, ...]:
+    """Indexes of the rows that are made from the origins; makes what is missing.
+
+    Raises:
+        DataError: a source is unreadable, empty or too small, or its files are no longer those of its origin.
+    """
+    indexes, pieces = [], []
+    for source in sources:
+        origin = origins[source.name]
+        folder = resolve(source.data.directory) / PREPARED / f"{source.name}-{fingerprint(origin)[:16]}"
+        indexes.append(folder / INDEX_FILE)
+        if fetch(indexes[-1]).is_file():
+            continue
+        if origin != source.origin():
+            raise DataError(
+                f"source {source.name}: the rows prepared at the start of the run are no longer in {folder} "
+                "and its files changed; put the files back, or set name to start another run"
+            )
+        pieces += source.pieces(folder)
+    if not pieces:
+        return tuple(indexes)
+    small = all(piece.number == 0 and len(piece.files) == 1 for piece in pieces)
+    writer = _PieceWriter(pieces[0].source.against)
+    files: list[RowsFile] = []
+    report = ContaminationReport()
+    results = on_all_cpus(writer, pieces, "preparing sources", here=small)
+    for piece, result, following in zip(pieces, results, [*pieces[1:], None], strict=True):
+        files.append(RowsFile(**result["file"]))
+        report.add(ContaminationReport.of_json(result["report"]))
+        if following is None or following.source is not piece.source:
+            _complete(piece, files, report)
+            files, report = [], ContaminationReport()
+    return tuple(indexes)
+
+
+def _complete(last: Piece, files: Sequence[RowsFile], report: ContaminationReport) -> None:
+    last.source.check(report)
+    with clear_disk_errors(last.folder):
+        text = json.dumps(report.as_json(), indent=2) + "\n"
+        atomic_write(last.folder / CONTAMINATION_FILE, text)
+        write_index(files, last.folder / INDEX_FILE)
+    logger.info("source %s: %d rows ready; %s", last.source.name, sum(file.rows for file in files), report)
