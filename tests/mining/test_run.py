@@ -6,12 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import copy_files
 
-from rayembed.common.errors import ConfigError, DataError
+from rayembed.common.errors import ConfigError, DataError, ResourceError
 from rayembed.config.data import UserSourceConfig
 from rayembed.config.loading import load_recipe
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
-from rayembed.mining import run, teachers
+from rayembed.mining import approximate, run, teachers
 from rayembed.mining.config import MiningRecipe, SentenceTransformersTeacher
 
 TOPICS = ("apple", "river", "stone", "cloud")
@@ -216,7 +216,22 @@ def test_a_corpus_beside_the_rows_is_searched_too(source):
     assert any("apple apple 0 extra" in row["negatives"] for row in pq.read_table(result.path).to_pylist())
 
 
+def test_an_approximate_index_tells_its_recall_in_the_log_and_the_report(source, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    (result,) = run.mine(recipe(index="ivf"))  # so few documents are one cluster
+    assert "letters: ivf finds 100.0 % of the exact results" in caplog.text
+    report = json.loads((result.path.parent / "report.json").read_text())
+    assert report["recall"] == {"letters": 1.0}
+    assert "index finds, letters | 100.0%" in (result.path.parent / "report.md").read_text()
+    assert result.report == run.mine(recipe())[0].report
+    monkeypatch.setattr(approximate, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match=r"pip install 'rayembed\[faiss\]'"):
+        run.mine(recipe(index="hnsw"))
+
+
 def test_recipes_that_make_no_sense_are_refused(source, tmp_path):
+    with pytest.raises(ValueError, match="nprobe belongs to index ivf, not hnsw"):
+        recipe(index="hnsw", nprobe=3)
     with pytest.raises(ValueError, match="no teacher is named 'other'"):
         recipe(teachers=["other"])
     path = tmp_path / "recipe.yaml"

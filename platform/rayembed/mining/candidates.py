@@ -9,8 +9,9 @@ Part 3 holds the queries of shard 3. Columns: `documents` and `scores`, best fir
     []         []          [3]        [0.0]             BM25 found no shared word
 """
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -20,8 +21,11 @@ import pyarrow.parquet as pq
 
 from rayembed.common.paths import fetch, file_digest
 from rayembed.data.plan import fingerprint
+from rayembed.mining.approximate import Approximation
 from rayembed.mining.config import Anchor
 from rayembed.mining.teachers import VectorJob
+
+RECALL = b"recall"  # metadata of a part: [found by an approximate search, all of them], of the exact results
 
 SCHEMA = pa.schema(
     {
@@ -85,6 +89,7 @@ class SearchJob:
         pairs: file of the known positives and excluded pairs.
         top_k: candidates of a query.
         folder: where the parts go, inside it a folder named by all the others.
+        approximation: how vectors are searched; None: exactly.
     """
 
     query_texts: Path
@@ -94,6 +99,7 @@ class SearchJob:
     pairs: Path
     top_k: int
     folder: Path
+    approximation: Approximation | None = None
 
     @cached_property
     def parts(self) -> list[Path]:
@@ -104,6 +110,8 @@ class SearchJob:
             "pairs": file_digest(self.pairs),
             "top_k": self.top_k,
         }
+        if self.approximation is not None:
+            made_from["approximation"] = asdict(self.approximation)
         folder = self.folder / f"candidates-{fingerprint(made_from)[:12]}"
         return [
             folder / f"{index:05d}.parquet"
@@ -121,6 +129,17 @@ def read_candidates(job: SearchJob) -> Iterator[Candidates]:
             )
             calibrated = job.queries is not None
             yield Candidates(documents, scores, positives, positive_scores, calibrated)
+
+
+def measured_recall(job: SearchJob) -> float | None:
+    """Share of the exact search's results that an approximate one has found, of a sample of the queries.
+
+    None: nothing was to be found, or the search is exact.
+    """
+    counts = np.zeros(2, dtype=np.int64)
+    for path in job.parts:
+        counts += json.loads((pq.read_schema(fetch(path)).metadata or {}).get(RECALL, b"[0, 0]"))
+    return float(counts[0] / counts[1]) if counts[1] else None
 
 
 class PairScores:

@@ -70,6 +70,15 @@ class SourceMining(Frozen):
     )
     teachers: tuple[str, ...] | None = Field(None, min_length=1, description="names of teachers; None: all")
     top_k: int = Field(100, ge=1, description="candidates per teacher and query")
+    index: Literal["exact", "ivf", "hnsw"] = Field(
+        "exact", description="search over vectors: all of them, or approximately with faiss, on CPUs"
+    )
+    nprobe: int | None = Field(
+        None, ge=1, description="of ivf: clusters that a query looks into; None: one of 32, at least 16"
+    )
+    efSearch: int | None = Field(
+        None, ge=1, description="of hnsw: documents that a query remembers on its way; None: twice top_k"
+    )
     round_trip: int | None = Field(
         None, ge=1, description="drop rows whose positive no teacher ranks among so many; None: keep all"
     )
@@ -97,6 +106,11 @@ class SourceMining(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "SourceMining":
+        for key, index in (("nprobe", "ivf"), ("efSearch", "hnsw")):
+            if getattr(self, key) is not None and self.index != index:
+                raise ValueError(
+                    f"source {self.source}: {key} belongs to index {index}, not {self.index}; remove it"
+                )
         if self.round_trip is not None and self.round_trip > self.top_k:
             raise ValueError(
                 f"source {self.source}: round_trip {self.round_trip} is above top_k {self.top_k}; raise top_k"

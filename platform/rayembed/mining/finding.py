@@ -4,6 +4,7 @@ Shapes: Q queries, D width, K candidates of a query.
 """
 
 import io
+import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from rayembed.common.paths import atomic_write, fetch, remove
 from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import pool_resources, run_items
 from rayembed.data.bm25 import BM25Index, best_documents
-from rayembed.mining.candidates import SCHEMA, SearchJob
+from rayembed.mining.candidates import RECALL, SCHEMA, SearchJob
 from rayembed.mining.collection import Collection
 from rayembed.mining.search import Excluded, exact_top_k, merged
 from rayembed.mining.teachers import SHARD_ROWS
 
+_COMPARED = 256  # queries of an approximate search that are searched exactly too, to measure its recall
 _ROUND_BYTES = 2**30  # of query vectors and results that an actor holds
 
 
@@ -46,10 +48,10 @@ def find_candidates(job: SearchJob, *, actors: int | None, title: str) -> None:
 def _search_vectors(job: SearchJob, missing: list[int], actors: int | None, title: str) -> None:
     """Each actor reads its slice of the documents once for each round of queries; then parts are merged."""
     assert job.documents is not None
-    slices = 1
+    slices, gpus = 1, job.approximation is None
     if actors != 0:
         connect()
-        slices, _ = pool_resources(len(job.documents.shards), actors)
+        slices, _ = pool_resources(len(job.documents.shards), actors, gpus=gpus)
     cut = _Slices.of(job, slices)
     searches = [
         {"round": turn, "slice": index}
@@ -57,7 +59,7 @@ def _search_vectors(job: SearchJob, missing: list[int], actors: int | None, titl
         for index in range(len(cut.slices))
         if any(part in missing and not fetch(cut.found(job, part)[index]).is_file() for part in parts)
     ]
-    deque(run_items(partial(SearchSlice, job, cut), searches, actors=actors, title=title), 0)
+    deque(run_items(partial(SearchSlice, job, cut), searches, actors=actors, gpus=gpus, title=title), 0)
     merges = [{"part": part} for part in missing]
     options: dict[str, Any] = {"actors": actors, "gpus": False, "title": f"{title}, merging"}
     deque(run_items(partial(MergePart, job, cut), merges, **options), 0)
@@ -100,9 +102,14 @@ class _Pairs:
         return _between(*self._excluded, *self._starts[[parts.start, parts.stop]])
 
     def write(
-        self, part: int, scores: np.ndarray, documents: np.ndarray, positive_scores: np.ndarray
+        self,
+        part: int,
+        scores: np.ndarray,
+        documents: np.ndarray,
+        positive_scores: np.ndarray,
+        recall: tuple[int, int] = (0, 0),
     ) -> None:
-        """Store a part's candidates (Q, K) and the scores of its known positives."""
+        """Store a part's candidates (Q, K), the scores of its known positives, and what `RECALL` says."""
         positives = self.positives(range(part, part + 1))
         bounds = np.searchsorted(positives[0], np.arange(len(documents) + 1))
         found = [row[row >= 0] for row in documents]
@@ -113,7 +120,7 @@ class _Pairs:
                 np.split(positives[1], bounds[1:-1]),
                 np.split(positive_scores, bounds[1:-1]),
             ],
-            schema=SCHEMA,
+            schema=SCHEMA.with_metadata({RECALL: json.dumps(recall)}),
         )
         stream = io.BytesIO()
         pq.write_table(table, stream, compression="zstd")
@@ -154,6 +161,10 @@ class _Slices:
         folder = job.parts[part].parent / f"in-{len(self.slices)}-slices"
         return [folder / f"{part:05d}-{index}.npz" for index in range(len(self.slices))]
 
+    def index(self, job: SearchJob, number: int) -> Path:
+        """Where the approximate index of a slice is kept until all rounds are searched."""
+        return self.found(job, 0)[0].parent / f"{number}.faiss"
+
 
 class SearchSlice:
     """Searches a round of queries in a slice of the documents; an actor's worker."""
@@ -171,22 +182,34 @@ class SearchSlice:
         queries = np.concatenate(self._job.queries.open(slice(parts.start, parts.stop)))
         excluded, positives = self._pairs.excluded(parts), self._pairs.positives(parts)
         inside = (excluded[1] >= start) & (excluded[1] < stop)
-        scores, documents = exact_top_k(
-            queries, shards, self._job.top_k,
-            excluded=Excluded.of(excluded[0][inside], excluded[1][inside] - start),
-            device=resolve_device("auto"),
-        )  # fmt: skip
-        documents = np.where(documents < 0, -1, documents + start)
+        never = Excluded.of(excluded[0][inside], excluded[1][inside] - start)
+        sizes = self._pairs.sizes(parts)
+        if self._job.approximation is None:
+            compared = np.empty(0, dtype=np.int64)
+            found = exact = exact_top_k(
+                queries, shards, self._job.top_k, excluded=never, device=resolve_device("auto")
+            )
+        else:
+            compared = _compared(sizes, len(self._job.parts))
+            index = self._job.approximation.open(self._cut.index(self._job, item["slice"]), shards)
+            found = self._job.approximation.top_k(index, queries, self._job.top_k, excluded=never)
+            exact = exact_top_k(
+                queries[compared], shards, self._job.top_k, excluded=never.of_queries(compared)
+            )
         here = np.flatnonzero((positives[1] >= start) & (positives[1] < stop))
         products = _products(queries, shards, positives[0][here], positives[1][here] - start)
         first = 0
-        for part, size in zip(parts, self._pairs.sizes(parts), strict=True):
+        for part, size in zip(parts, sizes, strict=True):
             before = np.searchsorted(positives[0], first)
             own = slice(*np.searchsorted(positives[0][here], [first, first + size]))
+            tried = slice(*np.searchsorted(compared, [first, first + size]))
             _save_arrays(
                 self._cut.found(self._job, part)[item["slice"]],
-                scores=scores[first : first + size],
-                documents=documents[first : first + size],
+                scores=found[0][first : first + size],
+                documents=_shifted(found[1][first : first + size], start),
+                compared=compared[tried] - first,
+                exact_scores=exact[0][tried],
+                exact_documents=_shifted(exact[1][tried], start),
                 positives=here[own] - before,
                 positive_scores=products[own],
             )
@@ -203,15 +226,24 @@ class MergePart:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Merge part `item["part"]`."""
         part = item["part"]
-        best: tuple[np.ndarray, np.ndarray] | None = None
+        best: list[tuple[np.ndarray, np.ndarray]] = []  # of the search, and the exact ones
+        compared = np.empty(0, dtype=np.int64)
         positive_scores = np.zeros(len(self._pairs.positives(range(part, part + 1))[0]), dtype=np.float32)
         for path in self._cut.found(self._job, part):
             with np.load(fetch(path), allow_pickle=False) as found:
-                mine = found["scores"], found["documents"]
+                mine = [
+                    (found["scores"], found["documents"]),
+                    (found["exact_scores"], found["exact_documents"]),
+                ]
+                compared = found["compared"]
                 positive_scores[found["positives"]] = found["positive_scores"]
-            best = mine if best is None else merged(best, mine, self._job.top_k)
-        assert best is not None
-        self._pairs.write(part, *best, positive_scores)
+            best = [merged(*pair, self._job.top_k) for pair in zip(best, mine, strict=True)] if best else mine
+        (scores, documents), (_, exact) = best
+        hits = [
+            len(set(row) & set(own) - {-1})
+            for row, own in zip(exact.tolist(), documents[compared].tolist(), strict=True)
+        ]
+        self._pairs.write(part, scores, documents, positive_scores, (sum(hits), int((exact >= 0).sum())))
         return {}
 
 
@@ -248,6 +280,25 @@ class SearchWords:
     @cached_property
     def _words(self) -> BM25Index:
         return BM25Index(pq.read_table(fetch(self._job.document_texts))["text"].to_pylist())
+
+
+def _compared(sizes: Sequence[int], parts: int) -> np.ndarray:
+    """Queries that are searched exactly too, as many of each of `parts` parts, spread over it.
+
+    With 4 of each part, and parts of 7 and 2 queries: 0, 2, 4, 6 of the first and both of the second, 7, 8.
+    """
+    each, first = max(1, _COMPARED // parts), np.cumsum([0, *sizes])
+    return np.concatenate(
+        [
+            start + np.linspace(0, size - 1, min(each, size)).astype(np.int64)
+            for start, size in zip(first[:-1], sizes, strict=True)
+        ]
+    )
+
+
+def _shifted(documents: np.ndarray, start: int) -> np.ndarray:
+    """Positions in all documents of positions in those from `start` on; -1 stays."""
+    return np.where(documents < 0, -1, documents + start)
 
 
 def _starts(texts: Path) -> np.ndarray:

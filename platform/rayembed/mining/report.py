@@ -208,6 +208,8 @@ def markdown(name: str, report: MiningReport, negatives_per_query: int, audit: d
         lines.append(f"| of {rescored:,} rescored candidates right after all | {_percent(share)} |")
     if dropped := audit["round_trip"]["dropped"]:
         lines.append(f"| rows dropped, as no teacher finds their positive again | {dropped:,} |")
+    for teacher, recall in audit["recall"].items():
+        lines.append(f"| of the exact results that the index finds, {teacher} | {_percent(recall)} |")
     for pair, overlap in audit["teacher_overlap"].items():
         teachers = pair.replace(" | ", " and ")
         lines.append(

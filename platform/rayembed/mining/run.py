@@ -20,7 +20,14 @@ import pyarrow.parquet as pq
 from rayembed.common.errors import DataError, all_mistakes
 from rayembed.common.paths import atomic_file, atomic_write, fetch, resolve
 from rayembed.data.store import read_parquet
-from rayembed.mining.candidates import Candidates, PairScores, SearchJob, read_candidates
+from rayembed.mining.approximate import Approximation, require_faiss
+from rayembed.mining.candidates import (
+    Candidates,
+    PairScores,
+    SearchJob,
+    measured_recall,
+    read_candidates,
+)
 from rayembed.mining.collection import Collection, collect, read_corpus, read_pairs, source_mistakes
 from rayembed.mining.config import BM25Teacher, CrossEncoder, MiningRecipe, SourceMining, Teacher
 from rayembed.mining.finding import find_candidates, write_pairs
@@ -65,6 +72,8 @@ def _prepared_teachers(recipe: MiningRecipe) -> dict[str, Teacher]:
     Raises:
         DataError: all teachers, sources and files that are not there.
     """
+    if any(entry.index != "exact" for entry in recipe.sources):
+        require_faiss()
     models_dir = resolve(recipe.models_directory)
     mistakes: list[str] = []
     teachers: dict[str, Teacher] = {}
@@ -128,6 +137,9 @@ def _mine_source(
     summary = audit.summary() | {
         "rescoring": (rescoring or RescoringResult()).summary(),
         "round_trip": {"dropped": dropped},
+        "recall": {
+            name: measured_recall(search) for name, search in searches.items() if search.approximation
+        },
     }
     if not choices:
         raise DataError(
@@ -165,6 +177,9 @@ def _searches(
     queries = write_texts(collection.queries, work / "queries.parquet", collection.instructions)
     documents = write_texts(collection.documents, work / "documents.parquet")
     pairs = write_pairs(collection, work / "pairs.npz")
+    approximation = None
+    if entry.index != "exact":
+        approximation = Approximation(entry.index, entry.nprobe, entry.efSearch)
     searches = {}
     for name, teacher in teachers.items():
         vectors: tuple[VectorJob | None, VectorJob | None] = None, None
@@ -174,7 +189,15 @@ def _searches(
                 VectorJob.of(queries, work / name, teacher, "query", entry.instruction),
                 VectorJob.of(documents, work / name, teacher, "document", document_instruction),
             )
-        searches[name] = SearchJob(queries, documents, *vectors, pairs, entry.top_k, work / name)
+        searches[name] = SearchJob(
+            queries,
+            documents,
+            *vectors,
+            pairs,
+            entry.top_k,
+            work / name,
+            approximation if vectors[0] else None,
+        )
     return searches
 
 
@@ -203,6 +226,12 @@ def _find(recipe: MiningRecipe, entry: SourceMining, name: str, teacher: Teacher
         assert search.documents is not None
         encode(teacher, (search.queries, search.documents), actors=recipe.actors, title=f"{title}, encoding")
     find_candidates(search, actors=recipe.actors, title=f"{title}, search")
+    if (recall := measured_recall(search)) is not None:
+        key = "nprobe" if entry.index == "ivf" else "efSearch"
+        logger.info(
+            "%s: %s finds %.1f %% of the exact results, measured on a sample of the queries; %s raises it",
+            title, entry.index, 100 * recall, key,
+        )  # fmt: skip
 
 
 def _known(collection: Collection, entry: SourceMining) -> dict[int, Set[int]] | None:

@@ -32,6 +32,11 @@ class Excluded:
         order = np.argsort(documents, kind="stable")
         return cls(queries[order], documents[order])
 
+    def of_queries(self, chosen: np.ndarray) -> "Excluded":
+        """Pairs of chosen queries, in ascending order, counted among these."""
+        mine = np.isin(self.queries, chosen)
+        return Excluded(np.searchsorted(chosen, self.queries[mine]), self.documents[mine])
+
 
 class TopK:
     """The best documents so far of Q queries.
