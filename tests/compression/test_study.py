@@ -65,7 +65,9 @@ def score(checkpoint, *, output, vectors, name, **options):
     calls.append((checkpoint, vectors))
     engine = Engine.load(checkpoint)
     found = engine.encode(TEXTS).vectors
-    found = vectors.as_searched(found) if vectors else found
+    ranges = engine.contract.vector_ranges
+    assert ranges is not None  # some cell's vectors are bits
+    found = vectors.as_searched(found, ranges) if vectors else found
     cosines = found @ found.T
     tasks = tuple(
         TaskRecord(f"task {row}", "STS", "cosine", float(np.abs(cosines[row]).mean()), {}, None, "1", None)

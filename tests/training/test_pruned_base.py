@@ -1,5 +1,6 @@
 """A run that begins with a pruned checkpoint: what it takes over, and weights that stay zero."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,13 +8,17 @@ from rayembed.common.errors import ConfigError
 from rayembed.compression.layers import Sparsity, linear_layers, prune_backbone
 from rayembed.contract import Contract
 from rayembed.contract.packing import pack_ids
+from rayembed.contract.ranges import VectorRanges
 from rayembed.model.base_model import prepare_base_model, save_untrained
 from rayembed.model.checkpoint import load_model, save_model
 from rayembed.training.handover import FinishedStage, ModelExport, merge_into_base
 from rayembed.training.model import ModelSpec, trainable_weights
+from rayembed.training.start import step_of
 from tests.tiny import make_tokenizer
 from tests.training.models import make_embedder
 from tests.training.recipes import tiny_recipe
+from tests.training.sources import stage, stream_spec
+from tests.training.stages import stage_of
 from tests.training.test_handover import save
 
 LORA = {"rank": 2, "alpha": 8, "dropout": 0.0}
@@ -71,6 +76,27 @@ def test_zeros_stay_zero_and_the_export_computes_what_was_trained(checkpoint, ho
     for name, zeros in zeros_of(exported.backbone).items():
         assert torch.equal(zeros, before[name]), name
     torch.testing.assert_close(exported(BATCH), model.eval()(BATCH), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("quantisation", [None, {"formats": ["binary"]}])
+def test_ranges_of_the_base_are_kept_where_vectors_are_trained_for_them(home, quantisation):
+    embedder, vectors = make_embedder(), np.random.default_rng(0).standard_normal((9, 32))
+    ranges = VectorRanges.of(vectors)
+    contract = Contract(max_length=48, vector_ranges=ranges)
+    save_model(home / "measured", embedder, make_tokenizer(), contract)
+    settings = stage(quantisation=quantisation).model_dump(mode="json")
+    config = tiny_recipe(home / "measured", stages=[settings])
+    assert config.contract.vector_ranges is None
+    with pytest.raises(ConfigError, match=r"vector_ranges is measured by .*; remove it"):
+        tiny_recipe(home / "measured", contract=contract.model_dump())
+    base = prepare_base_model(str(home / "measured"), home / "models")
+    run = stage_of(config, base, stream_spec(home, base, config.stages[0]), home)
+    kept = ranges if quantisation else None
+    assert step_of(run, torch.device("cpu"), torch.float32)._ranges == kept
+    weights = trainable_weights(run.model.build(torch.float32))
+    finished = [FinishedStage("one", "contrastive", 1, False, save(home / "one", weights))]
+    run.export.write(run.model, finished, home / "model")
+    assert Contract.load(home / "model").vector_ranges == kept
 
 
 def test_dropout_of_adapters_and_kept_zeros_exclude_each_other():

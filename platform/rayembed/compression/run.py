@@ -13,7 +13,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from rayembed.compression.study import CalibrationConfig, CompressionConfig, Stu
 from rayembed.config.loading import load_recipe, validate_recipe
 from rayembed.config.run import RunConfig
 from rayembed.contract.packing import PackedBatch, pack_ids, split_packed
+from rayembed.contract.ranges import VectorRanges
 from rayembed.data.plan import fingerprint
 from rayembed.engine.bulk.inputs import find_files, streamed
 from rayembed.engine.engine import Engine
@@ -101,6 +102,7 @@ def plan(study: CompressionConfig, base: Path) -> dict[StudyCell, Pieces]:
     Catalogue(resolve(study.data_directory), task_files).select(study.benchmark, study.tasks)
     folder, checkpoint = resolve(study.output) / study.name, resolve(study.checkpoint)
     texts = [(file.name, file.size, file.changed) for file in find_files(study.calibration.path)]
+    calibration = {"texts": texts, "calibration": study.calibration.model_dump()}
     start = {"checkpoint": read_manifest(checkpoint)["digest"]}
     planned = {}
     for cell in cells(study):
@@ -109,7 +111,7 @@ def plan(study: CompressionConfig, base: Path) -> dict[StudyCell, Pieces]:
             words = f"{cell.sparsity.method}-{cell.sparsity.pattern}"
             made |= {"sparsity": asdict(cell.sparsity)}
             if cell.sparsity.method != "magnitude":
-                made |= {"texts": texts, "calibration": study.calibration.model_dump()}
+                made |= calibration
             pruned = folder / "pruned" / _named(words, made)
         run = None
         if cell.retraining != "none":
@@ -118,6 +120,8 @@ def plan(study: CompressionConfig, base: Path) -> dict[StudyCell, Pieces]:
             made |= {"run": run.model_dump(mode="json")}
             run = run.model_copy(update={"name": _named(words, made)})
         words, made = f"{words}-{cell.weights}", made | {"weights": cell.weights}
+        if study.measures_ranges:
+            made |= calibration
         packed = folder / "packed" / _named(words, made)
         tasks = [study.benchmark, study.tasks, [file.read_text() for file in task_files]]
         scored = made | {"vectors": cell.vectors.model_dump(), "tasks": tasks}
@@ -187,7 +191,8 @@ def run_study(
         if own.run is not None and not (own.trained / MANIFEST_FILE).is_file():
             train(own.run)
     packs = {own.packed: (own.trained, cell.weights) for cell, own in planned.items()}
-    _make("packing", pack_checkpoint, packs, actors)
+    measured = texts if study.measures_ranges else ()
+    _make("packing", partial(pack_checkpoint, measured), packs, actors)
     options: dict[str, Any] = {
         "benchmark": study.benchmark,
         "tasks": study.tasks,
@@ -251,10 +256,13 @@ def _batches(model: LoadedModel, texts: Sequence[str]) -> list[PackedBatch]:
     return [batch.to(model.embedder.backbone.device) for batch in split_packed(whole, _TOKENS)]
 
 
-def pack_checkpoint(folder: Path, source: tuple[Path, WeightFormat]) -> None:
-    """Write a copy of a checkpoint with packed weights."""
+def pack_checkpoint(texts: Sequence[str], folder: Path, source: tuple[Path, WeightFormat]) -> None:
+    """Write a copy of a checkpoint with packed weights; texts measure the ranges of its vectors."""
     checkpoint, form = source
     model = load_model(checkpoint, dtype="auto")
+    if texts:
+        ranges = VectorRanges.of(Engine.load(checkpoint).encode(texts).vectors)
+        model = replace(model, contract=model.contract.model_copy(update={"vector_ranges": ranges}))
     _save(model, checkpoint, folder, {"weights": form}, packed=form)
 
 

@@ -75,6 +75,11 @@ class CompressionConfig(Frozen):
                 )
         return retraining
 
+    @property
+    def measures_ranges(self) -> bool:
+        """Whether the ranges of vectors are measured with the calibration texts: some vectors need them."""
+        return any(form.has_ranges for form in self.vectors)
+
     def sparsities(self) -> Iterator[Sparsity]:
         """All ways of pruning."""
         for method, pattern in itertools.product(self.methods, self.patterns):

@@ -73,6 +73,8 @@ class RunConfig(Frozen):
         return self
 
     def _problems(self) -> Iterator[str]:
+        if self.contract.vector_ranges is not None:
+            yield "contract.vector_ranges is measured by `rayembed compress`; remove it from the recipe"
         if self.model.pooling.type == "cls" and not self.contract.pool_instruction:
             yield (
                 "model.pooling of type cls takes the first token, which is not pooled where an instruction "

@@ -12,9 +12,11 @@ from string import Formatter
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from rayembed.common.errors import CheckpointError, RequestError
 from rayembed.common.paths import atomic_write, fetch
+from rayembed.contract.ranges import VectorRanges
 
 CONTRACT_FILE = "contract.json"
 CONTRACT_VERSION: Literal[1] = 1
@@ -84,6 +86,8 @@ class Contract(BaseModel):
     symmetric: tuple[str, ...] = Field(
         (), description="task names whose documents carry the instruction too, as in training"
     )
+    # Measured by `rayembed compress`; no key of recipes.
+    vector_ranges: SkipJsonSchema[VectorRanges | None] = None
 
     @field_validator("instruction_template")
     @classmethod
@@ -193,7 +197,14 @@ class Contract(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write contract.json into `folder`."""
-        atomic_write(folder / CONTRACT_FILE, self.model_dump_json(indent=2) + "\n")
+        content = self.model_dump(mode="json")
+        # Thousands of numbers take a line each in indented JSON, so each list of them gets one line.
+        ranges = content.pop("vector_ranges") or {}
+        lines = [f'    "{name}": {json.dumps(numbers)}' for name, numbers in ranges.items()]
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        if lines:
+            text = text.removesuffix("\n}") + ',\n  "vector_ranges": {\n' + ",\n".join(lines) + "\n  }\n}"
+        atomic_write(folder / CONTRACT_FILE, text + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Contract":

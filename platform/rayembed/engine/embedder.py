@@ -15,6 +15,7 @@ from rayembed.common.settings import Backend, Precision
 from rayembed.contract import Contract
 from rayembed.contract.instructions import Side, chosen_instruction
 from rayembed.engine.engine import Engine
+from rayembed.engine.vector_formats import Quantisation, quantise
 
 BLOCK_SIZE = 8192  # enough texts for passes of neighbours in length, few enough to hold in memory
 
@@ -92,6 +93,7 @@ class Embedder:
         task: str | None = None,
         side: Side = "query",
         dimensions: int | None = None,
+        vectors: Quantisation = "float32",
         show_progress: bool = False,
     ) -> np.ndarray:
         """Embed texts.
@@ -102,21 +104,23 @@ class Embedder:
             task: name of an instruction that the model was trained with, in place of words.
             side: of the task, whether the texts are its queries or its documents.
             dimensions: cut the vectors to this width and renormalise; None keeps the full width.
+            vectors: number format of the vectors, see `quantise`.
             show_progress: draw a progress bar over tokens.
 
         Returns:
-            fp32 unit vectors (N, D) in the order of the texts.
+            Vectors (N, D) in the order of the texts, of length 1 as fp32; of bits (N, D / 8) bytes.
 
         Raises:
             RequestError: the texts are not texts, the instruction fills the whole length, the model was not
                 trained for the task, or `dimensions` is out of range.
         """
-        return self.engine.encode(
+        encoded = self.engine.encode(
             list(_checked(texts)),
             instruction=chosen_instruction(self.contract, instruction, task, side),
             dimensions=dimensions,
             show_progress=show_progress,
-        ).vectors
+        )
+        return quantise(encoded.vectors, vectors, self.contract.vector_ranges)
 
     def encode_blocks(
         self,
@@ -126,6 +130,7 @@ class Embedder:
         task: str | None = None,
         side: Side = "query",
         dimensions: int | None = None,
+        vectors: Quantisation = "float32",
         block_size: int = BLOCK_SIZE,
         total: int | None = None,
         show_progress: bool = True,
@@ -140,12 +145,13 @@ class Embedder:
             task: as in `encode`.
             side: as in `encode`.
             dimensions: as in `encode`.
+            vectors: as in `encode`.
             block_size: texts of a block; larger blocks sort better by length and need more memory.
             total: number of texts for the progress bar, where `texts` does not know it.
             show_progress: draw a progress bar over texts.
 
         Returns:
-            Iterator over fp32 unit vectors (block_size, D); the last block may have fewer rows.
+            Iterator over vectors (block_size, D), as `encode` gives them; the last block may have fewer rows.
 
         Raises:
             RequestError: as `encode`; texts are checked as they are read.
@@ -156,20 +162,22 @@ class Embedder:
         if total is None and isinstance(texts, Sized):
             total = len(texts)
         words = chosen_instruction(self.contract, instruction, task, side)
-        return self._blocks(checked, words, dimensions, block_size, total, show_progress)
+        return self._blocks(checked, words, dimensions, vectors, block_size, total, show_progress)
 
     def _blocks(
         self,
         texts: Iterator[str],
         instruction: str | None,
         dimensions: int | None,
+        vectors: Quantisation,
         block_size: int,
         total: int | None,
         show_progress: bool,
     ) -> Iterator[np.ndarray]:
         with tqdm(total=total, unit=" texts", desc="embedding", disable=not show_progress) as progress:
             while block := list(islice(texts, block_size)):
-                yield self.engine.encode(block, instruction=instruction, dimensions=dimensions).vectors
+                encoded = self.engine.encode(block, instruction=instruction, dimensions=dimensions)
+                yield quantise(encoded.vectors, vectors, self.contract.vector_ranges)
                 progress.update(len(block))
 
     @staticmethod

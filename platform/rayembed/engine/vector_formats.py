@@ -12,21 +12,33 @@ from pydantic import Field
 
 from rayembed.common.errors import RequestError
 from rayembed.common.settings import Frozen
+from rayembed.contract.ranges import VectorRanges
 
 Quantisation = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
 
-def quantise(vectors_ND: np.ndarray, kind: Quantisation) -> np.ndarray:
-    """Quantise unit vectors one by one, so that a vector does not depend on those it came with.
+def quantise(
+    vectors_ND: np.ndarray,
+    kind: Quantisation,
+    ranges: VectorRanges | None = None,
+    *,
+    fills_bytes: bool = False,
+) -> np.ndarray:
+    """Quantise vectors one by one, so that a vector does not depend on those it came with.
 
-    int8 and uint8 scale a vector by its own largest magnitude: cosines keep their value, dot products do not,
-    so compare such vectors by cosine. uint8 is int8 plus 128. binary keeps the sign of each dimension, eight
-    to a byte with the first one in the highest bit; ubinary gives the bytes as they are, binary less 128, the
-    two forms that sentence-transformers and OpenAI-compatible services use.
+    With ranges, int8 and uint8 divide each dimension's range into 255 steps, and binary says which numbers
+    are above their thresholds. Without, int8 and uint8 scale a vector by its own largest magnitude, and
+    binary keeps signs. Compare such vectors by cosine, bits by the number of different ones.
+
+    uint8 is int8 plus 128. Bits are eight to a byte with the first one in the highest bit; ubinary gives the
+    bytes as they are, binary less 128, the two forms that sentence-transformers and OpenAI-compatible
+    services use.
 
     Args:
-        vectors_ND: fp32 unit vectors.
+        vectors_ND: fp32 vectors, whole or cut; their length does not matter.
         kind: number format wanted.
+        ranges: the model's, from its contract.
+        fills_bytes: fill the last byte of bits with zeros.
 
     Returns:
         Array of shape (N, D), or (N, D / 8) for bits.
@@ -40,16 +52,30 @@ def quantise(vectors_ND: np.ndarray, kind: Quantisation) -> np.ndarray:
         )
     if kind in ("float32", "float16"):
         return vectors_ND.astype(kind)
+    width, threshold_D = vectors_ND.shape[1], np.float32(0)
+    if ranges is not None:
+        vectors_ND = _unit(vectors_ND)
+        low_D, threshold_D, high_D = ranges.numbers(width)
     if kind in ("int8", "uint8"):
-        largest_N1 = np.abs(vectors_ND).max(axis=1, keepdims=True, initial=np.finfo(np.float32).tiny)
-        scaled = np.rint(vectors_ND / largest_N1 * 127)
+        if ranges is None:
+            scaled = np.rint(
+                _divided(vectors_ND, np.abs(vectors_ND).max(axis=1, keepdims=True, initial=0)) * 127
+            )
+        else:
+            scaled = np.rint((vectors_ND - low_D) / (high_D - low_D) * 255).clip(0, 255) - 128
         return scaled.astype(np.int8) if kind == "int8" else (scaled + 128).astype(np.uint8)
-    if vectors_ND.shape[1] % 8:
-        raise RequestError(
-            f"{kind} needs a number of dimensions that is a multiple of 8, not {vectors_ND.shape[1]}"
-        )
-    bits = np.packbits(vectors_ND > 0, axis=1)
+    if width % 8 and not fills_bytes:
+        raise RequestError(f"{kind} needs a number of dimensions that is a multiple of 8, not {width}")
+    bits = np.packbits(vectors_ND > threshold_D, axis=1)
     return bits if kind == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+
+
+def _unit(vectors_ND: np.ndarray) -> np.ndarray:
+    return _divided(vectors_ND, np.linalg.norm(vectors_ND, axis=1, keepdims=True))
+
+
+def _divided(vectors_ND: np.ndarray, by_N1: np.ndarray) -> np.ndarray:
+    return vectors_ND / np.maximum(by_N1, np.finfo(np.float32).tiny)
 
 
 class VectorForm(Frozen):
@@ -61,7 +87,12 @@ class VectorForm(Frozen):
     def __str__(self) -> str:
         return self.format if self.dimensions is None else f"{self.dimensions}-{self.format}"
 
-    def as_searched(self, vectors_ND: np.ndarray) -> np.ndarray:
+    @property
+    def has_ranges(self) -> bool:
+        """Whether a model's ranges change them."""
+        return self.format not in ("float32", "float16")
+
+    def as_searched(self, vectors_ND: np.ndarray, ranges: VectorRanges | None = None) -> np.ndarray:
         """fp32 unit vectors with the cosines that a search over vectors in this form computes.
 
         Of bits it is the cosine of -1 and 1, which orders like the number of equal bits.
@@ -70,12 +101,12 @@ class VectorForm(Frozen):
 
         vectors_ND = cut_array(vectors_ND, self.dimensions)
         if self.format in ("binary", "ubinary"):
-            numbers_ND = np.where(vectors_ND > 0, 1.0, -1.0)
+            packed = quantise(vectors_ND, "ubinary", ranges, fills_bytes=True)
+            numbers_ND = np.unpackbits(packed, axis=1, count=vectors_ND.shape[1]) * np.float32(2) - 1
         else:
-            numbers_ND = quantise(vectors_ND, self.format).astype(np.float32)
-            numbers_ND -= 128 if self.format == "uint8" else 0
-        lengths_N1 = np.linalg.norm(numbers_ND, axis=1, keepdims=True)
-        return (numbers_ND / np.maximum(lengths_N1, np.finfo(np.float32).tiny)).astype(np.float32)
+            form = "int8" if self.format == "uint8" else self.format
+            numbers_ND = quantise(vectors_ND, form, ranges).astype(np.float32)
+        return _unit(numbers_ND)
 
 
 class ReducedEngine:
@@ -88,5 +119,5 @@ class ReducedEngine:
 
     def encode(self, texts: Sequence[str], **options: Any) -> Any:
         """As the engine's, with the vectors in their form."""
-        encoded = self._engine.encode(texts, **options)
-        return replace(encoded, vectors=self._form.as_searched(encoded.vectors))
+        encoded, ranges = self._engine.encode(texts, **options), self.contract.vector_ranges
+        return replace(encoded, vectors=self._form.as_searched(encoded.vectors, ranges))

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 
 from rayembed.common.settings import Frozen
+from rayembed.contract.ranges import VectorRanges
 from rayembed.losses.base import LossInputs, LossSettings
 from rayembed.losses.quantisation import QuantisationConfig, rounded_inputs
 
@@ -41,29 +42,35 @@ def row_losses(
     inputs: LossInputs,
     matryoshka: MatryoshkaConfig | None = None,
     quantisation: QuantisationConfig | None = None,
+    ranges: VectorRanges | None = None,
 ) -> torch.Tensor:
     """Loss of each of this rank's rows (Q); reduce it with the mean over the global batch.
 
     With dimensions (64, 16) and weights (1, 0.5) it is the sum of the losses on the first 64 dimensions plus
-    half of that sum on the first 16. With quantisation each of these sums is one over number formats too.
+    half of that sum on the first 16. With quantisation each of these sums is one over number formats too,
+    rounded by `ranges`.
     """
     if matryoshka is None:
-        return _over_formats(losses, inputs, quantisation)
+        return _over_formats(losses, inputs, quantisation, ranges)
     weights = matryoshka.weights or (1.0,) * len(matryoshka.dimensions)
     parts = [
-        weight * _over_formats(losses, inputs.cut(dimensions), quantisation)
+        weight * _over_formats(losses, inputs.cut(dimensions), quantisation, ranges)
         for dimensions, weight in zip(matryoshka.dimensions, weights, strict=True)
     ]
     return torch.stack(parts).sum(dim=0)
 
 
 def _over_formats(
-    losses: Sequence[LossSettings], inputs: LossInputs, quantisation: QuantisationConfig | None
+    losses: Sequence[LossSettings],
+    inputs: LossInputs,
+    quantisation: QuantisationConfig | None,
+    ranges: VectorRanges | None,
 ) -> torch.Tensor:
     total_Q = _weighted_sum(losses, inputs)
     if quantisation is not None:
         for form in quantisation.formats:
-            total_Q = total_Q + quantisation.weight * _weighted_sum(losses, rounded_inputs(inputs, form))
+            rounded = rounded_inputs(inputs, form, ranges)
+            total_Q = total_Q + quantisation.weight * _weighted_sum(losses, rounded)
     return total_Q
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.common.paths import atomic_directory
 from rayembed.common.settings import differences
-from rayembed.contract import CONTRACT_FILE, Contract
+from rayembed.contract import Contract
 from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.model.checkpoint import POOLING_FILE, read_configuration, write_manifest
 from rayembed.model.export.shards import shapes, weight_files, write
@@ -75,7 +75,8 @@ def merge_checkpoints(
         for name in ("tokenizer", "backbone"):
             ignore = shutil.ignore_patterns("*.safetensors*")
             shutil.copytree(checkpoints[0] / name, temporary / name, ignore=ignore)
-        shutil.copy(checkpoints[0] / CONTRACT_FILE, temporary)
+        # The vectors of the merged weights lie elsewhere.
+        Contract.load(checkpoints[0]).model_copy(update={"vector_ranges": None}).save(temporary)
         files = [weight_files(checkpoint / "backbone") for checkpoint in checkpoints]
         write(temporary / "backbone", _merged(files, shares, combine), len(files[0]))
         if (checkpoints[0] / POOLING_FILE).is_file():
@@ -141,7 +142,7 @@ def _described(checkpoint: Path) -> dict[str, Any]:
     return {
         "model": config.model_dump(mode="json"),
         "backbone": {key: value for key, value in backbone.items() if key not in _WITHOUT_EFFECT},
-        "contract": Contract.load(checkpoint).model_dump(mode="json"),
+        "contract": Contract.load(checkpoint).model_dump(mode="json", exclude={"vector_ranges"}),
         "tokenizer": sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "shapes": shapes(files) | (shapes([head]) if head.is_file() else {}),
     }

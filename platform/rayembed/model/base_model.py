@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from rayembed.common.errors import CheckpointError, ConfigError
 from rayembed.common.packages import fetch_package
 from rayembed.common.paths import atomic_directory, fetch, is_stored, resolve
-from rayembed.contract import Contract
+from rayembed.contract import CONTRACT_FILE, Contract
 from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.model.backbone import empty_backbone, llama_to_mistral, most_positions
 from rayembed.model.checkpoint import (
@@ -99,7 +99,7 @@ def prepare_base_model(
 
 
 def _joined(checkpoint: Path, models_dir: Path) -> Path:
-    """A checkpoint as one base-model folder: links to its backbone, tokenizer and pooling head."""
+    """A checkpoint as one base-model folder: links to its backbone, tokenizer, contract and pooling head."""
     folder = models_dir / f"checkpoint-{read_manifest(checkpoint)['digest'][:12]}"
     if not fetch(folder, weights=False).is_dir():
         checkpoint = fetch(checkpoint)
@@ -110,8 +110,9 @@ def _joined(checkpoint: Path, models_dir: Path) -> Path:
             for part in ("backbone", "tokenizer"):
                 for file in (checkpoint / part).iterdir():
                     place(file, temporary / file.name)
-            if (checkpoint / POOLING_FILE).is_file():
-                place(checkpoint / POOLING_FILE, temporary / POOLING_FILE)
+            for name in (CONTRACT_FILE, POOLING_FILE):
+                if (checkpoint / name).is_file():
+                    place(checkpoint / name, temporary / name)
     return folder
 
 

@@ -210,8 +210,8 @@ def checkpoint_settings(folder: Path) -> dict[str, dict[str, Any]]:
         CheckpointError: as `read_configuration`.
     """
     _, config = read_configuration(folder)
-    contract = Contract.load(folder)
-    return {"contract": contract.model_dump(mode="json"), "model": config.model_dump(mode="json")}
+    contract = Contract.load(folder).model_dump(mode="json", exclude={"vector_ranges"})
+    return {"contract": contract, "model": config.model_dump(mode="json")}
 
 
 def load_model(

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from rayembed.contract.instructions import Side
+from rayembed.contract.ranges import VectorRanges
 
 _CHARACTERS_A_TOKEN = 4
 
@@ -70,6 +71,7 @@ class EncodeRequest:
         priority: bulk work is computed when online work leaves room.
         trace: headers of the trace that the request belongs to.
         adapter: served name of the adapter to compute with; empty for the model itself.
+        wants_ranges: the vectors will be quantised, for which the model's ranges are needed.
         client: name of the API key; the requests of one client take turns as one. Empty: each for itself.
     """
 
@@ -80,6 +82,7 @@ class EncodeRequest:
     priority: Priority = "online"
     trace: Mapping[str, str] = field(default_factory=dict)
     adapter: str = ""
+    wants_ranges: bool = False
     client: str = ""
 
     def __len__(self) -> int:
@@ -106,6 +109,7 @@ class Embeddings:
         truncated: number of inputs that were cut to the maximum length.
         digest: digest of the checkpoint that made the vectors.
         cached: number of inputs whose vector came from the cache.
+        ranges: of the model's vectors, where they were asked for and measured.
     """
 
     vectors: np.ndarray
@@ -113,6 +117,7 @@ class Embeddings:
     truncated: int
     digest: str
     cached: int = 0
+    ranges: VectorRanges | None = None
 
 
 @dataclass(frozen=True)

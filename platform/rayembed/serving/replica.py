@@ -120,6 +120,7 @@ class EmbeddingReplica:
             truncated=sum(answer.truncated for answer in answers),
             digest=self._digests[request.adapter],
             cached=len(known) - known.count(None),
+            ranges=self._engine.contract.vector_ranges if request.wants_ranges else None,
         )
         self._metrics.count(answer)
         return answer

@@ -119,6 +119,7 @@ class ModelExport:
         contract: how texts become tokens, with the instructions that the stages train.
         recipe: the resolved recipe, to be noted down.
         precision: number format of the files.
+        keeps_ranges: its vectors were trained for the ranges of the base model.
     """
 
     base_model: str
@@ -127,6 +128,7 @@ class ModelExport:
     contract: Contract
     recipe: str
     precision: SavedPrecision
+    keeps_ranges: bool
 
     @classmethod
     def of(cls, config: RunConfig) -> "ModelExport":
@@ -142,6 +144,7 @@ class ModelExport:
             contract,
             config.to_yaml(),
             config.training.saved_precision,
+            config.stages[-1].quantisation is not None,
         )
 
     def write(self, model: ModelSpec, finished: Sequence[FinishedStage], folder: Path) -> str:
@@ -183,11 +186,13 @@ class ModelExport:
             "sources": list(self.sources),
             "licences": licences(self.base_model, self.sources),
         }
+        ranges = model.vector_ranges() if self.keeps_ranges else None
+        contract = self.contract.model_copy(update={"vector_ranges": ranges})
         with atomic_directory(folder) as temporary:
             model.write_backbone(temporary / "backbone", weights, dtype)
             tokenizer = load_tokenizer(model.original_base)
             digest = write_around_backbone(
-                temporary, model.settings, head.to(dtype), tokenizer, self.contract,
+                temporary, model.settings, head.to(dtype), tokenizer, contract,
                 dimensions=empty.dimensions, provenance=provenance,
             )  # fmt: skip
             atomic_write(temporary / "recipe.yaml", self.recipe)

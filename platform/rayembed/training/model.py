@@ -12,6 +12,8 @@ from rayembed.common.errors import CheckpointError
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
+from rayembed.contract import CONTRACT_FILE, Contract
+from rayembed.contract.ranges import VectorRanges
 from rayembed.model.backbone import empty_backbone, load_backbone
 from rayembed.model.checkpoint import POOLING_FILE, load_matching
 from rayembed.model.compilation import compile_token_wise_parts
@@ -74,6 +76,11 @@ class ModelSpec:
         """Weights of the pooling head that the base model brings along; none where it is no checkpoint."""
         file = Path(self.original_base) / POOLING_FILE
         return {name: value.float() for name, value in load_file(file).items()} if file.is_file() else {}
+
+    def vector_ranges(self) -> VectorRanges | None:
+        """Ranges of the vectors of the base model; none where they were not measured."""
+        folder = Path(self.original_base)
+        return Contract.load(folder).vector_ranges if (folder / CONTRACT_FILE).is_file() else None
 
     def empty(self) -> EmbeddingModel:
         """The model on the meta device: names and shapes, trainable parameters marked, and no weights."""

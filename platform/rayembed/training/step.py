@@ -15,6 +15,7 @@ import torch
 
 from rayembed.config.stage import StageConfig
 from rayembed.contract.packing import PackedBatch, split_packed
+from rayembed.contract.ranges import VectorRanges
 from rayembed.data.collate import TrainingBatch
 from rayembed.losses import LossInputs, row_losses
 from rayembed.losses.measures import row_measures, uniformity
@@ -68,6 +69,7 @@ class ContrastiveStep:
         self._device = device
         self._budget = stage.training.chunk_tokens
         self._teacher = load_teacher(stage.settings, device, dtype)
+        self._ranges = stage.model.vector_ranges() if stage.settings.quantisation else None
 
     def backward(self, wrapped: Any, batch: TrainingBatch, timer: StepTimer) -> StepOutput:
         """Leave the gradient in the parameters; called by all ranks."""
@@ -80,7 +82,7 @@ class ContrastiveStep:
             )
 
         def loss_of(vectors_ND: torch.Tensor) -> StepOutput:
-            return contrastive_loss(vectors_ND, batch, self._settings, timer, teacher_ND)
+            return contrastive_loss(vectors_ND, batch, self._settings, timer, teacher_ND, self._ranges)
 
         return encode_and_backward(wrapped, batch.packed, loss_of, timer, self._budget)
 
@@ -184,6 +186,7 @@ def contrastive_loss(
     settings: StageConfig,
     timer: StepTimer,
     teacher_ND: torch.Tensor | None = None,
+    ranges: VectorRanges | None = None,
 ) -> StepOutput:
     """Loss of this rank's rows against all ranks' documents; called by all ranks.
 
@@ -194,6 +197,7 @@ def contrastive_loss(
         settings: of the stage, with its losses.
         timer: gets the phases gather and loss.
         teacher_ND: a teacher's vectors of the same texts.
+        ranges: what vectors are rounded by.
     """
     with timer.phase("gather"):
         inputs = _gathered(vectors_ND, batch, settings.sees_other_queries)
@@ -205,7 +209,7 @@ def contrastive_loss(
                 teacher_document_KD=taught.document_KD,
             )
     with timer.phase("loss"):
-        losses_Q = row_losses(settings.loss, inputs, settings.matryoshka, settings.quantisation)
+        losses_Q = row_losses(settings.loss, inputs, settings.matryoshka, settings.quantisation, ranges)
         sums_S, counts_S = _measured(losses_Q.detach(), inputs, batch.source_Q, len(settings.blend))
     return StepOutput(
         # The mean over local rows when all ranks have the same number of rows; exact when they do not.

@@ -17,9 +17,11 @@ from rayembed import Embedder
 from rayembed.cli.main import app
 from rayembed.common.errors import DataError, RequestError
 from rayembed.common.paths import resolve
+from rayembed.contract.ranges import VectorRanges
 from rayembed.engine.bulk.job import embed_files
 from rayembed.engine.bulk.request import EmbedRequest
 from rayembed.engine.vector_formats import quantise
+from rayembed.model.checkpoint import load_model, save_model
 
 TEXTS = [f"text {number} " * (1 + number % 7) for number in range(50)]
 
@@ -115,6 +117,28 @@ def test_pyarrow_pandas_and_duckdb_read_every_format(
     np.testing.assert_array_equal(np.stack(pd.read_parquet(folder)["vector"]), found)
     query = f"SELECT vector::{duckdb_type}[{width}] FROM read_parquet('{folder}/*.parquet') ORDER BY row"
     np.testing.assert_array_equal(np.array(duckdb.sql(query).fetchall())[:, 0], found)
+
+
+def test_ranges_of_the_contract_cut_the_numbers_of_job_and_embedder_alike(
+    request_, expected, tiny_checkpoint, tmp_path
+):
+    model, ranges = load_model(tiny_checkpoint), VectorRanges.of(expected[:20])
+    contract = model.contract.model_copy(update={"vector_ranges": ranges})
+    save_model(tmp_path / "measured", model.embedder, model.tokenizer, contract)
+    embedder = Embedder.load(tmp_path / "measured", precision="fp32")
+    for kind in ("uint8", "ubinary"):
+        wanted = quantise(expected, kind, ranges)
+        output = tmp_path / kind
+        embed_files(request_(checkpoint=tmp_path / "measured", vectors=kind, output=output), actors=0)
+        found = {
+            "job": np.array(pq.read_table(output / "vectors")["vector"].to_pylist()),
+            "texts": embedder.encode(TEXTS, vectors=kind),
+            "blocks": np.concatenate(list(embedder.encode_blocks(TEXTS, vectors=kind, show_progress=False))),
+        }
+        for name, numbers in found.items():
+            # A rounding may go the other way where batches differ in the last bits.
+            assert np.abs(numbers.astype(int) - wanted).max() <= (kind == "uint8"), (kind, name)
+        assert (wanted != quantise(expected, kind)).mean() > 0.1
 
 
 def test_only_shards_that_are_not_there_are_made_again(request_, tmp_path, expected, caplog, monkeypatch):

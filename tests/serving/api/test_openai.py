@@ -5,6 +5,7 @@ import base64
 import numpy as np
 import pytest
 
+from rayembed.contract.ranges import VectorRanges
 from rayembed.engine.vector_formats import quantise
 from rayembed.serving import tracing
 from tests.serving.fakes import WIDTH, FakeEngine, WordTokenizer
@@ -151,6 +152,29 @@ def test_quantised_vectors(client):
     [item] = embed(client, input="some text", embedding_types=["float", "binary"]).json()["data"]
     assert item["embeddings"]["binary"] == quantise(full, "binary")[0].tolist()
     assert item["embedding"] == item["embeddings"]["float"]
+
+
+@pytest.mark.parametrize("options", [{}, {"dimensions": 12}, {"dimensions": 12, "normalize": False}])
+def test_vectors_are_quantised_by_the_ranges_of_the_contract(make_client, options):
+    engine = FakeEngine()
+    ranges = VectorRanges.of(engine.encode([f"text {number}" for number in range(9)]).vectors)
+    engine.contract = engine.contract.model_copy(update={"vector_ranges": ranges})
+    client = make_client(engine)
+    full = vectors(embed(client, input="some text", **options))
+    for kind in ("int8", "ubinary"):
+        expected = quantise(full, kind, ranges, fills_bytes=True)[0].tolist()
+        [item] = embed(client, input="some text", embedding_type=kind, **options).json()["data"]
+        assert item["embedding"] == expected
+        assert expected != quantise(full, kind, fills_bytes=True)[0].tolist()
+        asked = {
+            "model": "fake",
+            "texts": ["some text"],
+            "embedding_types": [kind],
+            "input_type": "search_document",
+        }
+        if options.get("normalize", True):
+            asked |= {"output_dimension": options.get("dimensions")}
+            assert client.post("/v2/embed", json=asked).json()["embeddings"][kind] == [expected]
 
 
 def test_last_byte_of_signs_is_filled_with_zeros(client):

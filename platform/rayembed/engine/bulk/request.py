@@ -214,7 +214,8 @@ class ShardWorker:
             truncated=sum(encoded.truncated),
             bad_rows=dict(Counter(rows.problems.values())),
         )
-        vectors = vector_column(quantise(encoded.vectors, work.vectors), columns.num_rows, missing)
+        quantised = quantise(encoded.vectors, work.vectors, self.engine.contract.vector_ranges)
+        vectors = vector_column(quantised, columns.num_rows, missing)
         write_shard(shard_path(work.output, shard), columns, vectors, statistics)
         return statistics
 

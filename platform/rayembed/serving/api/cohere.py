@@ -104,6 +104,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             dimensions=request.output_dimension,
             truncate=request.truncate,
             priority=priority,
+            wants_ranges=not {"float", "base64"}.issuperset(request.embedding_types),
         )
         return await models.encode(request.model, asked, record)
 
@@ -139,8 +140,8 @@ async def _response(request: CohereEmbedRequest, answer: Embeddings, version: st
 
 async def _of_type(answer: Embeddings, kind: CohereType) -> list[Any]:
     if kind == "base64":
-        return await rows(answer.vectors, encoding_format="base64")
-    return await rows(answer.vectors, kind)
+        return await rows(answer, encoding_format="base64")
+    return await rows(answer, kind)
 
 
 def meta(answer: Embeddings, version: str = "2") -> dict[str, Any]:

@@ -229,16 +229,16 @@ def similarities(answer: Embeddings) -> list[float]:
 
 
 async def rows(
-    vectors: np.ndarray, kind: EmbeddingType = "float", encoding_format: str = "float"
+    answer: Embeddings, kind: EmbeddingType = "float", encoding_format: str = "float"
 ) -> list[Any]:
-    """Each vector (D,) in a number format, as JSON numbers or as base64 of 32-bit floats.
+    """Each vector (D,) of an answer in a number format, as JSON numbers or as base64 of 32-bit floats.
 
     Bits fill the last byte of a vector with zeros. Quantised vectors are numbers always: the clients of
     OpenAI ask for base64 by themselves and decode it as 32-bit floats.
     """
+    vectors = answer.vectors
     if kind != "float":
-        missing = -vectors.shape[1] % 8 if kind in ("binary", "ubinary") else 0
-        vectors = quantise(np.pad(vectors, ((0, 0), (0, missing))), kind)
+        vectors = quantise(vectors, kind, answer.ranges, fills_bytes=True)
     vectors = np.ascontiguousarray(vectors)
     written: list[Any] = []
     at_once = max(_NUMBERS_AT_ONCE // vectors.shape[1], 1)

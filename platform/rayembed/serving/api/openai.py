@@ -235,13 +235,14 @@ async def embed(
         truncate=request.truncate,
         normalize=request.normalize,
         priority=priority,
+        wants_ranges=request.formats() != ["float"],
     )
     return await _response(request, name, await models.encode(name, asked, record))
 
 
 async def _response(request: EmbeddingRequest, name: str, answer: Embeddings) -> Response:
     formats = request.formats()
-    encoded = {kind: await rows(answer.vectors, kind, request.encoding_format) for kind in formats}
+    encoded = {kind: await rows(answer, kind, request.encoding_format) for kind in formats}
     items = [
         {"object": "embedding", "index": index, "embedding": row}
         for index, row in enumerate(encoded[formats[0]])

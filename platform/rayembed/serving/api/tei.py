@@ -175,7 +175,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
         """Embed one or several texts; the answer is the bare vectors."""
         asked = request.encode_request(priority)
         answer = await models.encode(request.model or config.served_name, asked, record)
-        return json_response(await rows(answer.vectors), answer, request)
+        return json_response(await rows(answer), answer, request)
 
     @router.post("/vertex", include_in_schema=False)
     async def vertex(request: VertexRequest, record: Record, priority: WorkPriority = "online") -> Response:
@@ -192,7 +192,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             raise ApiError(Problem(400, "instances: give all the same model and options", "instances"))
         asked = EncodeRequest(groups, first.dimensions, first.truncate, first.normalize, priority=priority)
         answer = await models.encode(names.pop(), asked, record)
-        written = await rows(answer.vectors)
+        written = await rows(answer)
         predictions = []
         for group in groups:
             predictions.append(written[: len(group)])
