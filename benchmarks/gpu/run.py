@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "platform"))
 
 import torch
 from checks import CHECKS
+from fitting import fit_varlen
 from harness import Bar, machine, write_report
+from torch.nn.attention import varlen
 from workload import NV_EMBED, TINY, Workload
 
 GOALS = {
@@ -32,26 +34,6 @@ GOALS = {
     "gpu_inference_fp8": 60_000,
 }
 SHORT_TEXTS_GOAL = 0.9  # of the speed at texts of all lengths
-
-
-def fit_varlen() -> str:
-    """Let torch 2.11's variable-length attention be called as that of 2.13; returns what was done.
-
-    Its kernel takes fewer key heads than query heads by itself and has no argument to allow it.
-    """
-    import inspect
-
-    from torch.nn.attention import varlen
-
-    attend: Any = varlen.varlen_attn
-    if "enable_gqa" in inspect.signature(attend).parameters:
-        return "as it is"
-
-    def without_argument(*tensors: Any, enable_gqa: bool, **settings: Any) -> Any:
-        return attend(*tensors, **settings)
-
-    varlen.varlen_attn = without_argument  # type: ignore[assignment]
-    return "without enable_gqa"
 
 
 def run_check(name: str, target: Path, device: str, tiny: bool) -> None:
@@ -65,7 +47,7 @@ def run_check(name: str, target: Path, device: str, tiny: bool) -> None:
         report.update(status=status, seconds=round(time.perf_counter() - started, 1), **more)
         target.write_text(json.dumps(report, indent=2) + "\n")
 
-    write("running", machine=machine(), varlen=fit_varlen())
+    write("running", machine=machine(), varlen=fit_varlen(varlen))
     try:
         for row in CHECKS[name][0](Workload(TINY if tiny else NV_EMBED, torch.device(device))):
             report["rows"].append(row)

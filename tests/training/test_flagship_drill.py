@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.drill, pytest.mark.
 
 STEPS = {"retrieval": 16, "blend": 6}
 RAY = Path(sys.executable).parent / "ray"
+DRIVER_KIB = 2 << 20  # 2 GiB that the driver may ask for, used or not
 WORDS = ("sun", "rain", "snow", "wind", "fog", "hail", "dew", "ice")
 
 
@@ -63,6 +65,7 @@ def test_the_flagship_goes_from_a_submitted_job_to_a_checkpoint_through_a_kill(h
     recipe, run_folder = write_flagship(home, tiny_base), home / "runs" / "flagship"
     metrics, log = run_folder / "metrics.jsonl", home / "runs" / "ray-head.log"
     entrypoint = ["python", "jobs/train.py", str(recipe)]
+    limited = ["bash", "-c", f"ulimit -d {DRIVER_KIB} && exec {' '.join(entrypoint)}"]
     variables = {"RAYEMBED_FAKE_GPUS": "1", "DS_ACCELERATOR": "cpu"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
@@ -88,7 +91,7 @@ def test_the_flagship_goes_from_a_submitted_job_to_a_checkpoint_through_a_kill(h
                 start_new_session=True,
             )
             try:
-                head.jobs.submit_job(entrypoint=" ".join(entrypoint), runtime_env={"working_dir": str(ROOT)})
+                head.jobs.submit_job(entrypoint=shlex.join(limited), runtime_env={"working_dir": str(ROOT)})
                 wait_for(lambda: metrics.is_file() and len(trace(run_folder)) > 8, log)
                 [driver] = [
                     process
@@ -97,7 +100,7 @@ def test_the_flagship_goes_from_a_submitted_job_to_a_checkpoint_through_a_kill(h
                 ]
                 assert len(training_workers(node)) == 8
                 driver.kill()
-                head.submit(entrypoint, working_dir=ROOT)
+                head.submit(limited, working_dir=ROOT)
             finally:
                 node.terminate()
                 node.wait()
