@@ -6,7 +6,9 @@ Nothing is stemmed.
 """
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from array import array
+from collections.abc import Iterable, Iterator, Sequence, Set
+from pathlib import Path
 
 import bm25s
 import numpy as np
@@ -35,24 +37,40 @@ def search_terms(text: str) -> list[str]:
 
 
 class BM25Index:
-    """A BM25 index over texts.
+    """A BM25 index over texts, which are read once.
 
     Raises:
         DataError: no text has a word.
     """
 
-    def __init__(self, texts: Sequence[str]):
-        self._size = len(texts)
+    def __init__(self, texts: Iterable[str]):
+        number: dict[str, int] = {}
+        # 4 bytes a word: as Python's texts the words of all documents would take twenty times as much.
+        words = [
+            array("i", [number.setdefault(word, len(number)) for word in search_terms(text)])
+            for text in texts
+        ]
+        if not number:
+            raise DataError(f"none of the {len(words)} documents has a word that BM25 could search by")
         self._index = bm25s.BM25(k1=K1, b=B)
-        words = [search_terms(text) for text in texts]
-        if not any(words):
-            raise DataError(f"none of the {len(texts)} documents has a word that BM25 could search by")
-        self._index.index(words, show_progress=False)
+        self._index.index((words, number), show_progress=False)
+
+    def save(self, folder: Path) -> None:
+        """Write the index to files that `open` maps."""
+        self._index.save(folder, show_progress=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> "BM25Index":
+        """An index that `save` wrote, memory-mapped: processes of one node share it."""
+        opened = cls.__new__(cls)
+        opened._index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+        return opened
 
     def scores(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
         """Yield for each query its scores [documents]; zero where no word is shared."""
         for words in map(search_terms, queries):
-            yield self._index.get_scores(words) if words else np.zeros(self._size, dtype=np.float32)
+            size = self._index.scores["num_docs"]
+            yield self._index.get_scores(words) if words else np.zeros(size, dtype=np.float32)
 
 
 def best_documents(scores: np.ndarray, count: int, excluded: Set[int]) -> np.ndarray:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.paths import fetch, file_digest
+from rayembed.data.bm25 import REVISION
 from rayembed.data.plan import fingerprint
 from rayembed.mining.approximate import Approximation
 from rayembed.mining.config import Anchor
@@ -117,6 +118,12 @@ class SearchJob:
             folder / f"{index:05d}.parquet"
             for index in range(pq.ParquetFile(self.query_texts).num_row_groups)
         ]
+
+    @cached_property
+    def words(self) -> Path:
+        """Folder of the BM25 index of the documents."""
+        made_from = {"texts": file_digest(self.document_texts), "words": REVISION}
+        return self.folder / f"words-{fingerprint(made_from)[:12]}"
 
 
 def read_candidates(job: SearchJob) -> Iterator[Candidates]:

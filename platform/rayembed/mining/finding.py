@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayembed.common.device import resolve_device
-from rayembed.common.paths import atomic_write, fetch, remove
+from rayembed.common.paths import atomic_directory, atomic_write, fetch, remove
 from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import pool_resources, run_items
 from rayembed.data.bm25 import BM25Index, best_documents
@@ -41,8 +41,11 @@ def find_candidates(job: SearchJob, *, actors: int | None, title: str) -> None:
     if missing and job.documents is not None:
         _search_vectors(job, missing, actors, title)
     else:
+        if missing and not fetch(job.words).is_dir():
+            build = partial(run_items, partial(IndexWords, job), [{}], title=f"{title}, index of words")
+            deque(build(actors=actors, gpus=False, progress=False), 0)
         parts = [{"part": part} for part in missing]
-        deque(run_items(partial(SearchWords, job), parts, actors=actors, title=title), 0)
+        deque(run_items(partial(SearchWords, job), parts, actors=actors, gpus=False, title=title), 0)
 
 
 def _search_vectors(job: SearchJob, missing: list[int], actors: int | None, title: str) -> None:
@@ -247,6 +250,22 @@ class MergePart:
         return {}
 
 
+class IndexWords:
+    """Builds the BM25 index that the workers of a node share; an actor's worker."""
+
+    def __init__(self, job: SearchJob):
+        self._job = job
+
+    def __call__(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Read the documents shard by shard and write the index."""
+        stored = pq.ParquetFile(fetch(self._job.document_texts))
+        shards = map(stored.read_row_group, range(stored.num_row_groups))
+        index = BM25Index(text for shard in shards for text in shard["text"].to_pylist())
+        with atomic_directory(self._job.words) as temporary:
+            index.save(temporary)
+        return {}
+
+
 class SearchWords:
     """Finds the candidates of one part of the queries by BM25; an actor's worker."""
 
@@ -279,7 +298,7 @@ class SearchWords:
 
     @cached_property
     def _words(self) -> BM25Index:
-        return BM25Index(pq.read_table(fetch(self._job.document_texts))["text"].to_pylist())
+        return BM25Index.open(fetch(self._job.words))
 
 
 def _compared(sizes: Sequence[int], parts: int) -> np.ndarray:
