@@ -10,7 +10,7 @@ from rayembed.contract import Contract
 from rayembed.contract.packing import pack_ids
 from rayembed.contract.ranges import VectorRanges
 from rayembed.model.base_model import prepare_base_model, save_untrained
-from rayembed.model.checkpoint import load_model, save_model
+from rayembed.model.checkpoint import load_model, read_manifest, save_model
 from rayembed.training.handover import FinishedStage, ModelExport, merge_into_base
 from rayembed.training.model import ModelSpec, trainable_weights
 from rayembed.training.start import step_of
@@ -22,6 +22,7 @@ from tests.training.stages import stage_of
 from tests.training.test_handover import save
 
 LORA = {"rank": 2, "alpha": 8, "dropout": 0.0}
+PROVENANCE = {"sources": ["nq"], "licences": {"nq": "CC0"}}
 BATCH = pack_ids([[3, 4, 5, 6], [7, 8], [9]], [0, 0, 0])
 
 
@@ -31,7 +32,7 @@ def checkpoint(home):
     embedder = make_embedder()
     prune_backbone(embedder.backbone, [], Sparsity("magnitude", "2:4"))
     torch.nn.init.normal_(embedder.pooling.latents, std=0.3)
-    save_model(home / "pruned", embedder, make_tokenizer(), Contract(max_length=48))
+    save_model(home / "pruned", embedder, make_tokenizer(), Contract(max_length=48), provenance=PROVENANCE)
     return home / "pruned"
 
 
@@ -72,6 +73,8 @@ def test_zeros_stay_zero_and_the_export_computes_what_was_trained(checkpoint, ho
         finished = [FinishedStage("one", "contrastive", 3, False, save(home / "two", heads))]
     ModelExport.of(config).write(spec, finished, home / "model")
     exported = load_model(home / "model").embedder
+    provenance = read_manifest(home / "model")["provenance"]
+    assert (provenance["sources"], provenance["licences"]) == (["nq", "one", "two"], {"nq": "CC0"})
     assert before.keys() == zeros_of(exported.backbone).keys()
     for name, zeros in zeros_of(exported.backbone).items():
         assert torch.equal(zeros, before[name]), name

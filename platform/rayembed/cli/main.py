@@ -15,7 +15,8 @@ from rayembed.cli.data import app as data
 from rayembed.cli.embed import embed
 from rayembed.cli.evaluate import evaluate
 from rayembed.cli.merge import merge
-from rayembed.cli.mine import mine, mining_rounds
+from rayembed.cli.mine import mine
+from rayembed.cli.mining_rounds import mining_rounds
 from rayembed.cli.mirror import app as mirror
 from rayembed.cli.models import base_model, export_checkpoint, import_checkpoint
 from rayembed.cli.quickstart import quickstart

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import mteb
-import yaml
 from filelock import FileLock, Timeout
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta, ScoringFunction
@@ -31,6 +30,7 @@ from rayembed.evaluation.builtin_tasks import TASKS
 from rayembed.evaluation.encoder import ENCODE_OPTIONS, OURS
 from rayembed.evaluation.endpoint import Endpoint
 from rayembed.evaluation.instructions import Instructions
+from rayembed.model.checkpoint import read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -277,14 +277,9 @@ def read_record(folder: Path) -> ModelRecord:
 
 
 def trained_sources(checkpoint: Path) -> tuple[str, ...] | None:
-    """Sources of all stages of the recipe in a checkpoint folder; None where it has no recipe."""
-    path = fetch(checkpoint / "recipe.yaml")
-    if not path.is_file():
-        return None
-    recipe = yaml.safe_load(path.read_text()) or {}
-    stages: list[dict[str, Any]] = recipe.get("stages") or []
-    names = [str(entry["source"]) for stage in stages for entry in stage.get("blend") or []]
-    return tuple(dict.fromkeys(names))
+    """What a checkpoint was trained on, of mined rows the source; None where that is not recorded."""
+    sources = read_manifest(checkpoint)["provenance"].get("sources")
+    return None if sources is None else tuple(sources)
 
 
 def overlap_note(task: TaskMetadata, sources: Iterable[str] | None) -> str | None:

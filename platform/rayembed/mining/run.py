@@ -40,6 +40,7 @@ from rayembed.records.schema import PAIR_SCHEMA, document_id
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "train.parquet"
+REPORT_FILE = "report.md"  # is written last
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _mine_source(
         logger.info("source %s: %d rows fail the round trip and are dropped", entry.source, dropped)
     content = {"counts": asdict(report), "settings": entry.model_dump(mode="json"), **summary}
     atomic_write(folder / "report.json", json.dumps(content, indent=2) + "\n")
-    atomic_write(folder / "report.md", markdown(entry.source, report, entry.negatives_per_query, summary))
+    atomic_write(folder / REPORT_FILE, markdown(entry.source, report, entry.negatives_per_query, summary))
     logger.info("source %s: %s", entry.source, report)
     return MinedSource(entry.source, folder / RESULT_FILE, report)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from rayembed.common.errors import CheckpointError
-from rayembed.common.paths import atomic_directory, atomic_write, fetch, location_of
+from rayembed.common.paths import atomic_directory, atomic_write, fetch, location_of, resolve
 from rayembed.config.run import RunConfig
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import SavedPrecision
@@ -17,7 +17,7 @@ from rayembed.contract.tokenizer import load_tokenizer
 from rayembed.data.contamination import origin_of
 from rayembed.data.sources import SOURCES
 from rayembed.model.base_model import PACKAGED_MODELS
-from rayembed.model.checkpoint import write_around_backbone
+from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest, write_around_backbone
 from rayembed.model.precision import resolve_precision
 from rayembed.training.checkpoint import load_weights, next_step
 from rayembed.training.distillation import PROJECTION
@@ -115,7 +115,8 @@ class ModelExport:
     Attributes:
         base_model: as the recipe names it.
         base_layers: layers of it that are kept; None: all.
-        sources: of all blends, or what they were derived from, sorted.
+        sources: of all blends and of the base model, or what they were derived from, sorted.
+        licences: of the base model and the sources, as far as they are known.
         contract: how texts become tokens, with the instructions that the stages train.
         recipe: the resolved recipe, to be noted down.
         precision: number format of the files.
@@ -125,6 +126,7 @@ class ModelExport:
     base_model: str
     base_layers: int | None
     sources: tuple[str, ...]
+    licences: dict[str, str]
     contract: Contract
     recipe: str
     precision: SavedPrecision
@@ -132,15 +134,19 @@ class ModelExport:
 
     @classmethod
     def of(cls, config: RunConfig) -> "ModelExport":
-        """What a run's recipe decides of it."""
+        """What a run's recipe decides of it. A base model that was trained here brings its sources along."""
+        base = fetch(resolve(config.base_model), weights=False)
+        inherited = read_manifest(base)["provenance"] if (base / MANIFEST_FILE).is_file() else {}
         sources = sorted(
             {origin_of(config.data, entry.source) for stage in config.stages for entry in stage.blend}
+            | set(inherited.get("sources", ()))
         )
         contract = trained_contract(config)
         return cls(
             config.base_model,
             config.base_layers,
             tuple(sources),
+            inherited.get("licences", {}) | licences(config.base_model, sources),
             contract,
             config.to_yaml(),
             config.training.saved_precision,
@@ -184,7 +190,7 @@ class ModelExport:
                 for stage in finished
             ],
             "sources": list(self.sources),
-            "licences": licences(self.base_model, self.sources),
+            "licences": self.licences,
         }
         ranges = model.vector_ranges() if self.keeps_ranges else None
         contract = self.contract.model_copy(update={"vector_ranges": ranges})

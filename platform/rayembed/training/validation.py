@@ -22,6 +22,7 @@ from rayembed.common import logs
 from rayembed.common.errors import UserError
 from rayembed.common.paths import atomic_directory, atomic_write, fetch, here, push
 from rayembed.common.ray_cluster import run_apart
+from rayembed.config.run import ValidationConfig
 from rayembed.model.merging import merging_bytes
 from rayembed.training.callbacks.trackers import start_trackers
 from rayembed.training.checkpoint import STATE_FILE
@@ -181,6 +182,15 @@ def kept_checkpoint(stage: Stage, folder: Path, last: Path) -> Path:
         best["score"],
     )
     return fetch(folder / BEST_FOLDER)
+
+
+def score_of_model(run_folder: Path, validation: ValidationConfig | None) -> float | None:
+    """Score of the checkpoint that a finished run's model was made of; None where none was scored."""
+    records = sorted(_noted(run_folder), key=lambda record: record["step"])
+    scores = [record["score"] for record in records if record["stage"] == records[-1]["stage"]]
+    if validation is None or not scores:
+        return None
+    return max(scores) if validation.keep == "best" else scores[-1]
 
 
 def _noted(run_folder: Path) -> list[dict[str, Any]]:
