@@ -38,7 +38,7 @@ def recipe(home):
         "calibration": {"path": "rows.jsonl", "count": 16},
         "methods": ["magnitude", "sparsegpt"],
         "patterns": ["2:4"],
-        "retraining": {"taught": {"recipe": "again.yaml", "distillation": 0.5}},
+        "retraining": {"taught": {"recipe": "again.yaml", "distillation": 0.5, "state_matching": 0.1}},
         "weights": ["stored", "int8"],
         "vectors": [{}, {"dimensions": 16, "format": "binary"}],
     }
@@ -94,7 +94,11 @@ def test_a_study_makes_each_piece_once_and_its_table_tells_what_each_choice_chan
     for config in train.runs:
         assert config.keep_zeros
         assert config.contract == Contract(max_length=48)
-        assert [loss.type for loss in config.stages[0].loss] == ["infonce", "vector_distillation"]
+        assert [loss.type for loss in config.stages[0].loss] == [
+            "infonce",
+            "vector_distillation",
+            "state_matching",
+        ]
         assert config.stages[0].loss[1].teacher == str(home / "dense")
     pruned = {own.pruned for cell, own in plan(study, home).items() if cell.sparsity}
     assert len(pruned) == 2

@@ -95,7 +95,7 @@ def test_ranges_of_the_base_are_kept_where_vectors_are_trained_for_them(home, qu
     base = prepare_base_model(str(home / "measured"), home / "models")
     run = stage_of(config, base, stream_spec(home, base, config.stages[0]), home)
     kept = ranges if quantisation else None
-    assert step_of(run, torch.device("cpu"), torch.float32)._ranges == kept
+    assert step_of(run, torch.device("cpu"))._ranges == kept
     weights = trainable_weights(run.model.build(torch.float32))
     finished = [FinishedStage("one", "contrastive", 1, False, save(home / "one", weights))]
     run.export.write(run.model, finished, home / "model")

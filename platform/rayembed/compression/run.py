@@ -155,10 +155,12 @@ def _run_config(
     recipe = local if local.is_file() else retraining.recipe
     try:
         raw = load_recipe(recipe, RunConfig, changes | retraining.set).model_dump(mode="json")
-        if retraining.distillation is not None:
-            taught = {"type": "vector_distillation", "weight": retraining.distillation}
-            for stage in raw["stages"]:
-                stage["loss"].append(taught | {"teacher": changes["base_model"]})
+        weights = {
+            "vector_distillation": retraining.distillation, "state_matching": retraining.state_matching
+        }  # fmt: skip
+        for name, weight in weights.items():
+            for stage in raw["stages"] if weight is not None else ():
+                stage["loss"].append({"type": name, "weight": weight, "teacher": changes["base_model"]})
         return validate_recipe(
             raw | {"base_model": str(pruned), "output": str(folder)}, RunConfig, str(recipe)
         )

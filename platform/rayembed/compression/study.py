@@ -40,6 +40,9 @@ class RetrainingConfig(Frozen):
     distillation: float | None = Field(
         None, gt=0, description="weight of vector_distillation from the dense model; None: none"
     )
+    state_matching: float | None = Field(
+        None, gt=0, description="weight of state_matching with all layers of the dense model; None: none"
+    )
 
 
 class CompressionConfig(Frozen):

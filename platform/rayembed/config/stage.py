@@ -7,7 +7,14 @@ from pydantic import Field, model_validator
 
 from rayembed.common.settings import Frozen, refuse
 from rayembed.config.blend import SourceConfig
-from rayembed.losses import LOSSES, LossConfig, MatryoshkaConfig, QuantisationConfig
+from rayembed.losses import (
+    LOSSES,
+    LossConfig,
+    MatryoshkaConfig,
+    QuantisationConfig,
+    StateMatchingConfig,
+    VectorDistillationConfig,
+)
 from rayembed.losses.base import StageKind
 
 _SHORT_KEYS = ("temperature", "document_to_query_weight")
@@ -164,6 +171,8 @@ class StageConfig(Frozen):
         for name in ("matryoshka", "quantisation"):
             if getattr(self, name) and self.kind == "mntp":
                 yield f"stage {self.name}: mntp makes no vectors to cut or round; remove {name}"
+        if len(self.teachers) > 1:
+            yield f"stage {self.name}: a stage has one teacher, not {', '.join(self.teachers)}; name one"
         whole = [loss.type for loss in self.loss if loss.needs_full_width]
         if self.matryoshka and whole:
             yield (
@@ -188,6 +197,16 @@ class StageConfig(Frozen):
                     f"stage {self.name}, source {entry.source}: simcse encodes the same text twice; "
                     "set symmetric: true or remove the instruction"
                 )
+
+    @property
+    def teachers(self) -> list[str]:
+        """Folders of teachers that the losses name."""
+        named = (
+            loss.teacher
+            for loss in self.loss
+            if isinstance(loss, VectorDistillationConfig | StateMatchingConfig)
+        )
+        return list(dict.fromkeys(named))
 
     @property
     def sees_other_queries(self) -> bool:

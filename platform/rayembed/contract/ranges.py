@@ -43,9 +43,9 @@ class VectorRanges(Frozen):
 
         Where the first W dimensions of a vector have a length of about 0.5, cutting doubles its numbers.
         """
-        scale = max(self.length[width - 1], np.finfo(np.float32).tiny)
+        length = max(self.length[width - 1], float(np.finfo(np.float32).tiny))
         low, threshold, high = (
-            np.array(one[:width], np.float32) / np.float32(scale)
+            (np.array(one[:width]) / length).astype(np.float32)
             for one in (self.low, self.threshold, self.high)
         )
         return low, threshold, np.maximum(high, np.nextafter(low, np.float32(np.inf)))

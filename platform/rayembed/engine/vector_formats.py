@@ -52,7 +52,8 @@ def quantise(
         )
     if kind in ("float32", "float16"):
         return vectors_ND.astype(kind)
-    width, threshold_D = vectors_ND.shape[1], np.float32(0)
+    width = vectors_ND.shape[1]
+    low_D = threshold_D = high_D = np.zeros(width, np.float32)
     if ranges is not None:
         vectors_ND = _unit(vectors_ND)
         low_D, threshold_D, high_D = ranges.numbers(width)

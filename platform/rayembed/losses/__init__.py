@@ -14,12 +14,14 @@ from rayembed.losses.mntp import MNTPConfig
 from rayembed.losses.quantisation import QuantisationConfig
 from rayembed.losses.score_distillation import ScoreDistillationConfig
 from rayembed.losses.simcse import SimCSEConfig
+from rayembed.losses.state_matching import StateMatchingConfig
 from rayembed.losses.vector_distillation import VectorDistillationConfig
 
 LossConfig = Annotated[
     InfoNCEConfig  # the first one for a kind of stage is that kind's default
     | ScoreDistillationConfig
     | VectorDistillationConfig
+    | StateMatchingConfig
     | SimCSEConfig
     | MNTPConfig,
     Field(discriminator="type"),
@@ -38,6 +40,7 @@ __all__ = [
     "QuantisationConfig",
     "ScoreDistillationConfig",
     "SimCSEConfig",
+    "StateMatchingConfig",
     "VectorDistillationConfig",
     "row_losses",
 ]

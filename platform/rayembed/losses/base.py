@@ -42,6 +42,8 @@ class LossInputs:
         teacher_document_KD: a teacher's vectors of the documents; None without a teacher.
         projected_query_QD: the queries in the space of a teacher of another width; None: `query_QD`.
         projected_document_KD: the documents there; None: `document_KD`.
+        state_query_Q: distance of each query's hidden states from a teacher's; None: none are compared.
+        state_document_K: the same of the documents.
     """
 
     query_QD: torch.Tensor
@@ -55,16 +57,29 @@ class LossInputs:
     teacher_document_KD: torch.Tensor | None = None
     projected_query_QD: torch.Tensor | None = None
     projected_document_KD: torch.Tensor | None = None
+    state_query_Q: torch.Tensor | None = None
+    state_document_K: torch.Tensor | None = None
 
-    def split(self, dimensions: int) -> "LossInputs":
-        """Vectors of so many dimensions, and what follows each of them as its projection; 0: nothing does."""
-        if not dimensions:
+    def split(self, teacher: int, matches_states: bool) -> "LossInputs":
+        """Vectors and what follows each of them, see `TaughtModel`.
+
+        Args:
+            teacher: width of a teacher's vectors; 0 without any.
+            matches_states: a distance of states comes last.
+        """
+        query_QD, document_KD, end = self.query_QD, self.document_KD, self.query_QD.shape[1] - matches_states
+        inputs, width = self, end - teacher if 0 < teacher < end else end
+        if width == query_QD.shape[1]:
             return self
-        return replace(
-            self.changed(lambda vectors_ND: vectors_ND[:, :dimensions]),
-            projected_query_QD=self.query_QD[:, dimensions:],
-            projected_document_KD=self.document_KD[:, dimensions:],
-        )
+        if matches_states:
+            inputs = replace(inputs, state_query_Q=query_QD[:, -1], state_document_K=document_KD[:, -1])
+        if width < end:
+            inputs = replace(
+                inputs,
+                projected_query_QD=query_QD[:, width:end],
+                projected_document_KD=document_KD[:, width:end],
+            )
+        return inputs.changed(lambda vectors_ND: vectors_ND[:, :width])
 
     def cut(self, dimensions: int) -> "LossInputs":
         """The same with vectors cut to their first dimensions."""
@@ -87,10 +102,12 @@ class LossSettings(Frozen):
     Attributes:
         kind: the kind of stage that can minimise it.
         needs_full_width: whether vectors cut to fewer dimensions mean nothing to it.
+        of_vectors: whether cutting and rounding vectors changes it.
     """
 
     kind: ClassVar[StageKind] = "contrastive"
     needs_full_width: ClassVar[bool] = False
+    of_vectors: ClassVar[bool] = True
 
     type: str
     weight: float = Field(1.0, gt=0, description="factor in the sum of the stage's losses")

@@ -48,16 +48,19 @@ def row_losses(
 
     With dimensions (64, 16) and weights (1, 0.5) it is the sum of the losses on the first 64 dimensions plus
     half of that sum on the first 16. With quantisation each of these sums is one over number formats too,
-    rounded by `ranges`.
+    rounded by `ranges`. Losses of hidden states are added once.
     """
+    whole = [loss for loss in losses if not loss.of_vectors]
+    losses = [loss for loss in losses if loss.of_vectors]
     if matryoshka is None:
-        return _over_formats(losses, inputs, quantisation, ranges)
-    weights = matryoshka.weights or (1.0,) * len(matryoshka.dimensions)
-    parts = [
-        weight * _over_formats(losses, inputs.cut(dimensions), quantisation, ranges)
-        for dimensions, weight in zip(matryoshka.dimensions, weights, strict=True)
-    ]
-    return torch.stack(parts).sum(dim=0)
+        parts = [_over_formats(losses, inputs, quantisation, ranges)]
+    else:
+        weights = matryoshka.weights or (1.0,) * len(matryoshka.dimensions)
+        parts = [
+            weight * _over_formats(losses, inputs.cut(dimensions), quantisation, ranges)
+            for dimensions, weight in zip(matryoshka.dimensions, weights, strict=True)
+        ]
+    return torch.stack([*parts, _weighted_sum(whole, inputs)]).sum(dim=0)
 
 
 def _over_formats(
@@ -75,4 +78,5 @@ def _over_formats(
 
 
 def _weighted_sum(losses: Sequence[LossSettings], inputs: LossInputs) -> torch.Tensor:
-    return torch.stack([loss.weight * loss.rows(inputs) for loss in losses]).sum(dim=0)
+    nothing_Q = inputs.query_QD.new_zeros(len(inputs.query_QD))
+    return torch.stack([nothing_Q, *(loss.weight * loss.rows(inputs) for loss in losses)]).sum(dim=0)

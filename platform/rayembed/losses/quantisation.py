@@ -42,7 +42,8 @@ def rounded(
 
     Without ranges, [0.6, -0.8] is [0.707, -0.707] in bits, and [95, -127] / 158.6 in int8.
     """
-    given_ND, low_D, threshold_D, high_D = vectors_ND.detach(), None, 0.0, None
+    given_ND = vectors_ND.detach()
+    low_D = threshold_D = high_D = given_ND.new_zeros(given_ND.shape[1])
     if ranges is not None:
         numbers = ranges.numbers(given_ND.shape[1])
         low_D, threshold_D, high_D = (torch.from_numpy(one).to(given_ND.device) for one in numbers)

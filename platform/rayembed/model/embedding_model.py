@@ -35,21 +35,21 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Embed a packed batch; returns fp32 unit vectors (N, D) in the order the texts were given."""
+        states = self.pooled_states(batch, all_layers=self.pooling.all_layers)
+        return self.pool(states if self.pooling.all_layers else states[-1], batch)
+
+    def pooled_states(self, batch: PackedBatch, *, all_layers: bool) -> list[torch.Tensor]:
+        """States of the pooled tokens (P, D): of every layer, or of the last one, behind the final norm."""
         output = self.backbone(
             input_ids=batch.input_ids_T.unsqueeze(0),
             position_ids=batch.position_ids_T.unsqueeze(0),
             use_cache=False,
             packed_lengths=batch.lengths,
-            output_hidden_states=self.pooling.all_layers,
+            output_hidden_states=all_layers,
         )
-        if self.pooling.all_layers:
-            # The first entry is the token embeddings; the last is the output of the final norm.
-            states = [
-                states_1TD[0].index_select(0, batch.pooled_P) for states_1TD in output.hidden_states[1:]
-            ]
-        else:
-            states = output.last_hidden_state[0].index_select(0, batch.pooled_P)
-        return self.pool(states, batch)
+        # The first entry is the token embeddings; the last is the output of the final norm.
+        layers = output.hidden_states[1:] if all_layers else [output.last_hidden_state]
+        return [states_1TD[0].index_select(0, batch.pooled_P) for states_1TD in layers]
 
     def pool(self, states_PD: torch.Tensor | list[torch.Tensor], batch: PackedBatch) -> torch.Tensor:
         """fp32 unit vectors (N, D) from the states of pooled tokens, of each layer where the head asks."""

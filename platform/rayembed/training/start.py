@@ -9,7 +9,7 @@ from rayembed.common.errors import ConfigError
 from rayembed.contract.packing import pack_ids
 from rayembed.training import deepspeed
 from rayembed.training.checkpoint import TrainingState
-from rayembed.training.distillation import PROJECTION, with_projection
+from rayembed.training.distillation import PROJECTION, with_teacher
 from rayembed.training.handover import starting_weights
 from rayembed.training.mntp import MaskedLanguageModel, MaskedStep, language_model_head
 from rayembed.training.model import load_trainable_weights, prepare_for_stage, trainable_weights
@@ -17,15 +17,15 @@ from rayembed.training.stage import Stage
 from rayembed.training.step import ContrastiveStep, Step
 
 
-def step_of(stage: Stage, device: torch.device, dtype: torch.dtype) -> Step:
+def step_of(stage: Stage, device: torch.device) -> Step:
     """The step of a stage's kind.
 
     Raises:
-        ConfigError, CheckpointError: the mask token or the teacher does not fit the model.
+        ConfigError: the mask token does not fit the model.
     """
     if stage.settings.kind == "mntp":
         return MaskedStep(stage, device)
-    return ContrastiveStep(stage, device, dtype)
+    return ContrastiveStep(stage, device)
 
 
 def start_model(
@@ -39,12 +39,15 @@ def start_model(
     """The model wrapped by DeepSpeed, with the weights of the checkpoint, of the stages before, or fresh.
 
     Called by all ranks.
+
+    Raises:
+        ConfigError, CheckpointError: the teacher or a setting does not fit the model.
     """
     if stage.training.zero_stage == 0 and dtype is torch.bfloat16:
         raise ConfigError(
             "training.zero_stage 0 works in fp32 only; set it to 1, or training.precision to fp32"
         )
-    embedder = with_projection(stage.model.build(dtype, device), stage.settings, stage.seed)
+    embedder = with_teacher(stage.model.build(dtype, device), stage.settings, stage.seed)
     _check_widths(stage, embedder.dimensions)
     model: nn.Module = embedder
     if stage.settings.kind == "mntp":

@@ -17,10 +17,9 @@ from rayembed.config.stage import StageConfig
 from rayembed.contract.packing import PackedBatch, split_packed
 from rayembed.contract.ranges import VectorRanges
 from rayembed.data.collate import TrainingBatch
-from rayembed.losses import LossInputs, row_losses
+from rayembed.losses import LossInputs, StateMatchingConfig, row_losses
 from rayembed.losses.measures import row_measures, uniformity
-from rayembed.model.embedding_model import EmbeddingModel
-from rayembed.training.distillation import load_teacher
+from rayembed.training.distillation import TaughtModel
 from rayembed.training.distributed import gather_vectors, largest_over_ranks, world_size
 from rayembed.training.resources import StepTimer
 
@@ -64,22 +63,19 @@ class Step(Protocol):
 class ContrastiveStep:
     """The step of contrastive stages, and of SimCSE, where each text is its own document."""
 
-    def __init__(self, stage: "Stage", device: torch.device, dtype: torch.dtype):
+    def __init__(self, stage: "Stage", device: torch.device):
         self._settings = stage.settings
         self._device = device
         self._budget = stage.training.chunk_tokens
-        self._teacher = load_teacher(stage.settings, device, dtype)
         self._ranges = stage.model.vector_ranges() if stage.settings.quantisation else None
 
     def backward(self, wrapped: Any, batch: TrainingBatch, timer: StepTimer) -> StepOutput:
         """Leave the gradient in the parameters; called by all ranks."""
         batch = batch.to(self._device)
         with timer.phase("teacher"):
-            teacher_ND = (
-                None
-                if self._teacher is None
-                else self._taught(self._teacher, batch.teacher_packed or batch.packed)
-            )
+            teacher_ND, model = None, wrapped.module
+            if isinstance(model, TaughtModel):
+                teacher_ND = model.taught_vectors(batch.teacher_packed or batch.packed, self._budget)
 
         def loss_of(vectors_ND: torch.Tensor) -> StepOutput:
             return contrastive_loss(vectors_ND, batch, self._settings, timer, teacher_ND, self._ranges)
@@ -89,13 +85,6 @@ class ContrastiveStep:
     def forward(self, wrapped: Any, batch: PackedBatch) -> torch.Tensor:
         """Vectors of the batch; called by all ranks."""
         return wrapped(batch.to(self._device))
-
-    @torch.no_grad()
-    def _taught(self, teacher: EmbeddingModel, packed: PackedBatch) -> torch.Tensor:
-        chunks = [packed] if self._budget is None else split_packed(packed, self._budget)
-        if len(chunks) == 1:
-            return teacher(packed)
-        return torch.cat([teacher(chunk) for chunk in chunks])[packed.order_N]
 
 
 def encode_and_backward(
@@ -191,8 +180,8 @@ def contrastive_loss(
     """Loss of this rank's rows against all ranks' documents; called by all ranks.
 
     Args:
-        vectors_ND: this rank's queries followed by its documents; of a student of another width than its
-            teacher, each vector is followed by its projection, as `ProjectedModel` gives them.
+        vectors_ND: this rank's queries followed by its documents, as `TaughtModel` gives them where there is
+            a teacher.
         batch: this rank's part of the global batch.
         settings: of the stage, with its losses.
         timer: gets the phases gather and loss.
@@ -201,10 +190,12 @@ def contrastive_loss(
     """
     with timer.phase("gather"):
         inputs = _gathered(vectors_ND, batch, settings.sees_other_queries)
+        matches_states = any(isinstance(loss, StateMatchingConfig) for loss in settings.loss)
+        inputs = inputs.split(0 if teacher_ND is None else teacher_ND.shape[1], matches_states)
         if teacher_ND is not None:
             taught = _gathered(teacher_ND, batch, with_queries=False)
             inputs = replace(
-                inputs.split(vectors_ND.shape[1] - teacher_ND.shape[1]),
+                inputs,
                 teacher_query_QD=taught.query_QD,
                 teacher_document_KD=taught.document_KD,
             )

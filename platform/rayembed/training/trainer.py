@@ -65,7 +65,7 @@ def train_stage(stage: Stage) -> None:
     # The stream begins to fill while the model is built.
     batches = stream_batches(stage.stream, start=first_step, stop=steps, rank=rank, world_size=world_size)
     check_memory(stage.model, stage.training, device, context.get_local_world_size())
-    step = step_of(stage, device, dtype)
+    step = step_of(stage, device)
     rows_per_rank = -(-stage.settings.batch_size // world_size)
     wrapped = start_model(stage, resumed, device, dtype, rows_per_rank=rows_per_rank)
     if resumed:

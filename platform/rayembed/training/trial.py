@@ -210,7 +210,7 @@ def _step(
     stage: Stage, wrapped: Any, device: torch.device, dtype: torch.dtype, batch: TrainingBatch
 ) -> Trial:
     training = stage.training
-    step = step_of(stage, device, dtype)
+    step = step_of(stage, device)
     state = TrainerState(stage, wrapped, device, 0, 1, first_step=batch.step)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
