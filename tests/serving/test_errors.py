@@ -101,7 +101,15 @@ def test_unknown_priority(client):
 
 def test_other_interfaces_fail_in_the_same_shape(client):
     assert_error(client.post("/v2/embed", json={"model": SECRET, "texts": ["x"]}), 404, "model")
-    assert_error(client.post("/v2/embed", json={"model": "fake", "texts": []}), 400, "texts")
+    for path, field, items, message in (
+        ("/v2/embed", "texts", [], "texts: it is empty"),
+        ("/v1/rerank", "documents", ["x", ""], "documents[1]: it is empty"),
+        ("/rerank", "texts", ["x", "y", ""], "texts[2]: it is empty"),
+    ):
+        response = client.post(
+            path, json={"query": SECRET, field: items} if "rank" in path else {field: items}
+        )
+        assert assert_error(response, 400, field)["message"] == message
     assert_error(client.post("/v1/rerank", json={"model": "fake", "query": SECRET}), 400, "documents")
     assert_error(client.post("/embed", json={"inputs": ["w " * 9], "truncate": False}), 400, "input")
     assert_error(client.post("/similarity", json={"inputs": SECRET}), 400, "inputs")

@@ -111,6 +111,10 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = _MESSAGES.get(error.status_code, str(error.detail))
+        if "Access-Control-Request-Method" in request.headers:
+            message = (
+                "pages of other origins may not ask this endpoint; serve with cors_origins to allow some"
+            )
         response = Problem(error.status_code, message).response()
         response.headers.update(error.headers or {})
         return response
@@ -151,4 +155,6 @@ def validation_problem(errors: Sequence[Any]) -> Problem:
     reason = error["msg"].removeprefix("Value error, ")
     if field == "input" and error["type"] != "value_error":
         reason = _INPUT_RULE
+    elif error["type"] in ("too_short", "string_too_short"):
+        reason = "it is empty"
     return Problem(400, f"{place}: {reason}", param=field)
