@@ -1,10 +1,12 @@
 """No body, whatever its shape, holds the event loop for long or takes much memory.
 
-The tokenizer is a real one. The time is that of the loop's own thread, which a busy machine does not change.
+The tokenizer is a real one. The time is processor time of the loop's own thread. Other programs empty its
+caches, which can double that time: a slow case is tried again, and the least of three counts.
 """
 
 import asyncio
 import json
+import math
 import random
 import resource
 import time
@@ -37,6 +39,7 @@ def filled(item, size=SIZE):
 
 
 EMOJI = json.dumps("a" * (SIZE - 200) + "😀", ensure_ascii=False)
+MANY = json.dumps(["x"] * 2048)
 DOCUMENTS = filled(json.dumps("word " * 900))
 
 
@@ -74,6 +77,20 @@ def hostile():
         200,
     )
     yield "to be cut at the start", "/v1/embeddings", body("input", f'"{word}", "truncate": "START"'), 200
+    yield "an instruction", "/v1/embeddings", body("instruction", f'"{word}", "input": "x"'), 400
+    yield (
+        "blanks as instruction",
+        "/v1/embeddings",
+        body("instruction", f'"{" " * 10**6}", "input": "x"'),
+        400,
+    )
+    long = json.dumps("find this " * 150)
+    yield (
+        "an instruction of many texts",
+        "/v1/embeddings",
+        body("instruction", f'{long}, "input": {MANY}'),
+        200,
+    )
     yield "to be shown", "/tokenize", b'{"inputs": "%s"}' % word.encode(), 413
 
 
@@ -98,13 +115,17 @@ def test_hostile_bodies(tmp_path):
         async with httpx.AsyncClient(transport=transport, base_url="http://x", timeout=60) as client:
             await ask(client, "/v1/embeddings", body("input", '"warm up"'))
             for name, path, content, status in hostile():
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                watch = asyncio.create_task(longest_step())
-                response = await ask(client, path, content)
-                watch.cancel()
-                assert response.status_code == status, (name, response.text[:300])
-                grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-                found[name] = (await watch, grown)
+                for _ in range(3):
+                    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                    watch = asyncio.create_task(longest_step())
+                    response = await ask(client, path, content)
+                    watch.cancel()
+                    assert response.status_code == status, (name, response.text[:300])
+                    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+                    ms, mib = found.get(name, (math.inf, 0))
+                    found[name] = (min(await watch, ms), max(grown, mib))
+                    if found[name][0] <= LONGEST_MS:
+                        break
 
     asyncio.run(scenario())
     print({name: (round(ms), round(mib)) for name, (ms, mib) in found.items()})

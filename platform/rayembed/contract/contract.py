@@ -155,9 +155,9 @@ class Contract(BaseModel):
         if not texts:
             return TokenizedTexts([], [], [])
         limit = min(max_length or self.max_length, self.max_length)
+        start = self._prefix_tokens(tokenizer, prefix, limit)
         prefixed = [prefix + text for text in texts]
-        encoded = edge_ids(tokenizer, prefixed, limit)
-        tokenized = self._assemble(tokenizer, encoded, _prefix_tokens(tokenizer, prefix), max_length)
+        tokenized = self._assemble(tokenizer, edge_ids(tokenizer, prefixed, limit), start, limit)
         longest = _CHARACTERS_READ * (limit + _MARGIN)
         cut = [was or len(text) > longest for was, text in zip(tokenized.truncated, prefixed, strict=True)]
         return TokenizedTexts(tokenized.input_ids, tokenized.pool_starts, cut)
@@ -170,22 +170,26 @@ class Contract(BaseModel):
         max_length: int | None = None,
     ) -> TokenizedTexts:
         """Like `tokenize` for inputs that a client has tokenised itself (bare text, no special tokens)."""
+        limit = min(max_length or self.max_length, self.max_length)
         prefix = self.prefix(instruction)
+        start = self._prefix_tokens(tokenizer, prefix, limit)
         prefix_ids = tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"] if prefix else []
         encoded = [[*prefix_ids, *ids] for ids in token_ids]
-        return self._assemble(tokenizer, encoded, _prefix_tokens(tokenizer, prefix), max_length)
+        return self._assemble(tokenizer, encoded, start, limit)
 
-    def _assemble(
-        self, tokenizer: Any, encoded: list[list[int]], prefix: int, max_length: int | None
-    ) -> TokenizedTexts:
-        limit = min(max_length or self.max_length, self.max_length)
+    def _prefix_tokens(self, tokenizer: Any, prefix: str, limit: int) -> int:
+        """Number of leading positions that `prefix` takes; RequestError where it leaves no room for text."""
+        count = _prefix_tokens(tokenizer, prefix, limit)
+        if len(prefix) > _CHARACTERS_READ * (limit + _MARGIN) or count + self.append_eos >= limit:
+            raise RequestError(
+                f"the instruction takes at least {count} tokens of a maximum length of {limit}, which leaves "
+                "no room for text; shorten the instruction or raise max_length"
+            )
+        return count
+
+    def _assemble(self, tokenizer: Any, encoded: list[list[int]], prefix: int, limit: int) -> TokenizedTexts:
         beginning = beginning_ids(tokenizer)
         end = [end_id(tokenizer)] if self.append_eos else []
-        if prefix + len(end) >= limit:
-            raise RequestError(
-                f"the instruction takes {prefix} tokens of a maximum length of {limit}, which leaves no "
-                "room for text; shorten the instruction or raise max_length"
-            )
         room = limit - len(beginning) - (len(end) if self.truncation == "keep_eos" else 0)
         input_ids = [[*beginning, *ids[:room], *end][:limit] for ids in encoded]
         if any(len(ids) <= prefix for ids in input_ids):
@@ -257,8 +261,8 @@ def edge_ids(tokenizer: Any, texts: Sequence[str], wanted: int, *, from_end: boo
     return encoded
 
 
-def _prefix_tokens(tokenizer: Any, prefix: str) -> int:
-    """Number of leading positions that the prefix takes, beginning token included.
+def _prefix_tokens(tokenizer: Any, prefix: str, limit: int) -> int:
+    """Number of leading positions that the prefix takes, beginning token included; at least so many if long.
 
     NV-Embed counts the tokens of the instruction string tokenised alone, without special tokens, and masks
     that many positions of a sequence that starts with the beginning token. The count includes the lone piece
@@ -269,10 +273,9 @@ def _prefix_tokens(tokenizer: Any, prefix: str) -> int:
     """
     if not prefix:
         return 0
-    bare = len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"])
+    bare, counted = map(len, edge_ids(tokenizer, [prefix.rstrip(), prefix], limit))
     if not beginning_ids(tokenizer):
         return bare
-    counted = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     is_published = tokenizer.bos_token_id is not None and not prefix[-1].isspace()
     return counted if is_published or counted > bare else counted + 1
 

@@ -43,6 +43,12 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.texts) + len(self.token_ids)
 
+    @property
+    def characters(self) -> int:
+        """Length of all inputs, each with its instruction; a token counts as one character."""
+        instructions = len(self) * len(self.instruction or "")
+        return instructions + sum(map(len, self.texts)) + sum(map(len, self.token_ids))
+
     def at(self, positions: Sequence[int]) -> "Inputs":
         """The same group with only some of its inputs."""
         if len(positions) == len(self):
@@ -55,8 +61,9 @@ class Inputs:
 
     def estimated_tokens(self, most: int = sys.maxsize) -> int:
         """Tokens before tokenising: one for four characters, at most `most` an input."""
-        texts = sum(min(len(text) // _CHARACTERS_A_TOKEN + 1, most) for text in self.texts)
-        return texts + sum(min(len(ids) + 1, most) for ids in self.token_ids)
+        before = len(self.instruction or "") // _CHARACTERS_A_TOKEN + 1
+        texts = sum(min(len(text) // _CHARACTERS_A_TOKEN + before, most) for text in self.texts)
+        return texts + sum(min(len(ids) + before, most) for ids in self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,8 @@ class EncodeRequest:
 
     @property
     def characters(self) -> int:
-        """Length of all inputs; a token counts as one character."""
-        return sum(len(item) for group in self.groups for item in (*group.texts, *group.token_ids))
+        """Those of all groups."""
+        return sum(group.characters for group in self.groups)
 
     @cached_property
     def estimated_tokens(self) -> int:

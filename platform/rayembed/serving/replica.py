@@ -150,7 +150,7 @@ class EmbeddingReplica:
         texts = TokenizedTexts([], [], [])
         started = time.perf_counter()
         for group in groups:
-            if sum(map(len, group.texts or group.token_ids)) <= _SHORT_CHARACTERS:
+            if group.characters <= _SHORT_CHARACTERS:
                 texts.extend(self._tokenizer(group, truncate))
                 continue
             for part in slices(group):

@@ -161,7 +161,7 @@ def slices(inputs: Inputs) -> Iterator[Inputs]:
         return
     first = characters = 0
     for position, text in enumerate(inputs.texts):
-        characters += min(len(text), _SLICE_CHARACTERS)
+        characters += min(len(text) + len(inputs.instruction or ""), _SLICE_CHARACTERS)
         if characters >= _SLICE_CHARACTERS:
             yield replace(inputs, texts=inputs.texts[first : position + 1])
             first, characters = position + 1, 0
