@@ -35,7 +35,7 @@ def routes(models, config):
     async def toy(request: ToyRequest, record: Record):
         asked = EncodeRequest([Inputs([request.word], prompt_name=request.purpose)])
         answer = await models.encode(request.engine, asked, record)
-        return json_response({"vector": (await rows(answer.vectors))[0]}, answer, request)
+        return json_response({"vector": (await rows(answer))[0]}, answer, request)
 
     return router
 
