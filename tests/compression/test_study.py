@@ -113,6 +113,11 @@ def test_a_study_makes_each_piece_once_and_its_table_tells_what_each_choice_chan
     assert sizes == sorted(sizes, reverse=True)
     assert all(one.texts_per_second > 0 and one.memory_bytes > one.disk_bytes / 2 for one in measured)
 
+    assert {(str(one.cell.vectors), one.vector_bytes) for one in measured} == {
+        ("float32", 4 * read_manifest(home / "dense")["dimensions"]), ("16-binary", 2)}  # fmt: skip
+    firsts = [vectors for _, vectors in calls[:12]]
+    assert firsts.count(None) == 12  # each checkpoint encodes the texts before smaller vectors find them
+
     rows = write_table(study, measured, home)
     stored = json.loads((home / "compression.json").read_text())
     assert stored["cells"] == json.loads(json.dumps(rows))
@@ -136,7 +141,7 @@ def test_a_study_makes_each_piece_once_and_its_table_tells_what_each_choice_chan
         ("vectors", "2:4"),
     }
     assert (home / "compression.md").read_text().count("\n| sparsegpt |") == 8
-    assert "<svg" in write_page("tiny", rows, home).read_text()
+    assert write_page("tiny", rows, home).read_text().count("<svg") == 3
 
     again = load_recipe(recipe | {"vectors": [{"format": "int8"}]}, CompressionConfig)
     run_study(again, home, train, score, actors=0)

@@ -3,11 +3,12 @@ import pytest
 from filelock import FileLock
 
 from rayembed.common.errors import ResourceError
+from rayembed.engine.vector_formats import VectorForm
 from rayembed.evaluation import run
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
 from rayembed.evaluation.local_tasks import TaskDescription, local_task
 from rayembed.evaluation.results import Candidate
-from rayembed.evaluation.shards import merged, shard_texts
+from rayembed.evaluation.shards import ShardEncoder, merged, shard_texts
 from rayembed.evaluation.units import Shard, TextSet, UnitQueue, task_units, text_sets
 from rayembed.mining.search import exact_top_k
 
@@ -22,11 +23,32 @@ def encoded_texts(engines) -> int:
     return sum(len(texts) for _, texts in engines["good"].calls)
 
 
-def test_shards_score_as_whole_tasks_do(engines, data_dir, tmp_path):
+def test_smaller_vectors_are_scored_without_encoding_again(engines, data_dir, tmp_path):
+    whole = evaluate(data_dir, tmp_path / "whole", cache=tmp_path / "cache")
+    assert whole == evaluate(data_dir, tmp_path / "plain")
+    engines["good"].calls.clear()
+    form = VectorForm(dimensions=3)
+    cut = evaluate(data_dir, tmp_path / "cut", cache=tmp_path / "cache", vectors=form)
+    assert engines["good"].calls == []
+    assert cut != whole
+    assert cut == evaluate(data_dir, tmp_path / "cut again", vectors=form)
+
+
+def test_shards_score_as_whole_tasks_do(engines, data_dir, tmp_path, monkeypatch):
+    attached, attach = set(), ShardEncoder.attach
+
+    def attaching(encoder, task, shards):
+        attached.update((task.metadata.name, shard.side) for shard in shards)
+        attach(encoder, task, shards)
+
+    monkeypatch.setattr(ShardEncoder, "attach", attaching)
     whole = evaluate(data_dir, tmp_path / "whole")
     divided = evaluate(data_dir, tmp_path / "shards", shard_tokens=30, keep_embeddings=True)
     for task in TASKS:
         assert divided[task]["trained"] == pytest.approx(whole[task]["trained"], abs=1e-6)
+    # The vectors of a corpus are not read again to score what its shards have found.
+    assert {side for task, side in attached if task == "DocstringRetrieval"} == {"query"}
+    assert ("DocstringReranking", "document") in attached
     stored = [path.name for path in tmp_path.glob("shards/embeddings/*/*/*.safetensors")]
     assert sum("document" in name and "found" in name for name in stored) > 3
     assert sum("-text-" in name for name in stored) > 3

@@ -21,7 +21,7 @@ from typing import Any
 
 from rayembed.common.device import resolve_device
 from rayembed.common.errors import ConfigError, DataError
-from rayembed.common.paths import atomic_write, resolve
+from rayembed.common.paths import atomic_write, remove, resolve
 from rayembed.common.ray_work import run_items
 from rayembed.compression.layers import Sparsity, prune_backbone
 from rayembed.compression.study import CalibrationConfig, CompressionConfig, StudyCell, cells
@@ -54,6 +54,7 @@ class Measured:
         record: its scores.
         disk_bytes: of the packed weights.
         memory_bytes: of the weights as the engine holds them.
+        vector_bytes: of a vector in an index.
         texts_per_second: of the calibration texts, through the engine.
     """
 
@@ -61,6 +62,7 @@ class Measured:
     record: ModelRecord
     disk_bytes: int
     memory_bytes: int
+    vector_bytes: int
     texts_per_second: float
 
 
@@ -201,8 +203,17 @@ def run_study(
         "task_files": study.task_files,
     }
     options |= {"data_dir": resolve(study.data_directory), "actors": 0, "name": LABEL}
-    scores = {own.record: (own.packed, cell.vectors) for cell, own in planned.items()}
-    _make("scoring", partial(score_checkpoint, partial(score, **options)), scores, actors)
+    cache = resolve(study.output) / study.name / "vectors"
+    scoring = partial(score_checkpoint, partial(score, cache=cache, **options))
+    # The first form of the vectors of a checkpoint encodes the texts, the others find them encoded.
+    turns: tuple[dict[Path, Any], dict[Path, Any]] = {}, {}
+    encoded: set[Path] = set()
+    for cell, own in planned.items():
+        turns[own.packed in encoded][own.record] = own.packed, cell.vectors
+        encoded.add(own.packed)
+    for turn in turns:
+        _make("scoring", scoring, turn, actors)
+    remove(cache)
     # One at a time, so that they do not slow each other down.
     _make(
         "speed",
@@ -300,4 +311,7 @@ def measure_speed(texts: Sequence[str], file: Path, checkpoint: Path) -> None:
 
 def _measured(cell: StudyCell, pieces: Pieces) -> Measured:
     disk = (pieces.packed / "backbone" / PACKED_FILE).stat().st_size
-    return Measured(cell, read_record(pieces.record.parent), disk, **json.loads(pieces.speed.read_text()))
+    return Measured(
+        cell, read_record(pieces.record.parent), disk, **json.loads(pieces.speed.read_text()),
+        vector_bytes=cell.vectors.size(read_manifest(pieces.packed)["dimensions"]),
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from rayembed.compression.run import Measured
 from rayembed.compression.study import AXES, DENSE, CompressionConfig
 from rayembed.evaluation.comparison import Comparison, adjusted, paired
 
-_HEADER = (*AXES, "score", "difference", "p", "MB on disk", "MB in memory", "texts/s")
+_HEADER = (*AXES, "score", "difference", "p", "MB on disk", "MB in memory", "texts/s", "bytes a vector")
 
 
 def write_table(study: CompressionConfig, measured: Sequence[Measured], folder: Path) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def table_rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {**one.cell.levels, "score": one.record.categories()["mean"]}
         rows.append(row | (test or {}) | {
             "disk_bytes": one.disk_bytes, "memory_bytes": one.memory_bytes,
-            "texts_per_second": one.texts_per_second, "tasks": _scores(one),
+            "texts_per_second": one.texts_per_second, "vector_bytes": one.vector_bytes, "tasks": _scores(one),
         })  # fmt: skip
     return rows
 
@@ -118,7 +118,7 @@ def _markdown(
         megabytes = (f"{row[key] / 1e6:.1f}" for key in ("disk_bytes", "memory_bytes"))
         cells = (row[axis] for axis in AXES)
         lines.append(_line([*cells, f"{row['score']:.4f}", *_tested(row), *megabytes,
-                            f"{row['texts_per_second']:.0f}"]))  # fmt: skip
+                            f"{row['texts_per_second']:.0f}", str(row["vector_bytes"])]))  # fmt: skip
     header = ("choice", "pattern", "from", "to", "cells", "difference", "p", "seen 8 of 10")
     lines += ["", "## What each choice changes", "", "All other choices equal.", ""]
     lines += [_line(header), "|---" * len(header) + "|"]

@@ -88,6 +88,12 @@ class VectorForm(Frozen):
     def __str__(self) -> str:
         return self.format if self.dimensions is None else f"{self.dimensions}-{self.format}"
 
+    def size(self, dimensions: int) -> int:
+        """Bytes of a vector of a model of so many dimensions."""
+        return quantise(
+            np.zeros((1, self.dimensions or dimensions), np.float32), self.format, fills_bytes=True
+        ).nbytes
+
     @property
     def has_ranges(self) -> bool:
         """Whether a model's ranges change them."""

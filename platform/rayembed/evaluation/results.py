@@ -30,7 +30,6 @@ from rayembed.evaluation.builtin_tasks import TASKS
 from rayembed.evaluation.encoder import ENCODE_OPTIONS, OURS
 from rayembed.evaluation.endpoint import Endpoint
 from rayembed.evaluation.instructions import Instructions
-from rayembed.model.checkpoint import read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -276,9 +275,9 @@ def read_record(folder: Path) -> ModelRecord:
         ) from error
 
 
-def trained_sources(checkpoint: Path) -> tuple[str, ...] | None:
-    """What a checkpoint was trained on, of mined rows the source; None where that is not recorded."""
-    sources = read_manifest(checkpoint)["provenance"].get("sources")
+def trained_sources(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What a checkpoint was trained on, of mined rows their source; None where its manifest does not say."""
+    sources = manifest.get("provenance", {}).get("sources")
     return None if sources is None else tuple(sources)
 
 

@@ -94,6 +94,7 @@ def run(
     keep_embeddings: bool = False,
     precision: Precision = "auto",
     vectors: VectorForm | None = None,
+    cache: str | Path | None = None,
 ) -> Scores:
     """Score a checkpoint or an endpoint and its baselines; print the table and write scores.json.
 
@@ -118,6 +119,7 @@ def run(
         precision: number format of checkpoints; with fp32 scores do not depend on how the work is divided.
         vectors: form in which they are compared; None: as they are. Stored results do not tell it, so each
             form needs another `output`.
+        cache: folder that keeps all vectors of checkpoints, for further runs on the same texts.
 
     Returns:
         task name -> {"metric", "base", "bm25", "trained"}.
@@ -142,7 +144,9 @@ def run(
         candidates["bm25"] = Candidate(BM25_LABEL, BM25_REVISION, None)
     plan = EvaluationPlan(
         selection,
-        EvaluationSetup(catalogue, policy, output, precision, vectors),
+        EvaluationSetup(
+            catalogue, policy, output, precision, vectors, resolve(cache) if cache is not None else None
+        ),
         actors,
         shard_tokens,
         keep_embeddings,
@@ -196,7 +200,8 @@ def _record(
     results: Mapping[str, TaskResult],
     about: Mapping[str, TaskMetadata],
 ) -> ModelRecord:
-    sources = trained_sources(candidate.checkpoint) if candidate.checkpoint is not None else None
+    manifest = read_manifest(candidate.checkpoint) if candidate.checkpoint is not None else {}
+    sources = trained_sources(manifest)
     tasks = [
         task_record(
             results[name],

@@ -23,6 +23,7 @@ from rayembed.common.device import resolve_device
 from rayembed.common.paths import atomic_file, fetch, remove
 from rayembed.common.ray_compat import task_texts
 from rayembed.contract import Contract
+from rayembed.engine.engine import Encoded
 from rayembed.evaluation.encoder import ENCODE_OPTIONS, EngineEncoder
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.units import Shard
@@ -85,6 +86,34 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     except (SafetensorError, OSError, ValueError) as error:
         logger.warning("%s is torn (%s) and is computed again", path, error)
         return None
+
+
+class CachedEngine:
+    """An engine that keeps the vectors of each list of texts, by texts, contract, weights and instruction.
+
+    A list is what mteb asks for at a time. To score vectors in another form it asks for the same.
+    """
+
+    def __init__(self, engine: Any, folder: Path, precision: str):
+        self._engine, self._folder, self._precision = engine, folder, precision
+        self.contract, self.digest, self.dimensions = engine.contract, engine.digest, engine.dimensions
+
+    def encode(self, texts: Sequence[str], *, instruction: str | None = None) -> Encoded:
+        """As the engine's."""
+        made_under = (
+            f"{self.digest}\n{self._precision}\n{instruction or ''}\n"  # the digest covers the contract
+        )
+        key = hashlib.sha256(made_under.encode() + text_digests(texts).tobytes()).hexdigest()
+        path = self._folder / f"{key[:32]}.safetensors"
+        if (stored := read_arrays(path)) is None:
+            encoded = self._engine.encode(texts, instruction=instruction)
+            stored = {
+                "vectors": encoded.vectors,
+                "token_counts": np.array(encoded.token_counts),
+                "truncated": np.array(encoded.truncated),
+            }
+            write_arrays(path, stored)
+        return Encoded(stored["vectors"], stored["token_counts"].tolist(), stored["truncated"].tolist())
 
 
 class ShardEncoder(EngineEncoder):

@@ -27,7 +27,7 @@ from rayembed.evaluation.encoder import evaluate_task
 from rayembed.evaluation.endpoint import EndpointEngine
 from rayembed.evaluation.instructions import InstructionPolicy
 from rayembed.evaluation.results import Candidate
-from rayembed.evaluation.shards import ShardEncoder, is_searched
+from rayembed.evaluation.shards import CachedEngine, ShardEncoder, is_searched
 from rayembed.evaluation.units import Unit, UnitQueue
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class EvaluationSetup:
         output: folder of the results, where the vectors of shards are kept.
         precision: number format of checkpoints; bf16 lets the batch that a text is in show in its vector.
         vectors: form in which vectors are compared; None: as they are.
+        cache: folder that keeps the vectors of checkpoints; None: shards are, until they are scored.
     """
 
     catalogue: Catalogue
@@ -84,6 +85,7 @@ class EvaluationSetup:
     output: Path
     precision: Precision = "auto"
     vectors: VectorForm | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ class EvaluationWorker:
             return Outcome(evaluate_task(search, task), 0, time.monotonic() - started)
         encoder = self._encoder(unit.candidate)
         before = encoder.tokens
-        encoder.attach(task, unit.shards)
+        # What a searched shard has found is stored; its vectors, of a corpus, are not needed again.
+        encoder.attach(task, [shard for shard in unit.shards if not is_searched(task, shard)])
         result = None
         if unit.shard is not None:
             encoder.encode_shard(task, unit.shard)
@@ -164,6 +167,8 @@ class EvaluationWorker:
             self._loaded = None  # free the previous model before the next one is loaded
             engine = load_engine(candidate, self.setup.precision)
             setup = self.setup
+            if setup.cache is not None and candidate.checkpoint is not None:
+                engine = CachedEngine(engine, setup.cache, setup.precision)
             if setup.vectors is not None:
                 engine = ReducedEngine(engine, setup.vectors)
             encoder = ShardEncoder(engine, candidate.label, setup.policy, setup.output, setup.precision)

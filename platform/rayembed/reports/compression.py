@@ -35,5 +35,14 @@ def write_page(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> Pa
         note = "Difference of the score to the first row, over megabytes on disk."
         if lines:
             charts.append(Chart(title, note, line_chart(title, lines, []), methods))
+    whole = [row for row in rows if (row["method"], row["retraining"]) == (rows[0]["method"], "none")]
+    formats = list(dict.fromkeys(row["weights"] for row in whole))
+    if len({row["vector_bytes"] for row in whole}) > 1:
+        lines = [
+            Line([(row["vector_bytes"], row["score"] - rows[0]["score"])], formats.index(row["weights"]))
+            for row in whole
+        ]
+        note = "Difference of the score to the first row, over bytes of a vector in an index, by weights."
+        charts.append(Chart("Smaller vectors", note, line_chart("Smaller vectors", lines, []), formats))
     atomic_write(folder / "index.html", render("compression.html", name=name, rows=rows, charts=charts))
     return folder / "index.html"
