@@ -13,7 +13,13 @@ from rayembed.model.packed import WEIGHT_FORMATS, eight_bits, pack, unpack
 from tests.tiny import make_tokenizer
 from tests.training.models import make_embedder
 
-FARTHEST = {"stored": 0, "int8": 0.51 / 127, "fp8_e4m3": 2**-4, "fp8_e5m2": 2**-3}  # share of the largest
+FARTHEST = {
+    "stored": 0,
+    "bf16": 2**-8,
+    "int8": 0.51 / 127,
+    "fp8_e4m3": 2**-4,
+    "fp8_e5m2": 2**-3,
+}  # share of the largest
 
 
 def pruned_embedder(share: float = 0.5):
@@ -46,7 +52,7 @@ def test_a_packed_checkpoint_is_smaller_and_computes_the_nearest_numbers(tmp_pat
             assert torch.equal(found, weight)
     sizes = [sum(file.stat().st_size for file in (tmp_path / name / "backbone").glob("*.safetensors"))
              for name in ("plain", "packed")]  # fmt: skip
-    itemsize = dtype.itemsize if form == "stored" else 1
+    itemsize = {"stored": dtype.itemsize, "bf16": 2}.get(form, 1)
     saved = linear * dtype.itemsize - (linear / 2 * itemsize + linear / 8)
     assert sizes[0] - sizes[1] == pytest.approx(saved, abs=6000)  # names and scales
     batch = pack_ids([[3, 4, 5], [6]], [0, 0])

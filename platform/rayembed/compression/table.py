@@ -75,9 +75,11 @@ def _scores(one: Measured) -> dict[str, float]:
 
 
 def _samples(one: Measured) -> dict[str, float]:
-    """What tests pair: the scores of tasks, or of a single task those of its queries or rows."""
+    """What tests pair: scores of queries or rows where each task has them, else those of tasks."""
     tasks = one.record.tasks
-    return dict(tasks[0].samples) if len(tasks) == 1 and tasks[0].samples else _scores(one)
+    if all(task.samples for task in tasks):
+        return {f"{task.name} {name}": score for task in tasks for name, score in task.samples.items()}
+    return _scores(one)
 
 
 def _paired(pairs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> Comparison | None:
@@ -105,8 +107,8 @@ def _markdown(
         f"# Compression study {study.name}",
         "",
         f"Scored on {', '.join(study.tasks) if study.tasks else study.benchmark}; the score is the mean over "
-        "tasks. Differences are to the first row, paired by task, or by query where there is one task, with "
-        "a 95 % interval. p is of a paired permutation test, Holm-corrected in each table.",
+        "tasks. Differences are to the first row, paired by query where each task has queries, else by task, "
+        "with a 95 % interval. p is of a paired permutation test, Holm-corrected in each table.",
         "",
         "Bytes on disk are those of the packed weights. The engine expands them, and no kernel here uses "
         "zeros or 8 bits: memory and speed are those of the dense model.",

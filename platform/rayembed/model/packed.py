@@ -1,4 +1,4 @@
-"""Weights in fewer bytes on the disk: without the zeros of pruned layers, and as 8-bit numbers with scales.
+"""Weights in fewer bytes on the disk: without the zeros of pruned layers, in 16 bits, in 8 bits with scales.
 
 Loading expands them, so a packed model takes as much memory and time as the one that it was packed from.
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 PACKED_FILE = "packed.safetensors"
-WeightFormat = Literal["stored", "int8", "fp8_e4m3", "fp8_e5m2"]
+WeightFormat = Literal["stored", "bf16", "int8", "fp8_e4m3", "fp8_e5m2"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 
 _EIGHT_BITS = {"int8": torch.int8, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
@@ -48,7 +48,9 @@ def pack(
 def _packed(name: str, weight_OI: torch.Tensor, form: WeightFormat) -> dict[str, torch.Tensor]:
     parts = {}
     values_OI = weight_OI
-    if form != "stored":
+    if form == "bf16":
+        values_OI = weight_OI.to(torch.bfloat16)
+    elif form != "stored":
         values_OI, parts[name + _SCALES] = eight_bits(weight_OI, form)
     kept_OI = values_OI.float() != 0
     if values_OI.shape[1] % 8 == 0 and (~kept_OI).sum() * values_OI.itemsize * 8 > kept_OI.numel():
