@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from rayembed.config.data import UserSourceConfig
 from rayembed.config.loading import load_recipe
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
-from rayembed.mining import approximate, finding, run, teachers
+from rayembed.mining import finding, run, teachers
 from rayembed.mining.config import MiningRecipe, SentenceTransformersTeacher
 
 TOPICS = ("apple", "river", "stone", "cloud")
@@ -225,7 +226,7 @@ def test_an_approximate_index_tells_its_recall_in_the_log_and_the_report(source,
     assert report["recall"] == {"letters": 1.0}
     assert "index finds, letters | 100.0%" in (result.path.parent / "report.md").read_text()
     assert result.report == run.mine(recipe())[0].report
-    monkeypatch.setattr(approximate, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ResourceError, match=r"pip install 'rayembed\[faiss\]'"):
         run.mine(recipe(index="hnsw"))
 

@@ -8,7 +8,7 @@ Shapes: Q queries, D width, K results, N documents of one index.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,16 +39,14 @@ class Approximation:
 
     def open(self, path: Path, shards: Sequence[np.ndarray]) -> Any:
         """The faiss index of all rows of the shards (N, D) at `path`, which is written if it is missing."""
-        import faiss
-
+        faiss = load_faiss()
         if not fetch(path).is_file():
             with atomic_file(path) as temporary:
                 faiss.write_index(self._build(shards), str(temporary))
         return faiss.read_index(str(fetch(path)))
 
     def _build(self, shards: Sequence[np.ndarray]) -> Any:
-        import faiss
-
+        faiss = load_faiss()
         nlist = cluster_count(sum(map(len, shards)))
         layout = f"IVF{nlist},Flat" if self.index == "ivf" else f"HNSW{_NEIGHBOURS},Flat"
         index = faiss.index_factory(shards[0].shape[1], layout, faiss.METRIC_INNER_PRODUCT)
@@ -90,8 +88,7 @@ class Approximation:
         return scores, positions
 
     def _effort(self, index: Any, wanted: int) -> Any:
-        import faiss
-
+        faiss = load_faiss()
         if self.index == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=max(self.efSearch or 2 * wanted, wanted))
         return faiss.SearchParametersIVF(nprobe=self.nprobe or max(16, index.nlist // 32))
@@ -102,13 +99,15 @@ def cluster_count(documents: int) -> int:
     return max(1, min(round(4 * documents**0.5), documents // _LEAST_OF_CLUSTER))
 
 
-def require_faiss() -> None:
-    """Refuse before the first hour of encoding.
+def load_faiss() -> Any:
+    """The package; its stubs do not fit it, so it has no type.
 
     Raises:
-        ResourceError: faiss is not installed.
+        ResourceError: it is not installed.
     """
-    if find_spec("faiss") is None:
+    try:
+        return import_module("faiss")
+    except ImportError as error:
         raise ResourceError(
-            "an approximate index needs faiss; run `pip install 'rayembed[faiss]'`, or set index: exact"
-        )
+            f"index needs faiss ({error}); run `pip install 'rayembed[faiss]'`, or set index: exact"
+        ) from error

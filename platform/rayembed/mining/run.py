@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rayembed.common.errors import DataError, all_mistakes
 from rayembed.common.paths import atomic_file, atomic_write, fetch, resolve
 from rayembed.data.store import read_parquet
-from rayembed.mining.approximate import Approximation, require_faiss
+from rayembed.mining.approximate import Approximation, load_faiss
 from rayembed.mining.candidates import (
     Candidates,
     PairScores,
@@ -74,7 +74,7 @@ def _prepared_teachers(recipe: MiningRecipe) -> dict[str, Teacher]:
         DataError: all teachers, sources and files that are not there.
     """
     if any(entry.index != "exact" for entry in recipe.sources):
-        require_faiss()
+        load_faiss()  # or refuse before the first hour of encoding
     models_dir = resolve(recipe.models_directory)
     mistakes: list[str] = []
     teachers: dict[str, Teacher] = {}
