@@ -95,12 +95,13 @@ def make_home(folder: Path) -> None:
     from rayembed.data.store import build_source
     from rayembed.model.base_model import prepare_base_model
 
-    for name in load_config("quickstart").data.sources:
+    stages = load_config("quickstart").stages
+    for name in sorted({entry.source for stage in stages for entry in stage.blend}):
         built = build_source(name, workspace() / "data")
         shutil.copytree(built, folder / "data" / name, ignore=shutil.ignore_patterns("*.npz"))
+    (folder / "tokenizer").mkdir()
     base = Path(prepare_base_model("smollm2-135m", workspace() / "models", layers=4))
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / "tokenizer").mkdir(exist_ok=True)
         shutil.copy(base / file, folder / "tokenizer")
 
 
