@@ -152,6 +152,10 @@ def test_a_study_makes_each_piece_once_and_its_table_tells_what_each_choice_chan
 def test_the_reference_is_always_a_cell_and_mistakes_are_named(recipe, home):
     study = load_recipe(recipe | {"weights": ["int8"], "retraining": {}}, CompressionConfig)
     assert [cell.levels["weights"] for cell in cells(study)][:2] == ["stored", "int8"]
+    unpruned = load_recipe(recipe | {"methods": [], "retraining": {}}, CompressionConfig)
+    assert {(cell.weights, str(cell.vectors)) for cell in cells(unpruned)} == {
+        (weights, vectors) for weights in ("stored", "int8") for vectors in ("float32", "16-binary")
+    }
     with pytest.raises(ConfigError, match="retraining 'none' is a folder name too"):
         load_recipe(recipe | {"retraining": {"none": {"recipe": "again.yaml"}}}, CompressionConfig)
     taught = recipe["retraining"]["taught"] | {"set": {"lora.dropout": 0.1}}

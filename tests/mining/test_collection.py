@@ -1,5 +1,8 @@
 import pyarrow as pa
+import pytest
 
+from rayembed.common.errors import DataError
+from rayembed.mining import collection
 from rayembed.mining.collection import collect
 from rayembed.records.schema import pair_row, to_table
 
@@ -76,6 +79,13 @@ def test_documents_of_the_same_cluster_are_excluded():
     )
     own = {("a", "x"), ("b", "y"), ("c", "z"), ("d", "w"), ("e", "v")}
     assert excluded(collection) == own | {("a", "y"), ("b", "x")}
+
+
+def test_clusters_that_memory_does_not_hold_are_refused(monkeypatch):
+    monkeypatch.setattr(collection, "_MOST_PAIRS", 8)
+    rows = [row(query, [query.upper()], cluster="1") for query in "abc"]
+    with pytest.raises(DataError, match=r"9 pairs of a query .* up to 3 documents in a cluster; 8 can be"):
+        collect(table(*rows))
 
 
 def test_a_slice_of_a_table_is_read_as_the_rows_it_shows():

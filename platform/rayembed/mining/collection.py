@@ -27,6 +27,7 @@ from rayembed.records.schema import document_id
 logger = logging.getLogger(__name__)
 
 _TEXTS_PER_CHUNK = 65_536
+_MOST_PAIRS = 10**8  # that clusters exclude: about 10 GB on the way
 _NO_TEXTS = pa.array([], pa.large_string())
 
 
@@ -132,6 +133,9 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
     Args:
         table: rows in the pair layout.
         extra_documents: further documents to search.
+
+    Raises:
+        DataError: the clusters are too large.
     """
     text_of_row, _ = _codes(_flat(table["query_id"]))
     own_instructions = _flat(table["instruction"]).fill_null("")
@@ -234,5 +238,11 @@ def _same_group(
     """Pairs of query and document that share a group; both arguments are (group, member), ascending."""
     starts, stops = (np.searchsorted(documents[0], queries[0], side) for side in ("left", "right"))
     counts = stops - starts
+    if counts.sum() > _MOST_PAIRS:
+        raise DataError(
+            f"{counts.sum():,} pairs of a query and a document of its cluster would be kept apart, with up to "
+            f"{counts.max():,} documents in a cluster; {_MOST_PAIRS:,} can be. Make the clusters smaller, or "
+            "leave out the column `cluster`"
+        )
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(queries[1], counts), documents[1][np.repeat(starts, counts) + within]
