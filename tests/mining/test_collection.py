@@ -84,7 +84,7 @@ def test_documents_of_the_same_cluster_are_excluded():
 def test_clusters_that_memory_does_not_hold_are_refused(monkeypatch):
     monkeypatch.setattr(collection, "_MOST_PAIRS", 8)
     rows = [row(query, [query.upper()], cluster="1") for query in "abc"]
-    with pytest.raises(DataError, match=r"9 pairs of a query .* up to 3 documents in a cluster; 8 can be"):
+    with pytest.raises(DataError, match=r"9 pairs of a query .* at most 8 can be. .* has 3 documents"):
         collect(table(*rows))
 
 

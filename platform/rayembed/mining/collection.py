@@ -240,9 +240,9 @@ def _same_group(
     counts = stops - starts
     if counts.sum() > _MOST_PAIRS:
         raise DataError(
-            f"{counts.sum():,} pairs of a query and a document of its cluster would be kept apart, with up to "
-            f"{counts.max():,} documents in a cluster; {_MOST_PAIRS:,} can be. Make the clusters smaller, or "
-            "leave out the column `cluster`"
+            f"{counts.sum():,} pairs of a query and a document of its cluster would be kept apart; at most "
+            f"{_MOST_PAIRS:,} can be. The largest cluster has {counts.max():,} documents; make clusters "
+            "smaller, or leave out the column `cluster`"
         )
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(queries[1], counts), documents[1][np.repeat(starts, counts) + within]
