@@ -1,10 +1,13 @@
+import json
+from collections import Counter
+
 import numpy as np
 import pytest
 from filelock import FileLock
 
 from rayembed.common.errors import ResourceError
 from rayembed.engine.vector_formats import VectorForm
-from rayembed.evaluation import run
+from rayembed.evaluation import run, shards
 from rayembed.evaluation.catalogue import Catalogue, TaskReference
 from rayembed.evaluation.local_tasks import TaskDescription, local_task
 from rayembed.evaluation.results import Candidate
@@ -21,6 +24,27 @@ def evaluate(data_dir, output, **changes):
 
 def encoded_texts(engines) -> int:
     return sum(len(texts) for _, texts in engines["good"].calls)
+
+
+def test_a_corpus_that_is_nearly_another_one_is_encoded_once(engines, tmp_path, monkeypatch):
+    """The second begins with one more document, so that none of its shards is the same."""
+    documents = [f"document number {number} of them all" for number in range(40)]
+    for name, corpus in (("one", documents), ("two", ["first of all of them", *documents])):
+        (tmp_path / name / "qrels").mkdir(parents=True)
+        rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(corpus)]
+        (tmp_path / name / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / name / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": f"which in {name}"}))
+        (tmp_path / name / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td3\t1\n")
+    entries = [f"- {{name: Own{name}, type: Retrieval, folder: {name}}}\n" for name in ("one", "two")]
+    (tmp_path / "own.yaml").write_text("tasks:\n" + "".join(entries))
+    for large, times in ((99, 2), (2, 1)):
+        monkeypatch.setattr(shards, "LARGE", large)
+        engines["good"].calls.clear()
+        run.run("good", output=tmp_path / str(large), benchmark="own", task_files=[tmp_path / "own.yaml"],
+                actors=0, shard_tokens=60)  # fmt: skip
+        encoded = Counter(text for _, texts in engines["good"].calls for text in texts)
+        assert {encoded[text] for text in documents} == {times}
+        assert not list((tmp_path / str(large)).glob("embeddings/*/*"))
 
 
 def test_smaller_vectors_are_scored_without_encoding_again(engines, data_dir, tmp_path):

@@ -32,7 +32,7 @@ from rayembed.evaluation.results import (
     write_record,
 )
 from rayembed.evaluation.scores import Scores, format_table, score_table, write_scores
-from rayembed.evaluation.shards import EmbeddingStore
+from rayembed.evaluation.shards import EmbeddingStore, may_share
 from rayembed.evaluation.units import SHARD_TOKENS, Unit, UnitQueue, task_units, text_sets
 from rayembed.evaluation.worker import (
     BM25_REVISION,
@@ -256,14 +256,20 @@ def _results(
     reused = sum(len(stored) for stored in results.values())
     scorings = sum(unit.shard is None for unit in missing)
     logger.info("%d results to compute, %d reused from %s", scorings, reused, location_of(store.output))
+    waiting = {unit for unit in missing if unit.shard is None}
+    scored: list[Unit] = []  # whose shards are still there
     for unit, outcome in _computed(missing, plan):
         if outcome.result is None:
             continue
+        waiting.remove(unit)
         store.save(unit.candidate, outcome.result)
         results[unit.candidate][unit.reference.name] = outcome.result
-        if unit.shards and not plan.keep_embeddings:
-            vectors = EmbeddingStore(store.output, unit.candidate.digest, contracts[unit.candidate])
-            vectors.remove(tasks[unit.reference].metadata)
+        scored += [unit] if unit.shards and not plan.keep_embeddings else []
+        for done in tuple(scored):
+            if not any(may_share(done.shards, other.shards) for other in waiting):
+                vectors = EmbeddingStore(store.output, done.candidate.digest, contracts[done.candidate])
+                vectors.remove(tasks[done.reference].metadata)
+                scored.remove(done)
     _join_aggregates(results, tasks, store)
     return results
 
