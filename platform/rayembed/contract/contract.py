@@ -7,6 +7,7 @@ weights. Two vectors are comparable only when they were made under the same cont
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
@@ -280,6 +281,7 @@ def _prefix_tokens(tokenizer: Any, prefix: str, limit: int) -> int:
     return counted if is_published or counted > bare else counted + 1
 
 
+@lru_cache(8)  # a loaded tokenizer keeps its special tokens; to ask for them takes as long as a short text
 def beginning_ids(tokenizer: Any) -> list[int]:
     """Ids that the tokenizer puts in front of every text: its beginning token, or nothing."""
     beginnings = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
@@ -287,6 +289,7 @@ def beginning_ids(tokenizer: Any) -> list[int]:
     return first if beginnings.issuperset(first) else []
 
 
+@lru_cache(8)
 def end_id(tokenizer: Any) -> int:
     """Id of the token that ends a text: the end token, or the separator of encoders that have no other.
 

@@ -155,6 +155,9 @@ class DropAbandonedMiddleware:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         received = asyncio.Event()
+        work = asyncio.current_task()
+        assert work is not None, "servers run each request as a task"
+        gone = False
 
         async def noticed() -> Message:
             message = await receive()
@@ -163,18 +166,21 @@ class DropAbandonedMiddleware:
             return message
 
         async def client_gone() -> None:
+            nonlocal gone
             await received.wait()
             while (await receive())["type"] != "http.disconnect":
                 pass
+            gone = True
+            work.cancel()
 
-        work = asyncio.ensure_future(self._app(scope, noticed, send))
         watch = asyncio.create_task(client_gone())
         try:
-            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            await self._app(scope, noticed, send)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            work.uncancel()
         finally:
-            work.cancel()
             watch.cancel()
 
 
