@@ -69,6 +69,20 @@ def test_token_arrays_equal_texts(with_beginning, instruction):
     assert by_ids == by_text
 
 
+@pytest.mark.parametrize("split_special_tokens", [False, True])
+def test_ids_are_those_of_the_tokenizer_whatever_its_last_call_set(split_special_tokens):
+    tokenizer = make_tokenizer(with_beginning=True)
+    tokenizer.split_special_tokens = split_special_tokens
+    texts = ["plain", "é 🙂", "a<end>b", " <begin> x"]
+    expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert (expected[2] == [*tokenizer("a")["input_ids"][1:], 0, *tokenizer("b")["input_ids"][1:]]) != (
+        split_special_tokens
+    )
+    tokenizer(["x", "longer"], truncation=True, max_length=3, padding=True)
+    contract = Contract(max_length=64, append_eos=False)
+    assert contract.tokenize(tokenizer, texts).input_ids == [[1, *ids] for ids in expected]
+
+
 def test_instruction_longer_than_the_limit_is_refused():
     with pytest.raises(RequestError, match="leaves no room"):
         Contract(max_length=8).tokenize(make_tokenizer(), ["abc"], INSTRUCTION)
