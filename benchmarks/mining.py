@@ -32,7 +32,8 @@ from rayembed.engine.engine import Engine
 from rayembed.mining import finding
 from rayembed.mining.candidates import SearchJob, read_candidates
 from rayembed.mining.config import CheckpointTeacher
-from rayembed.mining.search import Excluded, exact_top_k
+from rayembed.mining.excluded import Excluded
+from rayembed.mining.search import exact_top_k
 from rayembed.mining.teachers import SHARD_ROWS, EncodeShard, VectorJob, write_texts
 from rayembed.model.base_model import prepare_base_model, save_untrained
 

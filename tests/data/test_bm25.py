@@ -6,8 +6,8 @@ from rayembed.data.bm25 import K1, B, BM25Index, best_documents, identifier_part
 
 def test_search_splits_identifiers_and_ranks_best_first():
     scores = next(BM25Index(["def read_file(): pass", "def write_file(): pass", "x"]).scores(["read file"]))
-    assert best_documents(scores, 5, excluded=set()).tolist() == [0, 1]
-    assert best_documents(scores, 5, excluded={0}).tolist() == [1]
+    assert best_documents(scores, 5, excluded=np.array([])).tolist() == [0, 1]
+    assert best_documents(scores, 5, excluded=np.array([0])).tolist() == [1]
 
 
 def test_processes_share_an_index_on_disk(tmp_path):

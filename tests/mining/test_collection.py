@@ -1,8 +1,5 @@
 import pyarrow as pa
-import pytest
 
-from rayembed.common.errors import DataError
-from rayembed.mining import collection
 from rayembed.mining.collection import collect
 from rayembed.records.schema import pair_row, to_table
 
@@ -20,7 +17,7 @@ def table(*rows):
 
 def excluded(collection):
     queries, documents = collection.queries.to_pylist(), collection.documents.to_pylist()
-    pairs = zip(collection.excluded.queries, collection.excluded.documents, strict=True)
+    pairs = zip(*collection.excluded.pairs(), strict=True)
     return {(queries[query], documents[document]) for query, document in pairs}
 
 
@@ -62,7 +59,7 @@ def test_a_text_with_two_instructions_is_two_queries_that_exclude_the_positives_
     names = collection.documents.to_pylist()
     positives = [(query, names[document]) for query, document in zip(*collection.positives, strict=True)]
     assert sorted(positives) == [(0, "w"), (0, "x"), (1, "y"), (2, "z")]
-    pairs = zip(collection.excluded.queries, collection.excluded.documents, strict=True)
+    pairs = zip(*collection.excluded.pairs(), strict=True)
     of_a = {(0, "x"), (0, "y"), (0, "w"), (1, "x"), (1, "y"), (1, "w")}
     assert {(query, names[document]) for query, document in pairs} == of_a | {(2, "z")}
 
@@ -79,13 +76,6 @@ def test_documents_of_the_same_cluster_are_excluded():
     )
     own = {("a", "x"), ("b", "y"), ("c", "z"), ("d", "w"), ("e", "v")}
     assert excluded(collection) == own | {("a", "y"), ("b", "x")}
-
-
-def test_clusters_that_memory_does_not_hold_are_refused(monkeypatch):
-    monkeypatch.setattr(collection, "_MOST_PAIRS", 8)
-    rows = [row(query, [query.upper()], cluster="1") for query in "abc"]
-    with pytest.raises(DataError, match=r"9 pairs of a query .* at most 8 can be. .* has 3 documents"):
-        collect(table(*rows))
 
 
 def test_a_slice_of_a_table_is_read_as_the_rows_it_shows():

@@ -11,8 +11,8 @@ import pytest
 from rayembed.mining import finding, teachers
 from rayembed.mining.approximate import Approximation, cluster_count
 from rayembed.mining.candidates import SearchJob, measured_recall, read_candidates
+from rayembed.mining.excluded import Excluded
 from rayembed.mining.finding import MergePart, SearchSlice, find_candidates, write_pairs
-from rayembed.mining.search import Excluded
 from rayembed.mining.teachers import VectorJob, write_texts
 
 TOP, WIDTH = 5, 4
@@ -46,7 +46,9 @@ def vectors_job(folder, documents=DOCUMENTS, continuous=False):
     queries = np.sort(generator.integers(0, QUERIES, 30))
     pairs = queries, generator.integers(0, documents, 30)
     excluded = generator.integers(0, QUERIES, 90), generator.integers(0, documents, 90)
-    collection = SimpleNamespace(positives=pairs, excluded=Excluded.of(*excluded))
+    asked = generator.integers(0, 4, 12), generator.integers(0, QUERIES, 12)
+    held = generator.integers(0, documents, 9), generator.integers(0, 6, 9)
+    collection = SimpleNamespace(positives=pairs, excluded=Excluded.of(*excluded, asked, held))
     stored = write_pairs(collection, folder / "pairs.npz")
     texts = sides["query"].texts, sides["document"].texts
     return SearchJob(*texts, sides["query"], sides["document"], stored, TOP, folder)
@@ -58,7 +60,8 @@ def plain(job):
     with np.load(job.pairs) as pairs:
         known = [pairs["positive_documents"][pairs["positive_queries"] == row] for row in range(QUERIES)]
         allowed = scores.copy()
-        allowed[pairs["excluded_queries"], pairs["excluded_documents"]] = -np.inf
+        excluded = Excluded(pairs["queries"], pairs["documents"], tuple(pairs["asked"]), tuple(pairs["held"]))
+        allowed[excluded.pairs()] = -np.inf
     order = np.argsort(-allowed, axis=1, kind="stable")[:, :TOP]
     order = [row[np.isfinite(allowed[query, row])] for query, row in enumerate(order)]
     return [

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from rayembed.mining import search
-from rayembed.mining.search import Excluded, exact_top_k
+from rayembed.mining.excluded import Excluded
+from rayembed.mining.search import exact_top_k
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ Nothing is stemmed.
 
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import bm25s
@@ -73,10 +73,9 @@ class BM25Index:
             yield self._index.get_scores(words) if words else np.zeros(size, dtype=np.float32)
 
 
-def best_documents(scores: np.ndarray, count: int, excluded: Set[int]) -> np.ndarray:
+def best_documents(scores: np.ndarray, count: int, excluded: np.ndarray) -> np.ndarray:
     """Positions of the `count` best documents that score above zero and are not excluded, best first."""
     window = min(count + len(excluded), len(scores))
     best = np.argpartition(-scores, window - 1)[:window]
     best = best[np.lexsort((best, -scores[best]))]
-    usable = [position not in excluded for position in best.tolist()]
-    return best[usable & (scores[best] > 0)][:count]
+    return best[~np.isin(best, excluded) & (scores[best] > 0)][:count]

@@ -16,10 +16,12 @@ import numpy as np
 
 from rayembed.common.errors import ResourceError
 from rayembed.common.paths import atomic_file, fetch
-from rayembed.mining.search import QUERY_BLOCK, Excluded
+from rayembed.mining.excluded import Excluded
+from rayembed.mining.search import QUERY_BLOCK
 
 _LEAST_OF_CLUSTER = 39  # documents; faiss warns below
 _TRAINED_ON = 64  # documents of each cluster that its centre is learned from
+_MOST_SPARE = 9  # times the wanted results are looked for in addition, as some may be excluded
 _NEIGHBOURS = 32  # of a document in the graph, faiss' usual value
 
 
@@ -71,8 +73,7 @@ class Approximation:
         """
         scores = np.full((len(query_QD), count), -np.inf, dtype=np.float32)
         positions = np.full((len(query_QD), count), -1, dtype=np.int64)
-        left_out = np.bincount(excluded.queries, minlength=len(query_QD))
-        pairs = excluded.queries * index.ntotal + excluded.documents
+        left_out = np.minimum(excluded.counts(len(query_QD)), _MOST_SPARE * count)
         order = np.argsort(
             left_out, kind="stable"
         )  # a block looks for as many more as one of its queries needs
@@ -80,7 +81,7 @@ class Approximation:
             rows = order[start : start + QUERY_BLOCK]
             wanted = min(count + int(left_out[rows].max()), index.ntotal)
             found_scores, found = index.search(query_QD[rows], wanted, params=self._effort(index, wanted))
-            never = (found < 0) | np.isin(rows[:, None] * index.ntotal + found, pairs)
+            never = (found < 0) | excluded.covers(rows, found)
             found_scores[never], found[never] = -np.inf, -1
             best = np.lexsort((found, -found_scores), axis=1)[:, :count]
             scores[rows, : best.shape[1]] = np.take_along_axis(found_scores, best, axis=1)

@@ -19,7 +19,7 @@ from rayembed.config.data import DataConfig, UserSourceConfig
 from rayembed.data.build import build_any
 from rayembed.data.store import built_in_source, read_split
 from rayembed.mining.config import SourceMining
-from rayembed.mining.search import Excluded
+from rayembed.mining.excluded import Excluded
 from rayembed.records import find_parts, read_part
 from rayembed.records.locations import list_files
 from rayembed.records.schema import document_id
@@ -27,7 +27,6 @@ from rayembed.records.schema import document_id
 logger = logging.getLogger(__name__)
 
 _TEXTS_PER_CHUNK = 65_536
-_MOST_PAIRS = 10**8  # that clusters exclude: about 10 GB on the way
 _NO_TEXTS = pa.array([], pa.large_string())
 
 
@@ -133,9 +132,6 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
     Args:
         table: rows in the pair layout.
         extra_documents: further documents to search.
-
-    Raises:
-        DataError: the clusters are too large.
     """
     text_of_row, _ = _codes(_flat(table["query_id"]))
     own_instructions = _flat(table["instruction"]).fill_null("")
@@ -154,15 +150,18 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
     document_of_positive = document_of_text[: len(positive_ids)]
     document_of_negative = document_of_text[len(positive_ids) : len(positive_ids) + len(negative_ids)]
     positives = _distinct(query_of_row[row_of_positive], document_of_positive)
-    parts = [_equal_texts(_flat(table["query_id"]).take(first_row), document_ids)]
-    for group_of_row in (text_of_row, _clusters(_flat(table["cluster"]))):
-        queries_in = _distinct(group_of_row, query_of_row)
-        documents_in = _distinct(group_of_row[row_of_positive], document_of_positive)
-        parts.append(_same_group(queries_in, documents_in))
-    pairs = _distinct(*(np.concatenate(side) for side in zip(*parts, strict=True)))
+    same_text = _same_group(
+        _distinct(text_of_row, query_of_row), _distinct(text_of_row[row_of_positive], document_of_positive)
+    )
+    equal = _equal_texts(_flat(table["query_id"]).take(first_row), document_ids)
+    pairs = _distinct(*(np.concatenate(side) for side in zip(equal, same_text, strict=True)))
+    clusters = _flat(table["cluster"]).dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
+    some, with_cluster = clusters >= 0, clusters[row_of_positive] >= 0
+    asked = _distinct(clusters[some], query_of_row[some])
+    held = _distinct(document_of_positive[with_cluster], clusters[row_of_positive][with_cluster])
     logger.info(
-        "%d rows: %d queries, %d documents, %d pairs left out",
-        table.num_rows, len(first_row), len(documents), len(pairs[0]),
+        "%d rows: %d queries, %d documents, %d clusters",
+        table.num_rows, len(first_row), len(documents), len(np.unique(asked[0])),
     )  # fmt: skip
     return Collection(
         _flat(table["query"]).take(first_row),
@@ -173,7 +172,7 @@ def collect(table: pa.Table, extra_documents: pa.Array | None = None) -> Collect
         positives,
         (row_of_positive, document_of_positive.astype(np.int64)),
         (row_of_negative, document_of_negative.astype(np.int64)),
-        Excluded.of(*pairs),
+        Excluded.of(*pairs, asked, held),
     )
 
 
@@ -211,14 +210,6 @@ def _codes(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return codes, np.unique(codes, return_index=True)[1]
 
 
-def _clusters(column: pa.Array) -> np.ndarray:
-    """Number of each row's cluster; a row without one is a cluster of its own."""
-    codes = column.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(float)
-    alone = np.isnan(codes)
-    codes[alone] = np.flatnonzero(alone) + len(codes)
-    return codes.astype(np.int64)
-
-
 def _distinct(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct pairs in ascending order."""
     pairs = np.unique(np.stack([first, second], axis=1).astype(np.int64), axis=0)
@@ -238,11 +229,5 @@ def _same_group(
     """Pairs of query and document that share a group; both arguments are (group, member), ascending."""
     starts, stops = (np.searchsorted(documents[0], queries[0], side) for side in ("left", "right"))
     counts = stops - starts
-    if counts.sum() > _MOST_PAIRS:
-        raise DataError(
-            f"{counts.sum():,} pairs of a query and a document of its cluster would be kept apart; at most "
-            f"{_MOST_PAIRS:,} can be. The largest cluster has {counts.max():,} documents; make clusters "
-            "smaller, or leave out the column `cluster`"
-        )
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(queries[1], counts), documents[1][np.repeat(starts, counts) + within]

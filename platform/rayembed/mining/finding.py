@@ -24,10 +24,12 @@ from rayembed.common.ray_work import pool_resources, run_items
 from rayembed.data.bm25 import BM25Index, best_documents
 from rayembed.mining.candidates import RECALL, SCHEMA, SearchJob
 from rayembed.mining.collection import Collection
-from rayembed.mining.search import Excluded, exact_top_k, merged
+from rayembed.mining.excluded import Excluded
+from rayembed.mining.search import exact_top_k, merged
 from rayembed.mining.teachers import SHARD_ROWS
 
 _COMPARED = 256  # queries of an approximate search that are searched exactly too, to measure its recall
+_ROUNDING = 1e-5  # by which two libraries may differ in a score
 _ROUND_BYTES = 2**30  # of query vectors and results that an actor holds
 
 
@@ -70,14 +72,16 @@ def _search_vectors(job: SearchJob, missing: list[int], actors: int | None, titl
 
 
 def write_pairs(collection: Collection, path: Path) -> Path:
-    """Store the known positives and the excluded pairs, both in ascending order of queries."""
-    order = np.argsort(collection.excluded.queries, kind="stable")
+    """Store the known positives, in ascending order of queries, and what is excluded."""
+    excluded = collection.excluded
     _save_arrays(
         path,
         positive_queries=collection.positives[0],
         positive_documents=collection.positives[1],
-        excluded_queries=collection.excluded.queries[order],
-        excluded_documents=collection.excluded.documents[order],
+        queries=excluded.queries,
+        documents=excluded.documents,
+        asked=np.stack(excluded.asked),
+        held=np.stack(excluded.held),
     )
     return path
 
@@ -89,7 +93,8 @@ class _Pairs:
         self._job = job
         with np.load(fetch(job.pairs), allow_pickle=False) as pairs:
             self._positives = pairs["positive_queries"], pairs["positive_documents"]
-            self._excluded = pairs["excluded_queries"], pairs["excluded_documents"]
+            asked, held = tuple(pairs["asked"]), tuple(pairs["held"])
+            self._excluded = Excluded(pairs["queries"], pairs["documents"], asked, held)
         self._starts = _starts(job.query_texts)
 
     def sizes(self, parts: range) -> list[int]:
@@ -100,9 +105,9 @@ class _Pairs:
         """Queries, counted from the first of these parts, and their known positives."""
         return _between(*self._positives, *self._starts[[parts.start, parts.stop]])
 
-    def excluded(self, parts: range) -> tuple[np.ndarray, np.ndarray]:
-        """The same of excluded pairs."""
-        return _between(*self._excluded, *self._starts[[parts.start, parts.stop]])
+    def excluded(self, parts: range) -> Excluded:
+        """What these queries, counted from the first of these parts, never get."""
+        return self._excluded.of_queries(np.arange(*self._starts[[parts.start, parts.stop]]))
 
     def write(
         self,
@@ -183,9 +188,7 @@ class SearchSlice:
         start, stop = _starts(self._job.document_texts)[[mine.start, mine.stop]]
         shards = self._job.documents.open(slice(mine.start, mine.stop))
         queries = np.concatenate(self._job.queries.open(slice(parts.start, parts.stop)))
-        excluded, positives = self._pairs.excluded(parts), self._pairs.positives(parts)
-        inside = (excluded[1] >= start) & (excluded[1] < stop)
-        never = Excluded.of(excluded[0][inside], excluded[1][inside] - start)
+        never, positives = self._pairs.excluded(parts).of_documents(start, stop), self._pairs.positives(parts)
         sizes = self._pairs.sizes(parts)
         if self._job.approximation is None:
             compared = np.empty(0, dtype=np.int64)
@@ -241,12 +244,12 @@ class MergePart:
                 compared = found["compared"]
                 positive_scores[found["positives"]] = found["positive_scores"]
             best = [merged(*pair, self._job.top_k) for pair in zip(best, mine, strict=True)] if best else mine
-        (scores, documents), (_, exact) = best
-        hits = [
-            len(set(row) & set(own) - {-1})
-            for row, own in zip(exact.tolist(), documents[compared].tolist(), strict=True)
-        ]
-        self._pairs.write(part, scores, documents, positive_scores, (sum(hits), int((exact >= 0).sum())))
+        (scores, documents), (exact_scores, exact) = best
+        # A document that scores as high as the last exact result is as right as it: many may be equal.
+        least = np.where(exact >= 0, exact_scores, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+        hits, all_of = (scores[compared] >= least - _ROUNDING).sum(axis=1), (exact >= 0).sum(axis=1)
+        recall = int(np.minimum(hits, all_of).sum()), int(all_of.sum())
+        self._pairs.write(part, scores, documents, positive_scores, recall)
         return {}
 
 
@@ -281,18 +284,17 @@ class SearchWords:
         return {}
 
     def _search(
-        self, part: int, positives: tuple[np.ndarray, np.ndarray], excluded: tuple[np.ndarray, np.ndarray]
+        self, part: int, positives: tuple[np.ndarray, np.ndarray], excluded: Excluded
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         texts = pq.ParquetFile(fetch(self._job.query_texts)).read_row_group(part)["text"].to_pylist()
         size = (len(texts), self._job.top_k)
         scores, documents = np.full(size, -np.inf, dtype=np.float32), np.full(size, -1, dtype=np.int64)
         positive_scores = np.zeros(len(positives[0]), dtype=np.float32)
-        bounds = [np.searchsorted(side, np.arange(len(texts) + 1)) for side in (positives[0], excluded[0])]
+        bounds, never = np.searchsorted(positives[0], np.arange(len(texts) + 1)), excluded.finder()
         for query, of_all in enumerate(self._words.scores(texts)):
-            mine = slice(*bounds[0][query : query + 2])
+            mine = slice(*bounds[query : query + 2])
             positive_scores[mine] = of_all[positives[1][mine]]
-            others = set(excluded[1][slice(*bounds[1][query : query + 2])].tolist())
-            best = best_documents(of_all, self._job.top_k, others)
+            best = best_documents(of_all, self._job.top_k, never(query))
             documents[query, : len(best)], scores[query, : len(best)] = best, of_all[best]
         return scores, documents, positive_scores
 

@@ -18,6 +18,8 @@ from rayembed.mining.filters import FilterConfig, passes
 from rayembed.mining.report import Audit, Choice, MiningReport
 from rayembed.records.schema import to_table
 
+_NONE = np.empty(0, dtype=np.int64)
+
 PairScorer = Callable[[int, Sequence[int]], Sequence[float]]
 """(query, documents) -> a teacher's score of each document, not a number where there is none."""
 
@@ -93,7 +95,7 @@ def complete_rows(
     """
     order = np.argsort(collection.query_of_row, kind="stable")
     bounds = np.searchsorted(collection.query_of_row[order], np.arange(len(collection.queries) + 1))
-    excluded = _grouped(collection.excluded.queries, collection.excluded.documents, len(collection.queries))
+    never = collection.excluded.finder()
     given_by_row = _grouped(*collection.given, table.num_rows)
     own_by_row = _grouped(*collection.own, table.num_rows)
     generator = np.random.default_rng(seed)
@@ -103,7 +105,7 @@ def complete_rows(
         chosen: list[tuple[list[int], list[int]]] = []
         scores: list[Sequence[float] | None] = []
         for query in range(start, stop):
-            candidates = next(found)
+            candidates, excluded = next(found), never(query)
             for row in order[bounds[query] : bounds[query + 1]].tolist():
                 own = own_by_row[row].tolist()
                 if not found_back(candidates, own, settings.round_trip):
@@ -115,7 +117,8 @@ def complete_rows(
                     candidates,
                     settings,
                     wanted=settings.negatives_per_query - len(given),
-                    taken={*given, *excluded[query].tolist()},
+                    taken=set(given),
+                    never=excluded,
                     size=len(collection.documents),
                     generator=generator,
                     own=own,
@@ -146,6 +149,7 @@ def choose(
     taken: Set[int],
     size: int,
     generator: np.random.Generator,
+    never: np.ndarray = _NONE,
     own: Sequence[int] = (),
     among: Set[int] | None = None,
 ) -> Choice:
@@ -162,7 +166,8 @@ def choose(
         found: candidates of the row's query, one item a teacher.
         settings: filters, sampling and fill.
         wanted: how many negatives to choose.
-        taken: documents that must not be chosen: the query's excluded ones and the row's own.
+        taken: documents that the row has.
+        never: documents that are no candidates of the query.
         size: number of documents in the collection.
         generator: decides what is sampled and filled.
         own: positives of the row, which the filters compare with if `anchor` is own.
@@ -195,7 +200,9 @@ def choose(
     mined = [document for _, document in ranked[:wanted]]
     fills = []
     if settings.fill == "random" and len(mined) < wanted:
-        fills = random_documents(size, wanted - len(mined), taken | all_candidates, generator)
+        fills = random_documents(
+            size, wanted - len(mined), taken | all_candidates | set(never.tolist()), generator
+        )
     return Choice(
         mined=mined,
         ranks=[rank for rank, _ in ranked[:wanted]],
@@ -228,9 +235,9 @@ def random_documents(size: int, count: int, excluded: Set[int], generator: np.ra
 def _found_by_words(collection: Collection, top_k: int) -> Iterator[tuple[Candidates]]:
     search = BM25Index(collection.documents.to_pylist())
     positives = _grouped(*collection.positives, len(collection.queries))
-    excluded = _grouped(collection.excluded.queries, collection.excluded.documents, len(collection.queries))
+    never = collection.excluded.finder()
     for query, scores in enumerate(search.scores(collection.queries.to_pylist())):
-        best = best_documents(scores, top_k, set(excluded[query].tolist()))
+        best = best_documents(scores, top_k, never(query))
         known = positives[query]
         yield (Candidates(best, scores[best], known, scores[known], calibrated=False),)
 

@@ -4,38 +4,15 @@ Shapes: Q queries, N documents of a shard, D width, K results, G groups of colum
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from rayembed.mining.excluded import Excluded
+
 QUERY_BLOCK = 1024
 DOCUMENT_BLOCK = 4096
 GROUP = 64  # columns whose largest score is looked at before any of them is
-
-
-@dataclass(frozen=True)
-class Excluded:
-    """Pairs that are never results, in ascending order of documents.
-
-    Attributes:
-        queries: position of each pair's query among the Q queries.
-        documents: position of each pair's document in the whole corpus.
-    """
-
-    queries: np.ndarray
-    documents: np.ndarray
-
-    @classmethod
-    def of(cls, queries: np.ndarray, documents: np.ndarray) -> "Excluded":
-        """Pairs in any order."""
-        order = np.argsort(documents, kind="stable")
-        return cls(queries[order], documents[order])
-
-    def of_queries(self, chosen: np.ndarray) -> "Excluded":
-        """Pairs of chosen queries, in ascending order, counted among these."""
-        mine = np.isin(self.queries, chosen)
-        return Excluded(np.searchsorted(chosen, self.queries[mine]), self.documents[mine])
 
 
 class TopK:
@@ -63,7 +40,8 @@ class TopK:
     ):
         self._device = torch.device(device)
         self._query_QD = torch.from_numpy(np.ascontiguousarray(query_QD, dtype=np.float32)).to(self._device)
-        self._excluded = excluded
+        parts = [np.arange(start, start + QUERY_BLOCK) for start in range(0, len(query_QD), QUERY_BLOCK)]
+        self._excluded = [excluded.of_queries(part) if excluded is not None else None for part in parts]
         self._seen = 0
         # One buffer for all blocks: fresh memory for each would cost more than the look at the scores.
         self._scores = torch.empty(QUERY_BLOCK * _padded(DOCUMENT_BLOCK), device=self._device)
@@ -86,26 +64,18 @@ class TopK:
     def _add_block(self, block_ND: torch.Tensor) -> None:
         documents = len(block_ND)
         block_ND = torch.nn.functional.pad(block_ND, (0, 0, 0, _padded(documents) - documents))
-        rows, columns = self._excluded_in_block(documents)
-        for start in range(0, len(self._query_QD), QUERY_BLOCK):
+        for number, excluded in enumerate(self._excluded):
+            start = number * QUERY_BLOCK
             stop = min(start + QUERY_BLOCK, len(self._query_QD))
             size = (stop - start, len(block_ND))
             score_QN = self._scores[: size[0] * size[1]].view(size)
             torch.matmul(self._query_QD[start:stop], block_ND.T, out=score_QN)
             score_QN[:, documents:] = float("-inf")
-            mine = (rows >= start) & (rows < stop)
-            score_QN[rows[mine] - start, columns[mine]] = float("-inf")
+            if excluded is not None:
+                pairs = excluded.of_documents(self._seen, self._seen + documents).pairs()
+                rows, columns = (torch.from_numpy(side.astype(np.int64)).to(self._device) for side in pairs)
+                score_QN[rows, columns] = float("-inf")
             self._merge(slice(start, stop), score_QN)
-
-    def _excluded_in_block(self, documents: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows and columns of the excluded pairs whose document is in the block that starts at `_seen`."""
-        if self._excluded is None:
-            nothing = torch.empty(0, dtype=torch.int64, device=self._device)
-            return nothing, nothing
-        first, last = np.searchsorted(self._excluded.documents, [self._seen, self._seen + documents])
-        rows = torch.from_numpy(self._excluded.queries[first:last].astype(np.int64))
-        columns = torch.from_numpy(self._excluded.documents[first:last].astype(np.int64) - self._seen)
-        return rows.to(self._device), columns.to(self._device)
 
     def _merge(self, queries: slice, score_QN: torch.Tensor) -> None:
         best_QK = self._score_QK[queries]
