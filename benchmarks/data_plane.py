@@ -245,7 +245,7 @@ def _waited(record: dict) -> float:
 
 def memory_bars(quick: bool) -> list[Bar]:
     """`stream_memory`: growth of memory with the number of steps, in MB a hundred thousand steps."""
-    steps = 4_000 if quick else 100_000
+    steps = 1_000 if quick else 100_000
     connect()
     with tempfile.TemporaryDirectory() as folder:
         config = quickstart(steps=steps, batch_size=2)
