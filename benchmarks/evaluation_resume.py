@@ -114,6 +114,6 @@ def evaluation_actors() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Worker"):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::EvaluationWorker"):
                 found.append(process)
     return found
