@@ -1,5 +1,6 @@
 """The endpoint of one machine: real actors and HTTP, without Ray Serve."""
 
+import asyncio
 import os
 import re
 import signal
@@ -15,7 +16,8 @@ from rayembed.common.errors import CheckpointError, ResourceError
 from rayembed.serving import local
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.deploy import bound_socket
-from rayembed.serving.local import LocalEndpoint, check_room, why_not_locally
+from rayembed.serving.local import LocalEndpoint, ReplicaPool, _Member, check_room, why_not_locally
+from rayembed.serving.messages import EncodeRequest, Inputs
 from tests.serving.fakes import load_breaking_fake, load_fake, load_slow_fake
 from tests.serving.load import replica_pids
 
@@ -136,3 +138,39 @@ def test_readiness_ends_before_the_endpoint(start):
 def test_model_that_does_not_load(start):
     with pytest.raises(CheckpointError, match=r"the endpoint did not start: .*the disk is gone"):
         start(load_nothing)
+
+
+def test_a_call_goes_to_the_replica_with_the_fewest_unanswered_tokens():
+    """One long request and five short ones at replica a and b; then the long one ends."""
+    places, ends = [], []
+
+    class Calls:
+        def __init__(self, name):
+            self._name = name
+
+        async def call(self, method, request):
+            places.append(self._name)
+            ends.append(asyncio.Event())
+            await ends[-1].wait()
+
+    async def scenario():
+        pool = ReplicaPool(lambda: None, 2)
+        pool._replicas = [_Member(None, Calls(name)) for name in ("a", "b")]
+        calls = []
+
+        async def send(words):
+            calls.append(asyncio.create_task(pool.encode.remote(EncodeRequest([Inputs(["word " * words])]))))
+            await asyncio.sleep(0.001)
+
+        for words in (2000, 8, 8, 8, 8, 8):
+            await send(words)
+        assert places == ["a", "b", "b", "b", "b", "b"]
+        ends[0].set()
+        await send(1)
+        assert places[-1] == "a"
+        for end in ends:
+            end.set()
+        await asyncio.gather(*calls)
+        assert [each.work for each in pool._replicas] == [0, 0]
+
+    asyncio.run(scenario())
