@@ -9,6 +9,7 @@ import requests
 from rayembed.serving import body
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
+from rayembed.serving.middleware import DropAbandonedMiddleware
 from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine, LocalHandle
 
@@ -87,3 +88,18 @@ def test_slow_and_broken_connections_leave_the_endpoint_serving(serve_app):
     for connection in connections:
         connection.close()
     assert requests.get(f"{url}/health/live", timeout=30).status_code == 200
+
+
+def test_work_of_a_client_that_leaves_is_dropped(serve_app):
+    """Each request takes two batches of a fifth of a second, and its client waits for half of the first."""
+    engine = FakeEngine(seconds_per_batch=0.2)
+    config = ServeConfig(checkpoint="unused", model_name="fake", token_budget=4)
+    app = create_app(config, {"fake": LocalHandle(EmbeddingReplica(config, lambda _: engine))})
+    url = serve_app(DropAbandonedMiddleware(app))
+    asked = {"model": "fake", "input": ["one", "two words"]}
+    for _ in range(4):
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(f"{url}/v1/embeddings", json=asked, timeout=0.1)
+    assert requests.post(f"{url}/v1/embeddings", json=asked, timeout=30).status_code == 200
+    assert len(engine.batches) <= 1 + 4 + 2  # when loaded, one of each that was given up, the last request
+    assert 'status="499"} 4.0' in requests.get(f"{url}/metrics", timeout=30).text
