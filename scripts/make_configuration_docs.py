@@ -24,7 +24,7 @@ are told at once, each with its address. `--dry-run` prints the recipe with ever
 
 ## Extend a recipe
 
-`extends` names one recipe or a list of them, relative to the recipe's own folder:
+`extends` names one recipe or a list of them: files in the recipe's own folder, or shipped recipes:
 
 ```yaml
 extends: nv-embed-v2.yaml

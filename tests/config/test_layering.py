@@ -83,6 +83,12 @@ def test_a_recipe_extends_others_from_first_to_last(load, tmp_path):
     assert load_config(yaml.safe_load(config.to_yaml())) == config
 
 
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml"])
+def test_a_recipe_anywhere_extends_a_shipped_one(load, name):
+    config = load(f"extends: {name}\nseed: 3")
+    assert (config.seed, config.base_layers) == (3, 4)
+
+
 def test_null_takes_out_what_is_extended(load):
     config = load("extends: base.yaml\nstages: {retrieval: null, blend: {blend: {topics: null}}}")
     assert [[entry.source for entry in stage.blend] for stage in config.stages] == [["nq"]]

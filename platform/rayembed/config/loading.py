@@ -93,7 +93,8 @@ def _extended(
         raise ConfigError(f"extends is {names!r}; give the name of a recipe or a list of names")
     base: dict[str, Any] = {}
     for name in names:
-        base = merge(base, _read(folder / name, model, extending))
+        places = [place for place in (folder, SHIPPED) if _is_recipe(place / name)]
+        base = merge(base, _read((*places, folder)[0] / name, model, extending))
     merged = merge(base, raw)
     for key, field in model.model_fields.items():
         # `lora: null` turns something off that is on by default, so it must not merely delete the key.
@@ -105,6 +106,10 @@ def _extended(
         ):
             merged[key] = None
     return list_blends(merged)
+
+
+def _is_recipe(path: Path) -> bool:
+    return path.is_file() or path.with_name(f"{path.name}.yaml").is_file()
 
 
 def _parsed(override: str) -> tuple[str, Any]:

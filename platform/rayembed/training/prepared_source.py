@@ -149,11 +149,11 @@ class PreparedSource:
         settings |= self.against.origin()
         return {f"file {file.name}": file_digest(file) for file in self._files()} | {"settings": settings}
 
-    def pieces(self, folder: Path) -> "list[Piece]":
+    def pieces(self, folder: Path) -> "list[SourcePiece]":
         """The work that fills the source's folder; the source is built where that is due."""
         files = self._files()
         parts = [tuple(files)] if self._needs_all_rows() else [(file,) for file in files]
-        return [Piece(self, folder, number, part) for number, part in enumerate(parts)]
+        return [SourcePiece(self, folder, number, part) for number, part in enumerate(parts)]
 
     def rows(
         self, files: Sequence[Path], guard: ContaminationGuard, report: ContaminationReport
@@ -240,7 +240,7 @@ def usually_symmetric(data: DataConfig, entry: SourceConfig) -> bool:
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourcePiece:
     """Work on a source: some of its files, or all, to one file of rows."""
 
     source: PreparedSource
@@ -263,7 +263,7 @@ class _PieceWriter:
     def _guard(self) -> ContaminationGuard:
         return self._against.guard()
 
-    def __call__(self, piece: Piece) -> dict[str, Any]:
+    def __call__(self, piece: SourcePiece) -> dict[str, Any]:
         """The file of the piece and what was left out, written unless that was done before."""
         done = fetch(piece.path(".json"))
         if done.is_file():
@@ -314,7 +314,7 @@ def prepare_sources(
     return tuple(indexes)
 
 
-def _complete(last: Piece, files: Sequence[RowsFile], report: ContaminationReport) -> None:
+def _complete(last: SourcePiece, files: Sequence[RowsFile], report: ContaminationReport) -> None:
     last.source.check(report)
     with clear_disk_errors(last.folder):
         text = json.dumps(report.as_json(), indent=2) + "\n"
