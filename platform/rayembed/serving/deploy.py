@@ -25,6 +25,7 @@ from rayembed.serving.authentication import load_keyring
 from rayembed.serving.autoscaling import autoscaling_settings
 from rayembed.serving.config import ModelSettings, ServeConfig
 from rayembed.serving.replica import REPLICA_NAME, EmbeddingReplica, load_engine
+from rayembed.serving.token_routing import FewestTokensRouter
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def _bind_replica(
         name=f"{REPLICA_NAME}{suffix}",
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus, **environment},
         autoscaling_config=autoscaling_settings(model),
+        request_router_config={"request_router_class": FewestTokensRouter},
         max_ongoing_requests=_MODEL_REQUESTS_IN_PROGRESS,
         max_queued_requests=_REQUESTS_WAITING_FOR_A_REPLICA,
         max_constructor_retry_count=2,

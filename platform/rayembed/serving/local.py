@@ -37,10 +37,10 @@ from rayembed.serving.deploy import (
     with_fitting_resources,
 )
 from rayembed.serving.errors import NoReplicaError
-from rayembed.serving.messages import EncodeRequest
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import DropAbandonedMiddleware
 from rayembed.serving.replica import EmbeddingReplica, load_engine
+from rayembed.serving.token_routing import tokens_of
 from rayembed.serving.wire import CallClient, CallServer
 
 logger = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ class ReplicaPool:
             self._calls -= 1
 
     async def _ask(self, replica: _Member, method: str, *arguments: Any) -> Any:
-        work = 1 + sum(each.estimated_tokens for each in arguments if isinstance(each, EncodeRequest))
+        work = tokens_of(arguments)
         replica.work += work
         try:
             return await replica.calls.call(method, *arguments)
