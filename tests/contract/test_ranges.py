@@ -77,14 +77,14 @@ def test_a_dimension_that_is_always_the_same_divides_by_no_zero(vectors):
 
 
 def test_ranges_are_saved_a_line_each_and_contracts_without_them_are_as_they_were(tmp_path, ranges):
-    contract = Contract(instructions={"query": "caf\u00e9"}, vector_ranges=ranges)
+    contract = Contract(instructions={"query": "Où?"}, vector_ranges=ranges)
     contract.save(tmp_path)
     assert Contract.load(tmp_path) == contract
     text = (tmp_path / "contract.json").read_text()
-    assert "caf\u00e9" in text
+    assert "Où?" in text
     assert [line.split(":")[0].strip() for line in text.splitlines()[-7:-2]] == [
         '"vector_ranges"', '"low"', '"threshold"', '"high"', '"length"',
     ]  # fmt: skip
-    Contract(instructions={"query": "caf\u00e9"}).save(tmp_path)
+    Contract(instructions={"query": "Où?"}).save(tmp_path)
     content = json.loads((tmp_path / "contract.json").read_text())
     assert content.keys() == json.loads(text).keys() - {"vector_ranges"}
