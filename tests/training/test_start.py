@@ -17,7 +17,7 @@ from tests.training.sources import stage
 def contrastive(tiny_base):
     training = TrainingConfig(tokens_per_chunk=8)
     here = SimpleNamespace(settings=stage(), training=training)
-    return make_embedder(lora=True), ContrastiveStep(here, torch.device("cpu"), torch.float32)
+    return make_embedder(lora=True), ContrastiveStep(here, torch.device("cpu"))
 
 
 def masked(tiny_base):
