@@ -1,12 +1,9 @@
 import logging
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from rayembed.common.errors import DataError
-from rayembed.config.blend import SourceConfig
-from rayembed.data.choose import RowChooser
 from rayembed.data.contrastive import (
     contrastive_rows,
     example_based_rows,
@@ -14,7 +11,6 @@ from rayembed.data.contrastive import (
     label_based_rows,
     text_rows,
 )
-from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
 from rayembed.records.schema import PAIR_SCHEMA, label_row, score_row, sentence_label_row, to_table
 from tests.training.sources import write_source
@@ -28,30 +24,17 @@ def labels(*pairs):
 TEXTS = labels(*((f"{label}{number}", label) for label in "abc" for number in range(6)))
 
 
-def test_examples_share_the_class_and_negatives_do_not():
-    rows = example_based_rows(TEXTS, negatives_per_query=2, seed=1).to_pylist()
+def test_examples_positive_shares_the_class_and_negatives_do_not():
+    rows = example_based_rows(TEXTS, negatives_per_query=4, seed=1).to_pylist()
     assert len(rows) == 18
     for row in rows:
         label = row["query"][0]
-        assert {text[0] for text in row["positives"]} == {label}
-        assert row["query"] not in row["positives"]
-        assert len(set(row["positives"])) == len(row["positives"]) == 4
-        assert len(set(row["negatives"])) == len(row["negatives"]) == 8
+        assert row["positives"][0][0] == label
+        assert row["positives"][0] != row["query"]
+        assert len(set(row["negatives"])) == 4
         assert label not in {text[0] for text in row["negatives"]}
         assert row["cluster"] == label
     assert len({row["positives"][0] for row in rows}) > 6
-
-
-def test_every_step_draws_other_examples():
-    blend = (SourceConfig(source="d", negatives_per_query=2, in_batch_negatives=False),)
-    rows = example_based_rows(TEXTS, negatives_per_query=2, seed=1)
-    chooser = RowChooser([PreparedRows(rows.to_batches())], blend, seed=0)
-    batches = (PlannedBatch(step, np.zeros(1, np.int64), np.zeros(1, np.int64)) for step in range(8))
-    drawn = [row for batch in batches for row in chooser.choose(batch)]
-    assert {row.query for row in drawn} == {"a0"}
-    assert len({row.target for row in drawn}) > 2
-    assert len({key for row in drawn for key in row.negatives}) > 4
-    assert all(len(row.negatives) == 2 for row in drawn)
 
 
 def test_rows_depend_on_the_seed_alone():
@@ -82,7 +65,7 @@ def test_label_texts_are_the_documents():
     assert sorted(rows[0]["negatives"]) == ["second", "third"]
     plain = label_based_rows(TEXTS, negatives_per_query=1, seed=0).to_pylist()
     assert plain[0]["positives"] == ["a"]
-    assert sorted(plain[0]["negatives"]) == ["b", "c"]
+    assert len(plain[0]["negatives"]) == 1
 
 
 def test_what_cannot_be_contrasted_is_refused():

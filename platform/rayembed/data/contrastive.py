@@ -16,8 +16,6 @@ from rayembed.records.schema import Kind, pair_row, to_table
 
 logger = logging.getLogger(__name__)
 
-EPOCHS = 4  # of a labelled source that have other examples
-
 LabelStyle = Literal["example", "label", "auto"]
 
 
@@ -84,10 +82,9 @@ def example_based_rows(table: pa.Table, *, negatives_per_query: int, seed: int) 
 
     NV-Embed, for classes and clusters alike: the positive is a random other text of the class, the negatives
     are random texts of other classes. Query and documents are the same kind of text, so both carry the
-    instruction. A row brings several times as many as a step needs, which draws anew among them: another
-    epoch has other examples.
+    instruction.
 
-    Fewer are given only where the classes have fewer texts.
+    Fewer than `negatives_per_query` negatives are given only where the other classes have fewer texts.
     Raises DataError when there are fewer than two classes or no class has two texts.
     """
     texts_of, dataset, task_type = _classes(table)
@@ -101,12 +98,12 @@ def example_based_rows(table: pa.Table, *, negatives_per_query: int, seed: int) 
         else:
             others = len(texts) - len(members)
             for position, text in enumerate(members):
-                steps = 1 + _draw(generator, 1, len(members) - 1)
-                positives = [members[(position + step) % len(members)] for step in steps]
-                picks = _draw(generator, negatives_per_query, others)
+                step = generator.integers(1, len(members))
+                positive = members[(position + step) % len(members)]
+                picks = generator.choice(others, min(negatives_per_query, others), replace=False)
                 negatives = [texts[pick if pick < start else pick + len(members)] for pick in picks]
                 rows.append(
-                    pair_row(text, positives, negatives, dataset=dataset, task_type=task_type, cluster=label)
+                    pair_row(text, [positive], negatives, dataset=dataset, task_type=task_type, cluster=label)
                 )
         start += len(members)
     if lonely:
@@ -147,16 +144,12 @@ def label_based_rows(
     for label, members in texts_of.items():
         others = sorted({names[other] for other in texts_of} - {names[label]})
         for text in members:
-            negatives = [others[pick] for pick in _draw(generator, negatives_per_query, len(others))]
+            picks = generator.choice(len(others), min(negatives_per_query, len(others)), replace=False)
+            negatives = [others[pick] for pick in picks]
             rows.append(
                 pair_row(text, [names[label]], negatives, dataset=dataset, task_type=task_type, cluster=label)
             )
     return to_table(rows, "pairs")
-
-
-def _draw(generator: np.random.Generator, a_step: int, size: int) -> np.ndarray:
-    """Different numbers below `size` for several steps that need `a_step` each, as many as there are."""
-    return generator.choice(size, min(EPOCHS * a_step, size), replace=False)
 
 
 def _classes(table: pa.Table) -> tuple[dict[str, list[str]], str, str]:
