@@ -42,13 +42,12 @@ NEEDLESS = ("ray/jars/", "ray/cpp/", "ray/rllib/")  # most of Ray's wheel
 LARGEST = 64 * 2**20
 
 
-def needed(name: str, extras: tuple[str, ...] = (), python: str = "3.12") -> set[str]:
+def needed(name: str, python: str) -> set[str]:
     """A package that is installed here and all that it needs."""
-    found, waiting = set(), [(canonicalize_name(name), extras)]
+    waiting: list[tuple[str, tuple[str, ...]]] = [(canonicalize_name(name), ())]  # with their extras
     seen = set()
     while waiting:
         seen.add(package := waiting.pop())
-        found.add(package[0])
         for requirement in map(Requirement, metadata.requires(package[0]) or []):
             target = (canonicalize_name(requirement.name), tuple(sorted(requirement.extras)))
             there = {"python_version": python}
@@ -57,7 +56,7 @@ def needed(name: str, extras: tuple[str, ...] = (), python: str = "3.12") -> set
             )
             if wanted and target not in seen:
                 waiting.append(target)
-    return found
+    return {package for package, _ in seen}
 
 
 def download(names: Iterable[str], folder: Path, python: str) -> list[Path]:
@@ -126,8 +125,8 @@ def main() -> None:
     options.archive.parent.mkdir(parents=True, exist_ok=True)
     names = set(WHEELS)
     if options.ray:
-        there = set().union(*(needed(name, python=options.python) for name in THERE))
-        names |= needed("rayembed", python=options.python) - there - {"rayembed", *COPIED}
+        there = set().union(*(needed(name, options.python) for name in THERE))
+        names |= needed("rayembed", options.python) - there - {"rayembed", *COPIED}
     with (
         tempfile.TemporaryDirectory() as wheels,
         tempfile.TemporaryDirectory() as site,

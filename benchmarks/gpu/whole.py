@@ -82,10 +82,9 @@ def train(run: Run) -> Figures:
     MistralModel(MistralConfig(**SHAPE | (SMALL if run.tiny else {}))).bfloat16().save_pretrained(base)
     shutil.copytree(run.home / "tokenizer", base, dirs_exist_ok=True)
     settings = ["name=whole", f"base_model={base}", "base_layers=null"]
-    for stage, (steps, rows) in (SMALL_STEPS if run.tiny else STEPS).items():
-        settings += [
-            f"stages.{stage}.{key}" for key in (f"steps={steps}", f"batch_size={rows}", "warmup_steps=1")
-        ]
+    for stage, (count, rows) in (SMALL_STEPS if run.tiny else STEPS).items():
+        sizes = {"steps": count, "batch_size": rows, "warmup_steps": 1}
+        settings += [f"stages.{stage}.{key}={value}" for key, value in sizes.items()]
     seconds = run.command("train", "quickstart", *(part for each in settings for part in ("--set", each)))
     lines = (run.model.parent / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines]

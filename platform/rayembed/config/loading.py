@@ -93,8 +93,7 @@ def _extended(
         raise ConfigError(f"extends is {names!r}; give the name of a recipe or a list of names")
     base: dict[str, Any] = {}
     for name in names:
-        places = [place for place in (folder, SHIPPED) if _is_recipe(place / name)]
-        base = merge(base, _read((*places, folder)[0] / name, model, extending))
+        base = merge(base, _read(_nearest(name, folder), model, extending))
     merged = merge(base, raw)
     for key, field in model.model_fields.items():
         # `lora: null` turns something off that is on by default, so it must not merely delete the key.
@@ -108,8 +107,10 @@ def _extended(
     return list_blends(merged)
 
 
-def _is_recipe(path: Path) -> bool:
-    return path.is_file() or path.with_name(f"{path.name}.yaml").is_file()
+def _nearest(name: str, folder: Path) -> Path:
+    """File of a recipe that one in `folder` extends: there, else a shipped one."""
+    files = [place / f"{name}{end}" for place in (folder, SHIPPED) for end in ("", ".yaml")]
+    return next((file for file in files if file.is_file()), folder / name)
 
 
 def _parsed(override: str) -> tuple[str, Any]:

@@ -68,8 +68,8 @@ class BM25Index:
 
     def scores(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
         """Yield for each query its scores [documents]; zero where no word is shared."""
+        size = self._index.scores["num_docs"]
         for words in map(search_terms, queries):
-            size = self._index.scores["num_docs"]
             yield self._index.get_scores(words) if words else np.zeros(size, dtype=np.float32)
 
 

@@ -264,7 +264,8 @@ def _results(
         waiting.remove(unit)
         store.save(unit.candidate, outcome.result)
         results[unit.candidate][unit.reference.name] = outcome.result
-        scored += [unit] if unit.shards and not plan.keep_embeddings else []
+        if unit.shards and not plan.keep_embeddings:
+            scored.append(unit)
         for done in tuple(scored):
             if not any(may_share(done.shards, other.shards) for other in waiting):
                 vectors = EmbeddingStore(store.output, done.candidate.digest, contracts[done.candidate])

@@ -126,9 +126,8 @@ class CachedEngine:
 
     def encode(self, texts: Sequence[str], *, instruction: str | None = None) -> Encoded:
         """As the engine's."""
-        made_under = (
-            f"{self.digest}\n{self._precision}\n{instruction or ''}\n"  # the digest covers the contract
-        )
+        # The digest covers the contract.
+        made_under = f"{self.digest}\n{self._precision}\n{instruction or ''}\n"
         key = hashlib.sha256(made_under.encode() + text_digests(texts).tobytes()).hexdigest()
         path = self._folder / f"{key[:32]}.safetensors"
         if (stored := read_arrays(path)) is None:

@@ -74,9 +74,8 @@ class Approximation:
         scores = np.full((len(query_QD), count), -np.inf, dtype=np.float32)
         positions = np.full((len(query_QD), count), -1, dtype=np.int64)
         left_out = np.minimum(excluded.counts(len(query_QD)), _MOST_SPARE * count)
-        order = np.argsort(
-            left_out, kind="stable"
-        )  # a block looks for as many more as one of its queries needs
+        # A block looks for as many more as one of its queries needs.
+        order = np.argsort(left_out, kind="stable")
         for start in range(0, len(order), QUERY_BLOCK):
             rows = order[start : start + QUERY_BLOCK]
             wanted = min(count + int(left_out[rows].max()), index.ntotal)

@@ -50,9 +50,8 @@ class TaughtModel(EmbeddingModel):
         self.projection = nn.ModuleDict()
         if student.dimensions != teacher.dimensions:
             torch.manual_seed(seed)  # the same on every rank
-            for name in (["vectors"] if self._learns_vectors else []) + [
-                str(layer) for layer, _ in self._pairs
-            ]:
+            spaces = ["vectors"] if self._learns_vectors else []
+            for name in spaces + [str(layer) for layer, _ in self._pairs]:
                 linear = nn.Linear(student.dimensions, teacher.dimensions, bias=False)
                 nn.init.orthogonal_(linear.weight)
                 self.projection[name] = linear.to(self.backbone.device, self.backbone.dtype)

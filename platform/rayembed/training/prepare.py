@@ -70,8 +70,9 @@ class StageData:
                 planned.
         """
         stage, plan = self.settings, folder / "plan"
-        origins = self._origins(plan)
-        paths = prepare_sources(self.sources, origins)
+        now = {source.name: source.origin() for source in self.sources}
+        origins = self._origins(plan, now)
+        paths = prepare_sources(self.sources, origins, now)
         rows = [PreparedRows.open(path) for path in paths]
         if stage.kind == "contrastive":
             for entry, source in zip(stage.blend, rows, strict=True):
@@ -104,9 +105,8 @@ class StageData:
             teacher=other_reader(stage, self.contract, tokenizer) if tokenizer else None,
         )
 
-    def _origins(self, plan: Path) -> dict[str, Any]:
+    def _origins(self, plan: Path, now: dict[str, Any]) -> dict[str, Any]:
         """What each source is made from, which must be what it was when the stage was planned."""
-        now = {source.name: source.origin() for source in self.sources}
         stored = stored_description(plan)
         changes = list(differences(stored["sources"], now)) if stored else []
         if not stored or not changes:

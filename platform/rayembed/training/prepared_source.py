@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -278,9 +279,14 @@ class _PieceWriter:
 
 
 def prepare_sources(
-    sources: Sequence[PreparedSource], origins: Mapping[str, dict[str, Any]]
+    sources: Sequence[PreparedSource], origins: Mapping[str, dict[str, Any]], now: Mapping[str, Any]
 ) -> tuple[Path, ...]:
     """Indexes of the rows that are made from the origins; makes what is missing.
+
+    Args:
+        sources: of a stage.
+        origins: by name of a source; those of a stage that was planned before may be older ones.
+        now: origins of the files as they are.
 
     Raises:
         DataError: a source is unreadable, empty or too small, or its files are no longer those of its origin.
@@ -292,7 +298,7 @@ def prepare_sources(
         indexes.append(folder / INDEX_FILE)
         if fetch(indexes[-1]).is_file():
             continue
-        if origin != source.origin():
+        if origin != now[source.name]:
             raise DataError(
                 f"source {source.name}: the rows prepared at the start of the run are no longer in {folder} "
                 "and its files changed; put the files back, or set name to start another run"
@@ -302,22 +308,22 @@ def prepare_sources(
         return tuple(indexes)
     small = all(piece.number == 0 and len(piece.files) == 1 for piece in pieces)
     writer = _PieceWriter(pieces[0].source.against)
-    files: list[RowsFile] = []
-    report = ContaminationReport()
     results = on_all_cpus(writer, pieces, "preparing sources", here=small)
-    for piece, result, following in zip(pieces, results, [*pieces[1:], None], strict=True):
-        files.append(RowsFile(**result["file"]))
-        report.add(ContaminationReport.of_json(result["report"]))
-        if following is None or following.source is not piece.source:
-            _complete(piece, files, report)
-            files, report = [], ContaminationReport()
+    done = zip(pieces, results, strict=True)
+    for folder, of_source in groupby(done, key=lambda pair: pair[0].folder):
+        _complete(folder, list(of_source))
     return tuple(indexes)
 
 
-def _complete(last: SourcePiece, files: Sequence[RowsFile], report: ContaminationReport) -> None:
-    last.source.check(report)
-    with clear_disk_errors(last.folder):
+def _complete(folder: Path, done: Sequence[tuple[SourcePiece, dict[str, Any]]]) -> None:
+    """Write the index of a source all of whose pieces are there."""
+    source, report = done[0][0].source, ContaminationReport()
+    files = [RowsFile(**result["file"]) for _, result in done]
+    for _, result in done:
+        report.add(ContaminationReport.of_json(result["report"]))
+    source.check(report)
+    with clear_disk_errors(folder):
         text = json.dumps(report.as_json(), indent=2) + "\n"
-        atomic_write(last.folder / CONTAMINATION_FILE, text)
-        write_index(files, last.folder / INDEX_FILE)
-    logger.info("source %s: %d rows ready; %s", last.source.name, sum(file.rows for file in files), report)
+        atomic_write(folder / CONTAMINATION_FILE, text)
+        write_index(files, folder / INDEX_FILE)
+    logger.info("source %s: %d rows ready; %s", source.name, sum(file.rows for file in files), report)
