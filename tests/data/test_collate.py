@@ -9,7 +9,7 @@ import pytest
 from rayembed.config.blend import SourceConfig
 from rayembed.contract import Contract
 from rayembed.data.choose import ChosenRow, RowChooser
-from rayembed.data.collate import TrainingBatch, to_training_batch
+from rayembed.data.collate import TrainingBatch, candidate_mask, to_training_batch
 from rayembed.data.lanes import LaneCutter, TextReader
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
@@ -292,3 +292,14 @@ def test_queries_and_documents_are_cut_to_the_lengths_of_their_sources():
         if len(documents) == 1 and documents[0] > 30:
             break
     assert (queries, documents) == ([20, CONTRACT.max_length], [40])
+
+
+def test_mask_of_rows_with_and_without_in_batch_negatives():
+    mask = candidate_mask(
+        5, positives=[[0], [2, 4], [3]], negatives=[[1], [0], [1]], in_batch=[True, True, False]
+    )
+    assert mask.tolist() == [
+        [True, True, True, True, True],
+        [True, True, True, True, False],  # document 4 is another right answer of row 1
+        [False, True, False, True, False],  # own negative and target only
+    ]

@@ -3,7 +3,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from rayembed.losses.infonce import candidate_mask, document_to_query, infonce
+from rayembed.losses.infonce import document_to_query, infonce
 
 TEMPERATURE = 0.1
 
@@ -12,21 +12,11 @@ def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def test_mask_of_rows_with_and_without_in_batch_negatives():
-    mask = candidate_mask(
-        5, positives=[[0], [2, 4], [3]], negatives=[[1], [0], [1]], in_batch=[True, True, False]
-    )
-    assert mask.tolist() == [
-        [True, True, True, True, True],
-        [True, True, True, True, False],  # document 4 is another right answer of row 1
-        [False, True, False, True, False],  # own negative and target only
-    ]
-
-
 def test_infonce_equals_the_formula():
     query, document = unit(3, 4), unit(5, 4, seed=1)
     target = torch.tensor([0, 2, 3])
-    mask = candidate_mask(5, [[0], [2], [3]], [[1], [], [1]], [True, True, False])
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[2] = torch.tensor([False, True, False, True, False])  # without in-batch negatives
     losses = infonce(query, document, target, mask, TEMPERATURE)
     for row in range(3):
         scores = [math.exp(float(query[row] @ document[k]) / TEMPERATURE) for k in range(5)]

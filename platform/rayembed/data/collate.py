@@ -7,7 +7,6 @@ import pyarrow as pa
 import torch
 
 from rayembed.contract.packing import PackedBatch, pack_flat
-from rayembed.losses.infonce import candidate_mask
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class TrainingBatch:
         packed: this worker's Q queries followed by its E documents.
         num_queries: Q.
         target_Q: position of each query's positive among the K documents.
-        allowed_QK: which documents compete for each query.
+        allowed_QK: which documents compete for each query; see `candidate_mask`.
         competing_QB: which other queries compete for the positive of each query, leaving out those that it
             answers as well; see `document_to_query`.
         document_counts: E of each worker, in rank order; they add up to K.
@@ -93,6 +92,36 @@ def to_training_batch(step: int, lanes: pa.Table, *, rank: int, world_size: int)
         teacher_QK=_teacher_scores(lanes["teacher_scores"], positives, negatives, len(places.document_K)),
         teacher_packed=None if lanes["teacher_queries"].null_count else _packed(lanes, "teacher_"),
     )
+
+
+def candidate_mask(
+    num_documents: int,
+    positives: list[list[int]],
+    negatives: list[list[int]],
+    in_batch: list[bool],
+) -> torch.Tensor:
+    """Which documents compete for each query.
+
+    A row with in-batch negatives competes against every document of the batch; a row without, against its own
+    negatives only. The first positive is the target. Further positives of the row are known to be right, so
+    they are never negatives. Documents are identified by position in the batch's list of distinct documents,
+    so a text that is a positive of the row cannot come back as its negative under another row's name.
+
+    Args:
+        num_documents: K.
+        positives: for each query its positives' document positions, the target first.
+        negatives: for each query its hard negatives' document positions.
+        in_batch: for each query whether the other rows' documents are negatives.
+
+    Returns:
+        Boolean tensor (Q, K), True at the target and at every negative.
+    """
+    allowed_QK = torch.tensor(in_batch).unsqueeze(1).expand(-1, num_documents).clone()
+    for row, (own_positives, own_negatives) in enumerate(zip(positives, negatives, strict=True)):
+        allowed_QK[row, own_negatives] = True
+        allowed_QK[row, own_positives] = False
+        allowed_QK[row, own_positives[0]] = True
+    return allowed_QK
 
 
 def _packed(lanes: pa.Table, reader: str) -> PackedBatch:

@@ -34,7 +34,7 @@ class LossInputs:
         query_QD: this rank's queries.
         document_KD: documents of all ranks, with gradient.
         target_Q: position of each query's positive among the K documents.
-        allowed_QK: True at the target and at every negative of a query; see `infonce.candidate_mask`.
+        allowed_QK: True at the target and at every negative of a query; see `data.collate.candidate_mask`.
         competing_QB: True where a query of the batch is a negative for this rank's query or for its positive.
         all_queries_BD: queries of all ranks, with gradient; None unless a loss `sees_other_queries`.
         teacher_QK: a teacher's scores of documents, NaN where it gave none; None without any.

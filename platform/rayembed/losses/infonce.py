@@ -78,36 +78,6 @@ class InfoNCEConfig(LossSettings):
         return losses_Q
 
 
-def candidate_mask(
-    num_documents: int,
-    positives: list[list[int]],
-    negatives: list[list[int]],
-    in_batch: list[bool],
-) -> torch.Tensor:
-    """Which documents compete for each query.
-
-    A row with in-batch negatives competes against every document of the batch; a row without, against its own
-    negatives only. The first positive is the target. Further positives of the row are known to be right, so
-    they are never negatives. Documents are identified by position in the batch's list of distinct documents,
-    so a text that is a positive of the row cannot come back as its negative under another row's name.
-
-    Args:
-        num_documents: K.
-        positives: for each query its positives' document positions, the target first.
-        negatives: for each query its hard negatives' document positions.
-        in_batch: for each query whether the other rows' documents are negatives.
-
-    Returns:
-        Boolean tensor (Q, K), True at the target and at every negative.
-    """
-    allowed_QK = torch.tensor(in_batch).unsqueeze(1).expand(-1, num_documents).clone()
-    for row, (own_positives, own_negatives) in enumerate(zip(positives, negatives, strict=True)):
-        allowed_QK[row, own_negatives] = True
-        allowed_QK[row, own_positives] = False
-        allowed_QK[row, own_positives[0]] = True
-    return allowed_QK
-
-
 def infonce(
     query_QD: torch.Tensor,
     document_KD: torch.Tensor,
@@ -125,7 +95,7 @@ def infonce(
         query_QD: unit vectors of the queries, fp32.
         document_KD: unit vectors of all documents, fp32.
         target_Q: position of each query's positive among the K documents.
-        allowed_QK: True where a document competes for a query; see `candidate_mask`.
+        allowed_QK: True at the target and where a document competes with it.
         temperature: divisor of the cosine.
         more_negatives: candidates beyond the documents; see `query_to_query` and `document_to_document`.
         false_negative_margin: leave out negatives whose cosine is above the positive's by more than this.
@@ -206,6 +176,6 @@ def document_to_document(
     Args:
         document_KD: unit vectors of all documents.
         target_Q: position of each query's positive.
-        allowed_QK: True at the target and at the query's negatives; see `candidate_mask`.
+        allowed_QK: True at the target and at the query's negatives.
     """
     return document_KD[target_Q] @ document_KD.T, allowed_QK.scatter(1, target_Q.unsqueeze(1), False)
