@@ -1,18 +1,37 @@
-"""sentence-transformers behind FastAPI: fastapi_server.py FOLDER PORT THREADS PASSES_AT_ONCE DTYPE."""
+"""A model behind FastAPI: fastapi_server.py FOLDER PORT THREADS PASSES_AT_ONCE DTYPE torch|openvino.
+
+torch runs sentence-transformers itself; openvino compiles the same model and feeds it as that library would.
+"""
 
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 import uvicorn
 from bidirectional import attend_in_both_directions
 from fastapi import FastAPI
 from pydantic import BaseModel
+from runtimes import load_runtimes
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
 
-attend_in_both_directions()
+
+def load_encode(folder: Path, dtype: str, backend: str) -> Callable[[list[str]], np.ndarray]:
+    """The function from texts to vectors."""
+    if backend == "openvino":
+        precision = "bf16" if dtype == "bfloat16" else "fp32"
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return load_runtimes(folder, tokenizer, precision, folder)["openvino"].encode
+    attend_in_both_directions()
+    model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+    return lambda texts: model.encode(texts, show_progress_bar=False)
+
+
 torch.set_num_threads(int(sys.argv[3]))
-model = SentenceTransformer(sys.argv[1], device="cpu", model_kwargs={"dtype": sys.argv[5]})
+encode = load_encode(Path(sys.argv[1]), sys.argv[5], sys.argv[6])
 passes = threading.Semaphore(int(sys.argv[4]))
 app = FastAPI()
 
@@ -28,7 +47,7 @@ class EmbeddingRequest(BaseModel):
 def embeddings(request: EmbeddingRequest) -> dict:
     """Vectors of one request; FastAPI runs this in a thread."""
     with passes:
-        vectors = model.encode(request.input, show_progress_bar=False)
+        vectors = encode(request.input)
     return {"data": [{"index": index, "embedding": vector.tolist()} for index, vector in enumerate(vectors)]}
 
 
