@@ -89,6 +89,12 @@ def test_a_recipe_anywhere_extends_a_shipped_one(load, name):
     assert (config.seed, config.base_layers) == (3, 4)
 
 
+def test_a_recipe_of_the_same_name_extends_the_shipped_one(tmp_path):
+    (tmp_path / "quickstart.yaml").write_text("extends: quickstart\nseed: 3")
+    config = load_config(tmp_path / "quickstart.yaml")
+    assert (config.seed, config.base_layers) == (3, 4)
+
+
 def test_null_takes_out_what_is_extended(load):
     config = load("extends: base.yaml\nstages: {retrieval: null, blend: {blend: {topics: null}}}")
     assert [[entry.source for entry in stage.blend] for stage in config.stages] == [["nq"]]

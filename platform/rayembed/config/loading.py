@@ -93,7 +93,7 @@ def _extended(
         raise ConfigError(f"extends is {names!r}; give the name of a recipe or a list of names")
     base: dict[str, Any] = {}
     for name in names:
-        base = merge(base, _read(_nearest(name, folder), model, extending))
+        base = merge(base, _read(_nearest(name, folder, extending[-1:]), model, extending))
     merged = merge(base, raw)
     for key, field in model.model_fields.items():
         # `lora: null` turns something off that is on by default, so it must not merely delete the key.
@@ -107,10 +107,10 @@ def _extended(
     return list_blends(merged)
 
 
-def _nearest(name: str, folder: Path) -> Path:
-    """File of a recipe that one in `folder` extends: there, else a shipped one."""
+def _nearest(name: str, folder: Path, by: tuple[Path, ...]) -> Path:
+    """File of a recipe that one in `folder` extends, not itself: there, else a shipped one."""
     files = [place / f"{name}{end}" for place in (folder, SHIPPED) for end in ("", ".yaml")]
-    return next((file for file in files if file.is_file()), folder / name)
+    return next((file for file in files if file.is_file() and file not in by), folder / name)
 
 
 def _parsed(override: str) -> tuple[str, Any]:
