@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
+import rayembed
 from rayembed.common.errors import ResourceError, UserError
 from rayembed.common.ray_cluster import connect
 from rayembed.common.ray_work import ATTEMPTS
@@ -41,7 +42,7 @@ def encodes(engines: dict[str, WordEngine]) -> int:
     return sum(len(engine.calls) for engine in engines.values())
 
 
-def test_one_run_leaves_the_scores_the_table_and_a_result_a_task(engines, data_dir, tmp_path, capsys):
+def test_one_run_leaves_the_scores_and_a_result_a_task(engines, data_dir, tmp_path):
     scores = evaluate(data_dir, tmp_path)
     assert json.loads((tmp_path / "scores.json").read_text()) == {"tasks": scores}
     assert scores["DocstringRetrieval"]["metric"] == "ndcg_at_10"
@@ -50,7 +51,12 @@ def test_one_run_leaves_the_scores_the_table_and_a_result_a_task(engines, data_d
     assert all(0 < row[column] <= 1 for row in scores.values() for column in ("base", "trained"))
     assert (tmp_path / "results" / "rayembed__trained" / ("good" * 16) / "VaderTweets.json").is_file()
     assert (tmp_path / "untrained" / ("base" * 4) / "WordSim353.details.json").is_file()
-    assert "DocstringRetrieval" in capsys.readouterr().out
+
+
+def test_the_command_prints_the_table(engines, data_dir, tmp_path, capsys):
+    own = {"output": tmp_path, "data_dir": data_dir, "tasks": "VaderTweets", "actors": 0}
+    scores = rayembed.evaluate(checkpoint="good", **own)
+    assert format_table(scores) in capsys.readouterr().out
 
 
 def test_tasks_of_the_registry_meet_the_bm25_of_mteb(monkeypatch, tmp_path):

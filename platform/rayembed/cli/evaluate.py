@@ -105,6 +105,7 @@ def evaluate(
         typer.echo(format_comparison(compare_records(*(read_record(resolve(folder)) for folder in compare))))
         return {}
     from rayembed.evaluation.run import run
+    from rayembed.evaluation.scores import format_table
 
     scores = run(
         checkpoint,
@@ -124,6 +125,7 @@ def evaluate(
         keep_embeddings=keep_embeddings,
         precision=precision,
     )
+    typer.echo(format_table(scores))
     _report(output, [name, *([_labelled(baseline)[0]] if baseline else [])])
     return scores
 

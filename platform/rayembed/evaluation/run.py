@@ -31,7 +31,7 @@ from rayembed.evaluation.results import (
     trained_sources,
     write_record,
 )
-from rayembed.evaluation.scores import Scores, format_table, score_table, write_scores
+from rayembed.evaluation.scores import Scores, score_table, write_scores
 from rayembed.evaluation.shards import EmbeddingStore, may_share
 from rayembed.evaluation.units import SHARD_TOKENS, Unit, UnitQueue, task_units, text_sets
 from rayembed.evaluation.worker import (
@@ -96,7 +96,7 @@ def run(
     vectors: VectorForm | None = None,
     cache: str | Path | None = None,
 ) -> Scores:
-    """Score a checkpoint or an endpoint and its baselines; print the table and write scores.json.
+    """Score a checkpoint or an endpoint and its baselines; write scores.json.
 
     Stored results of the same weights, data and instructions are reused; shards of an interrupted run too.
 
@@ -178,7 +178,6 @@ def _write(
     }
     scores = score_table({name: about[name].main_score for name in selection.tasks}, columns)
     path = write_scores(scores, output)
-    print(format_table(scores), flush=True)
     logger.info("scores written to %s", location_of(path))
     return scores
 
