@@ -47,7 +47,7 @@ DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
 LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "bf16": 0.99}
 
 
-@dataclass(eq=False)
+@dataclass
 class Server:
     """A running endpoint and what it measured."""
 
@@ -295,25 +295,27 @@ def main() -> None:
         return [sys.executable, script, str(plain), str(port), threads, str(passes), dtype, backend]
 
     own = own_command(checkpoint, 8711, {"precision": options.precision, "num_cpus": options.threads})
-    served = {
-        Server("rayembed", "http://127.0.0.1:8711/v1"): own,
-        Server("infinity 0.0.78", "http://127.0.0.1:8712"): infinity,
-        Server("sentence-transformers + FastAPI", "http://127.0.0.1:8713"): fastapi("torch", 8713, 1),
-        Server(
-            "sentence-transformers + FastAPI, 40 passes at once", "http://127.0.0.1:8714", same_threads=False
-        ): fastapi("torch", 8714, 40),
-    }
+    plain_server = "sentence-transformers + FastAPI"
+    served = [
+        (Server("rayembed", "http://127.0.0.1:8711/v1"), own),
+        (Server("infinity 0.0.78", "http://127.0.0.1:8712"), infinity),
+        (Server(plain_server, "http://127.0.0.1:8713"), fastapi("torch", 8713, 1)),
+        (
+            Server(f"{plain_server}, 40 passes at once", "http://127.0.0.1:8714", same_threads=False),
+            fastapi("torch", 8714, 40),
+        ),
+    ]
     if find_spec("openvino"):
-        served[Server("OpenVINO + FastAPI", "http://127.0.0.1:8715")] = fastapi("openvino", 8715, 1)
+        served.append((Server("OpenVINO + FastAPI", "http://127.0.0.1:8715"), fastapi("openvino", 8715, 1)))
     else:
         print("without OpenVINO + FastAPI: openvino is not installed")
-    servers = list(served)
+    servers, commands = zip(*served, strict=True)
     chosen = workloads(options.quick)
     engine_rate, engine_ms = engine_figures(
         checkpoint, options.threads, chosen["short"][1], options.precision
     )
 
-    with running(list(served.values()), environment) as processes:
+    with running(commands, environment) as processes:
         for server, process in zip(servers, processes, strict=True):
             wait_for(server, process)
         cosine = asyncio.run(compare(servers, texts_of([3, 12, 80, 300], 9), LEAST_COSINE[options.precision]))

@@ -14,7 +14,7 @@ import uvicorn
 from bidirectional import attend_in_both_directions
 from fastapi import FastAPI
 from pydantic import BaseModel
-from runtimes import load_runtimes
+from runtimes import load_runtime
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
@@ -24,7 +24,7 @@ def load_encode(folder: Path, dtype: str, backend: str) -> Callable[[list[str]],
     if backend == "openvino":
         precision = "bf16" if dtype == "bfloat16" else "fp32"
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return load_runtimes(folder, tokenizer, precision, folder)["openvino"].encode
+        return load_runtime("openvino", folder, tokenizer, precision, folder).encode
     attend_in_both_directions()
     model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
     return lambda texts: model.encode(texts, show_progress_bar=False)

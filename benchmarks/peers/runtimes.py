@@ -58,17 +58,20 @@ def load_runtimes(backbone: Path, tokenizer: Any, precision: str, folder: Path) 
 
     ONNX Runtime multiplies no bf16 on CPUs, so it takes part in fp32 alone.
     """
-    model = MeanPooled(
-        AutoModel.from_pretrained(backbone, dtype=torch.float32, attn_implementation="sdpa")
-    ).eval()
     found = {}
-    for name, load in {"openvino": _openvino, "onnxruntime": _onnxruntime}.items():
+    for name in _LOADERS:
         if name == "openvino" or precision == "fp32":
             try:
-                found[name] = Runtime(tokenizer, load(model, precision, folder), 512)
+                found[name] = load_runtime(name, backbone, tokenizer, precision, folder)
             except ImportError as error:
                 print(f"without {name}: {error}")
     return found
+
+
+def load_runtime(name: str, backbone: Path, tokenizer: Any, precision: str, folder: Path) -> Runtime:
+    """One of them; ImportError where it is not installed. `folder` takes the files that it needs."""
+    decoder = AutoModel.from_pretrained(backbone, dtype=torch.float32, attn_implementation="sdpa")
+    return Runtime(tokenizer, _LOADERS[name](MeanPooled(decoder).eval(), precision, folder), 512)
 
 
 def _example() -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,3 +107,6 @@ def _onnxruntime(model: MeanPooled, precision: str, folder: Path) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
     return lambda ids, mask: session.run(None, {"ids": ids, "mask": mask})[0]
+
+
+_LOADERS = {"openvino": _openvino, "onnxruntime": _onnxruntime}
