@@ -10,10 +10,10 @@ from rayembed.training import fit
 from tests.training.recipes import tiny_recipe
 
 
-def decided(monkeypatch, device: str, gpus: ClusterGpus, *, joins: bool = True):
-    monkeypatch.setattr(fit, "cluster_gpus", lambda: gpus)
+def decided(monkeypatch, device: str, gpus: ClusterGpus, *, joins: bool = True, kind: str | None = None):
+    monkeypatch.setattr(fit, "cluster_gpus", lambda _: gpus)
     monkeypatch.setattr(fit, "joins_cluster", lambda: joins)
-    return fit.with_device(tiny_recipe(training={"device": device, "workers": 2}).training).device
+    return fit.with_device(tiny_recipe(training={"device": device, "workers": 2, "accelerator_type": kind}).training).device
 
 
 def test_auto_takes_gpus_that_are_there_or_can_be_started(monkeypatch, caplog):
@@ -29,6 +29,8 @@ def test_auto_takes_gpus_that_are_there_or_can_be_started(monkeypatch, caplog):
 def test_auto_does_not_fall_back_to_cpus_where_gpus_could_come(monkeypatch):
     with pytest.raises(ResourceError, match=r"set training\.device to cuda or cpu"):
         decided(monkeypatch, "auto", ClusterGpus(now=0, startable=None))
+    with pytest.raises(ResourceError, match="accelerator_type: no node has a GPU H100 and no autoscaler"):
+        decided(monkeypatch, "auto", ClusterGpus(now=0, startable=0), kind="H100")
     assert decided(monkeypatch, "cpu", ClusterGpus(now=0, startable=None)) == "cpu"
     assert decided(monkeypatch, "cuda", ClusterGpus(now=0, startable=None)) == "cuda"
 

@@ -150,6 +150,20 @@ def test_one_model_serves_all_sizes_of_chunks(run, monkeypatch):
     assert all(tried.step == batch.step and tried.seconds > 0 for tried in trials)
 
 
+def test_the_model_of_a_trial_has_memory_for_the_sums_of_chunks(run, monkeypatch):
+    made_for = []
+
+    def started(stage, *_, **__):
+        made_for.append(stage.training.tokens_per_chunk)
+        raise ResourceError("that is enough")
+
+    monkeypatch.setattr(trial, "start_model", started)
+    settings = [run.training.model_copy(update={"tokens_per_chunk": size}) for size in (None, 200)]
+    with pytest.raises(ResourceError, match="that is enough"):
+        trial._steps(run, longest_batch(run.stream, workers=1), settings)
+    assert made_for == [200]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"tokens_per_chunk": 1500}, {"activation_checkpointing": True}])
 def test_the_memory_on_paper_is_that_of_a_real_step(tmp_path, monkeypatch, settings):
@@ -174,6 +188,16 @@ def test_the_memory_on_paper_is_that_of_a_real_step(tmp_path, monkeypatch, setti
     paper = memory_of_worker(run.model, run.training, device="cpu", tokens=batch.packed.num_tokens)
     print(f"{settings}: {tried.memory / GIBIBYTE:.2f} GiB measured, {paper}")
     assert 0.7 < paper.total / tried.memory < 1.5
+
+
+def test_a_step_is_tried_on_the_gpu_that_training_would_take(run, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(trial, "run_apart", lambda *_, **options: asked.update(options) or [])
+    wanted = {"device": "cuda", "accelerator_type": "H100", "worker_labels": {"market": "!spot"}}
+    batch = longest_batch(run.stream, workers=1)
+    trial._tried(run, batch, [run.training.model_copy(update=wanted)])
+    assert (asked["gpus"], asked["accelerator_type"]) == (1, "H100")
+    assert asked["labels"] == {"market": "!spot"}
 
 
 def die(run, batch, settings):
@@ -201,7 +225,7 @@ def test_a_step_without_memory_on_the_gpu_is_an_error_with_a_budget(run):
 
 def test_a_step_that_cannot_be_taken_is_not_tried(run, monkeypatch):
     monkeypatch.setattr(dry_run, "try_step", lambda *_: pytest.fail("was tried"))
-    monkeypatch.setattr(dry_run, "cluster_gpus", lambda: ClusterGpus(0, 0))
+    monkeypatch.setattr(dry_run, "cluster_gpus", lambda _: ClusterGpus(0, 0))
     monkeypatch.setattr(dry_run, "connect", lambda: None)
     shared = run.training.model_copy(update={"zero_stage": 3, "workers": 2})
     *_, paper, said = dry_run.tried(replace(run, training=shared))

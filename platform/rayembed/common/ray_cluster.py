@@ -114,11 +114,33 @@ class ClusterGpus:
         return max(self.now, self.startable or 0)
 
 
-def cluster_gpus() -> ClusterGpus:
-    """GPUs that the connected cluster has, and those that its autoscaler can have."""
-    now = sum(int(node.get("GPU", 0)) for node in live_nodes())
+def cluster_gpus(accelerator_type: str | None = None) -> ClusterGpus:
+    """GPUs that the connected cluster has, and those that its autoscaler can have.
+
+    Args:
+        accelerator_type: the only model to count, as Ray names it; None: any.
+    """
     types = startable_nodes()
-    return ClusterGpus(now, None if types is None else sum(int(n * node.get("GPU", 0)) for n, node in types))
+    return ClusterGpus(
+        now=sum(_gpus_of(node, accelerator_type) for node in live_nodes()),
+        startable=None if types is None else sum(n * _gpus_of(node, accelerator_type) for n, node in types),
+    )
+
+
+def _gpus_of(node: Mapping[str, float], accelerator_type: str | None) -> int:
+    fits = accelerator_type is None or f"accelerator_type:{accelerator_type}" in node
+    return int(node.get("GPU", 0)) if fits else 0
+
+
+def counted_gpus() -> int:
+    """GPUs that work which takes GPUs or CPUs can count on; 0, with a warning, where nobody can tell."""
+    gpus = cluster_gpus()
+    if gpus.startable is None and not gpus.now:
+        logger.warning(
+            "CPUs are used: no node has a GPU, and the cluster's autoscaler does not tell whether it can "
+            "start one that has; start such a node first to use it"
+        )
+    return gpus.most
 
 
 def live_nodes() -> list[dict[str, float]]:
@@ -180,6 +202,8 @@ def run_apart(
     memory: float,
     cpus: float = 1,
     gpus: float = 0,
+    accelerator_type: str | None = None,
+    labels: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Result:
     """What a function returns, called in another process, on a node with enough free memory.
@@ -189,6 +213,8 @@ def run_apart(
         what: subject of the sentence in errors.
         memory: bytes that it takes.
         cpus, gpus: that it uses.
+        accelerator_type: model of the GPU, as Ray names it; None: any.
+        labels: of the node, as Ray's label selectors.
         environment: environment variables of the process, which then serves this call alone. Other processes
             without a GPU wait for the next call: their imports take seconds.
 
@@ -208,6 +234,8 @@ def run_apart(
     task = remote(lambda: function()).options(
         num_cpus=cpus,
         num_gpus=gpus,
+        accelerator_type=accelerator_type,
+        label_selector=dict(labels or {}),
         memory=int(memory),
         max_retries=0,
         runtime_env={"env_vars": dict(environment or {})},

@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rayembed.common.errors import UserError
 from rayembed.common.progress import Progress
-from rayembed.common.ray_cluster import cluster_gpus, connect, live_nodes
+from rayembed.common.ray_cluster import connect, counted_gpus, live_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def pool_resources(items: int, actors: int | None = None, *, gpus: bool = True) 
         gpus: whether the work uses GPUs.
     """
     cpus = [int(node["CPU"]) for node in live_nodes() if node.get("CPU", 0) >= 1]
-    devices = cluster_gpus().most if gpus else 0
+    devices = counted_gpus() if gpus else 0
     size = min(items, actors or devices or sum(cpus) or 1)
     share = min([sum(cpus) // size, *cpus]) if cpus else 1
     return size, {"num_cpus": max(1, share), "num_gpus": 1 if devices else 0}

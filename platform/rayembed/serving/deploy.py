@@ -17,7 +17,7 @@ from ray.serve.api import RunTarget, run_many
 from ray.serve.schema import ApplicationStatus
 
 from rayembed.common.errors import CheckpointError, ResourceError
-from rayembed.common.ray_cluster import cluster_gpus, connect, live_nodes
+from rayembed.common.ray_cluster import connect, counted_gpus, live_nodes
 from rayembed.engine.engine import Engine
 from rayembed.model.checkpoint import read_manifest
 from rayembed.serving.app import INGRESS_NAME, Ingress
@@ -190,7 +190,7 @@ def with_fitting_resources(config: ServeConfig, arguments: Mapping[str, Any]) ->
 
 def _fitting_resources(replicas: int) -> dict[str, float]:
     """Processor cores and GPUs of a replica when the user names none."""
-    if cluster_gpus().most:
+    if counted_gpus():
         return {"num_gpus": 1}
     return {"num_cpus": max(1, max(int(node.get("CPU", 0)) for node in live_nodes()) // replicas)}
 

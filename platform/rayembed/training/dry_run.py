@@ -100,7 +100,7 @@ def tried(stage: Stage, *, with_step: bool = True) -> Iterator[str]:
         yield f"no step was tried, as ZeRO 3 shares the weights among {workers} workers"
         return
     connect()
-    if training.device == "cuda" and not cluster_gpus().most:
+    if training.device == "cuda" and not cluster_gpus(training.accelerator_type).most:
         yield "no step was tried, no GPU is here"
         return
     with tempfile.TemporaryDirectory() as folder:

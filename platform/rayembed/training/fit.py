@@ -120,23 +120,29 @@ def with_device(training: TrainingConfig) -> TrainingConfig:
     """
     if training.device == "cpu":
         return training
-    gpus = cluster_gpus()
+    gpus = cluster_gpus(training.accelerator_type)
+    kind = f"GPU {training.accelerator_type}" if training.accelerator_type else "GPU"
     needed = training.fewest_workers
     if training.device == "auto" and gpus.startable is None and not gpus.now:
         raise ResourceError(
-            "training.device is auto, no node has a GPU, and the cluster's autoscaler does not tell whether "
-            "it can start one that has; set training.device to cuda or cpu"
+            f"training.device is auto, no node has a {kind}, and the cluster's autoscaler does not tell "
+            "whether it can start one that has; set training.device to cuda or cpu"
         )
     if training.device == "auto" and not gpus.most:
+        none = f"no node has a {kind} and no autoscaler can start one that has"
+        if training.accelerator_type:
+            raise ResourceError(
+                f"training.accelerator_type: {none}; remove it, or set training.device to cuda to wait for "
+                "nodes that join later"
+            )
         logger.info(
-            "training uses CPUs: no node has a GPU and no autoscaler can start one that has; set "
-            "training.device to cuda to wait for nodes that join later"
+            "training uses CPUs: %s; set training.device to cuda to wait for nodes that join later", none
         )
         return training.model_copy(update={"device": "cpu"})
     if not gpus.most and gpus.startable is not None and not joins_cluster():
         raise ResourceError(
-            "training.device is cuda and no node of this cluster has a GPU or can get one; set it to cpu, or "
-            "add a node type with GPUs"
+            f"training.device is cuda and no node of this cluster has a {kind} or can get one; set it to "
+            "cpu, or add a node type with GPUs"
         )
     logger.info(
         "training uses %d GPUs: nodes that are up have %d, the autoscaler can start nodes with %s",

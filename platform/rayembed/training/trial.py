@@ -166,6 +166,8 @@ def _tried(stage: Stage, batch: TrainingBatch, settings: Sequence[TrainingConfig
             memory=needed.weights + needed.process,
             cpus=training.cpus_per_worker,
             gpus=int(on_gpu),
+            accelerator_type=training.accelerator_type if on_gpu else None,
+            labels=training.worker_labels,
             environment={"DS_ACCELERATOR": stage.device},
         )
     except ResourceError as error:
@@ -175,9 +177,10 @@ def _tried(stage: Stage, batch: TrainingBatch, settings: Sequence[TrainingConfig
 def _steps(stage: Stage, batch: TrainingBatch, settings: Sequence[TrainingConfig]) -> list[Trial]:
     """Runs in a process of its own, which sets up for itself what Ray Train sets up for a worker.
 
-    All settings keep activations the same way, so one model serves them all.
+    All settings keep activations the same way, so one model serves them all. It is made for the last, of the
+    smallest chunks, so that it has whatever memory chunks need to add up their gradients.
     """
-    training = settings[0]
+    training = settings[-1]
     stage = replace(stage, training=training)
     device = resolve_device()
     dtype = resolve_precision(training.precision, device)
