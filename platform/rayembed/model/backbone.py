@@ -1,6 +1,6 @@
 """Loading a backbone for packed texts: decoders without their causal mask, and encoders.
 
-Llama loads as Mistral, MPNet as a class of this library.
+Llama loads as Mistral, which has the same tensors; MPNet as a class of this library.
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ import torch
 import transformers  # imports models only as they are named, for seconds: name none at the top of a file
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rayembed.common.errors import CheckpointError
 from rayembed.common.paths import fetch
@@ -21,7 +22,7 @@ from rayembed.model.packed import read_packed
 # decoders read `config.is_causal`.
 DECODERS = {
     "mistral": "MistralModel",
-    "llama": "LlamaModel",
+    "llama": "MistralModel",
     "qwen2": "Qwen2Model",
     "qwen3": "Qwen3Model",
     "gemma3_text": "Gemma3TextModel",
@@ -73,7 +74,8 @@ def load_backbone(
         dtype: type of the weights; auto: as they are stored.
         attention: bidirectional removes the causal mask of a decoder; encoders have none.
         layers: keep only the first layers; None keeps all.
-        device: where each weight goes as it is read.
+        device: where each weight goes as it is read. Inside `partitioned_loading` of training each rank keeps
+            its part alone, and only rank 0 reads values.
 
     Raises:
         CheckpointError: not a model folder, another architecture, causal attention of an encoder, or fewer
@@ -81,8 +83,6 @@ def load_backbone(
     """
     config = _supported_config(name, attention, layers)
     model = _load_weights(_model_class(config), name, config, dtype, torch.device(device))
-    if isinstance(model, transformers.LlamaModel):
-        model = llama_to_mistral(model)
     return prepare_backbone(model, attention)
 
 
@@ -101,9 +101,6 @@ def empty_backbone(
             raise CheckpointError(
                 f"config.json of base model {name} has a value unknown to its architecture ({error!r})"
             ) from error
-        if isinstance(model, transformers.LlamaModel):
-            _check_biases(config)
-            model = transformers.MistralModel(mistral_config(config))
     return prepare_backbone(model, attention)
 
 
@@ -145,6 +142,9 @@ def _supported_config(
         raise CheckpointError(
             f"base model {name} has {config.num_hidden_layers} layers, {layers} were asked for"
         )
+    if config.model_type == "llama":
+        _check_biases(config)
+        config = mistral_config(config)
     config.num_hidden_layers = layers or config.num_hidden_layers
     _fit_layer_types(config)
     return config
@@ -284,7 +284,7 @@ def _load_weights(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
-            device_map=None if device.type == "cpu" else {"": device},
+            device_map=None if device.type == "cpu" or is_deepspeed_zero3_enabled() else {"": device},
             **_without_pooler(config),
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:

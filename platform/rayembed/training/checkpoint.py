@@ -131,8 +131,14 @@ def next_step(folder: Path) -> int:
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Trainable weights alone, to start the next stage or to export."""
-    return load_training_state(folder).weights
+    """Trainable weights alone, to start the next stage or to export.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    folder = here(folder)
+    check_training_state(folder)
+    return load_file(folder / WEIGHTS_FILE)
 
 
 def _content_digest(content: dict[str, Any]) -> str:

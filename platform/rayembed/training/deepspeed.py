@@ -5,6 +5,7 @@ master weights and Adam moments parameter by parameter through its public access
 stage and lets another number of ranks continue.
 """
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import nn
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from rayembed.common.ray_compat import disable_shared_memory_transport
 from rayembed.config.stage import StageConfig
@@ -55,6 +57,26 @@ def deepspeed_config(
     }
 
 
+@contextlib.contextmanager
+def partitioned_loading(
+    stage: StageConfig, training: TrainingConfig, rows_per_rank: int, dtype: torch.dtype
+) -> Iterator[None]:
+    """At ZeRO stage 3, a backbone that is loaded inside lies in parts on all ranks from the start.
+
+    transformers then builds it under DeepSpeed's `zero.Init` and hands out one layer after the other, which
+    rank 0 alone has read; so a model may be larger than a GPU. Entered by all ranks.
+    """
+    if training.zero_stage < 3:
+        yield
+        return
+    config = HfDeepSpeedConfig(deepspeed_config(stage, training, rows_per_rank, dtype))
+    assert config.is_zero3()
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+
+
 def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any]]:
     """Trainable parameters, the pooling head with its own learning rate and after the backbone.
 
@@ -79,6 +101,10 @@ def wrap(
     """Wrap a model in DeepSpeed with AdamW over its trainable parameters; called by all ranks."""
     if get_accelerator().device_name() == "cpu":
         disable_shared_memory_transport()
+    if training.zero_stage == 3:  # where DeepSpeed leaves the number format of a model in parts to its maker
+        for parameter in model.parameters():
+            if not hasattr(parameter, "ds_id"):
+                parameter.data = parameter.data.to(dtype)
     optimizer = torch.optim.AdamW(parameter_groups(model, stage), lr=stage.learning_rate, fused=True)
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(stage, training, rows_per_rank, dtype)
@@ -174,13 +200,13 @@ def read_state(wrapped: Any, *, keep: bool = True) -> tuple[dict[str, torch.Tens
 
 @torch.no_grad()
 def write_weights(wrapped: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Set the fp32 master weights; called by all ranks.
+    """Set the fp32 master weights that are given; called by all ranks.
 
     The same weights must have been loaded into the model before it was wrapped: DeepSpeed rounds its
     master weights to the model's number format, and this undoes that.
     """
     for name, parameter in trainable_parameters(wrapped):
-        if safe_get_full_fp32_param(parameter) is not None:
+        if name in weights and safe_get_full_fp32_param(parameter) is not None:
             _set_partitioned(parameter, weights[name], None)
 
 

@@ -21,7 +21,7 @@ from rayembed.model.checkpoint import MANIFEST_FILE, read_manifest, write_around
 from rayembed.model.precision import resolve_precision
 from rayembed.training.checkpoint import load_weights, next_step
 from rayembed.training.distillation import PROJECTION
-from rayembed.training.model import ModelSpec, check_weights
+from rayembed.training.model import ModelSpec, check_weights, trainable_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def merge_into_base(model: ModelSpec, finished: Sequence[FinishedStage], folder:
             raise CheckpointError(
                 f"no trained adapters to merge into {model.base}; train a stage with lora before it"
             )
-        check_weights(empty, adapters, "the stages before")
+        check_weights(trainable_shapes(empty), adapters, "the stages before")
         with atomic_directory(folder) as temporary:
             model.write_backbone(temporary, adapters, torch.float32)
             load_tokenizer(model.original_base).save_pretrained(temporary)
@@ -169,7 +169,7 @@ class ModelExport:
         carried = carried_weights(finished)
         weights = {name: value for name, value in carried.items() if not name.startswith(PROJECTION)}
         empty = model.empty()
-        check_weights(empty, weights, "the last stage")
+        check_weights(trainable_shapes(empty), weights, "the last stage")
         torch.manual_seed(model.seed)
         head = model.settings.pooling.build(empty.dimensions, empty.backbone.config.num_hidden_layers)
         trained = {

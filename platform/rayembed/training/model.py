@@ -1,5 +1,6 @@
 """The model of a stage, and its weights by name."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class ModelSpec:
         return cls(base, base, config.base_layers, config.model, config.lora, config.seed, config.keep_zeros)
 
     def build(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> EmbeddingModel:
-        """The model, trainable parameters marked; the same on every rank and every device."""
+        """The model, trainable parameters marked; the same on every rank."""
         torch.manual_seed(self.seed)
         quantised = self.lora is not None and self.lora.quantization is not None
         # Weights are packed from the numbers that are stored, as `write_merged` does.
@@ -67,7 +68,8 @@ class ModelSpec:
             attach_lora(backbone, self.lora)
         if self.keeps_zeros:
             keep_zeros(backbone)
-        embedder = EmbeddingModel(backbone, self.settings)
+        with torch.device(device):  # the published head takes 3 GB, which would lie in a node once a rank
+            embedder = EmbeddingModel(backbone, self.settings)
         if head := self.head_weights():
             load_matching(embedder.pooling, head, f"pooling head of {self.original_base}")
         return embedder.to(device)
@@ -116,43 +118,72 @@ def prepare_for_stage(model: nn.Module, settings: StageConfig, training: Trainin
 
 
 def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """fp32 copies of the trainable parameters by name."""
+    """fp32 copies of the trainable parameters by name; without those of which a rank has a part alone."""
     return {
         name: parameter.detach().float().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not hasattr(parameter, "ds_id")
+    }
+
+
+def trainable_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Full shapes of the trainable parameters by name."""
+    return {
+        name: getattr(parameter, "ds_shape", parameter.shape)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
 
 
 @torch.no_grad()
-def load_trainable_weights(model: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
+def load_trainable_weights(
+    model: nn.Module, weights: dict[str, torch.Tensor], origin: str, *, partly: bool = False
+) -> None:
     """Copy weights into the trainable parameters of the same names.
+
+    Called by all ranks where parameters lie in parts on them.
+
+    Args:
+        model: with its trainable parameters marked.
+        weights: by name.
+        origin: of the weights, subject of the sentence in errors.
+        partly: whether parameters may keep what they have.
 
     Raises:
         CheckpointError: a name or a shape differs, so the weights belong to another model configuration.
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    missing = parameters.keys() - weights.keys()
-    if missing:
+    shapes = trainable_shapes(model)
+    missing = shapes.keys() - weights.keys()
+    if missing and not partly:
         raise CheckpointError(f"{origin} does not fit this model: {min(missing)} is on one side only")
-    check_weights(model, weights, origin)
-    for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
+    check_weights(shapes, weights, origin)
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            with _full_value(parameter):
+                parameter.copy_(weights[name])
 
 
-def check_weights(model: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
-    """Compare weights with the trainable parameters of the same names, which may be more.
+def _full_value(parameter: nn.Parameter) -> contextlib.AbstractContextManager:
+    """Inside, a parameter that lies in parts on all ranks is whole, and what rank 0 sets counts."""
+    if not hasattr(parameter, "ds_id"):
+        return contextlib.nullcontext()
+    import deepspeed  # for seconds; drivers, which share nothing, need not
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+
+
+def check_weights(shapes: dict[str, torch.Size], weights: dict[str, torch.Tensor], origin: str) -> None:
+    """Compare weights with the shapes of the trainable parameters, which may be more.
 
     Raises:
         CheckpointError: a parameter is not there or has another shape, so the weights belong to another model
             configuration.
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name in sorted(weights):
-        if name not in parameters:
+        if name not in shapes:
             raise CheckpointError(f"{origin} does not fit this model: {name} is on one side only")
-        if parameters[name].shape != weights[name].shape:
+        if shapes[name] != weights[name].shape:
             raise CheckpointError(
                 f"{origin} does not fit this model: {name} has shape {tuple(weights[name].shape)}, "
-                f"the model {tuple(parameters[name].shape)}"
+                f"the model {tuple(shapes[name])}"
             )

@@ -12,7 +12,12 @@ from rayembed.training.checkpoint import TrainingState
 from rayembed.training.distillation import PROJECTION, with_teacher
 from rayembed.training.handover import starting_weights
 from rayembed.training.mntp import MaskedLanguageModel, MaskedStep, language_model_head
-from rayembed.training.model import load_trainable_weights, prepare_for_stage, trainable_weights
+from rayembed.training.model import (
+    load_trainable_weights,
+    prepare_for_stage,
+    trainable_shapes,
+    trainable_weights,
+)
 from rayembed.training.stage import Stage
 from rayembed.training.step import ContrastiveStep, Step
 
@@ -47,28 +52,33 @@ def start_model(
         raise ConfigError(
             "training.zero_stage 0 works in fp32 only; set it to 1, or training.precision to fp32"
         )
-    embedder = with_teacher(stage.model.build(dtype, device), stage.settings, stage.seed)
+    with deepspeed.partitioned_loading(stage.settings, stage.training, rows_per_rank, dtype):
+        student = stage.model.build(dtype, device)
+    embedder = with_teacher(student, stage.settings, stage.seed)
     _check_widths(stage, embedder.dimensions)
     model: nn.Module = embedder
     if stage.settings.kind == "mntp":
         head = language_model_head(stage.model.original_base, device)
         model = MaskedLanguageModel(embedder.backbone, head)
-    own = trainable_weights(model)
     if resumed:
-        load_trainable_weights(model, resumed.weights, "the checkpoint")
+        weights = resumed.weights
+        load_trainable_weights(model, weights, "the checkpoint")
     else:
         # A stage without a pooling head leaves the head that came before it to the stages after it. A
         # projection goes on where the stage has the same teacher.
+        own = trainable_shapes(model)
         taken = starting_weights(stage.finished, merges_adapters=stage.settings.adapters == "merge")
         left = {name for name in taken.keys() - own.keys() if name.startswith(("pooling.", PROJECTION))}
         left |= {
             name
             for name in taken.keys() & own.keys()
-            if name.startswith(PROJECTION) and taken[name].shape != own[name].shape
+            if name.startswith(PROJECTION) and taken[name].shape != own[name]
         }
-        begins = own | {name: value for name, value in taken.items() if name not in left}
-        load_trainable_weights(model, begins, "the stages before")
-    weights = trainable_weights(model)
+        begins = {name: value for name, value in taken.items() if name not in left}
+        load_trainable_weights(model, begins, "the stages before", partly=True)
+        # DeepSpeed makes its masters from rounded weights. In fp32 nothing is rounded, and weights that lie in
+        # parts were rounded as they were read.
+        weights = {} if dtype is torch.float32 else trainable_weights(model) | begins
     prepare_for_stage(model, stage.settings, stage.training)
     model.train()
     wrapped = deepspeed.wrap(model, stage.settings, stage.training, rows_per_rank=rows_per_rank, dtype=dtype)
