@@ -75,6 +75,12 @@ class TrainingConfig(Frozen):
     on_bad_batch: Literal["stop", "skip"] = Field(
         "stop", description="if a loss or gradient is not finite: end the run, or skip the step"
     )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description=(
+            "adamw_8bit keeps Adam's moments in 8 bits, a quarter of the memory (needs rayembed[bitsandbytes])"
+        ),
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     deepspeed: dict[str, Any] = Field(
         {},
@@ -140,6 +146,11 @@ class TrainingConfig(Frozen):
             raise ValueError(
                 "training.zero_stage 3 shares the weights among workers, and auto measures one of them "
                 "alone; give tokens_per_chunk and activation_checkpointing"
+            )
+        if self.optimizer == "adamw_8bit" and self.zero_stage == 3:
+            raise ValueError(
+                "training.optimizer adamw_8bit works up to training.zero_stage 2; lower it, or set optimizer "
+                "to adamw"
             )
         if self.compiled and self.zero_stage == 3:
             raise ValueError(

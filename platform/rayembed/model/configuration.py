@@ -21,7 +21,7 @@ class LoraSettings(Frozen):
         None,
         description=(
             "number format of the frozen linear layers: nf4 takes 4 bits a weight (QLoRA; needs "
-            "rayembed[qlora]); None: as training.precision"
+            "rayembed[bitsandbytes]); None: as training.precision"
         ),
     )
 

@@ -53,7 +53,7 @@ def _bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise ResourceError(
-            "weights in nf4 need the package bitsandbytes; install rayembed[qlora] or set "
+            "weights in nf4 need the package bitsandbytes; install rayembed[bitsandbytes] or set "
             "lora.quantization to null"
         ) from error
     return bitsandbytes

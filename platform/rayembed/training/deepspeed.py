@@ -8,6 +8,7 @@ stage and lets another number of ranks continue.
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -16,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_get_local_fp32_param,
@@ -25,11 +27,13 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import nn
+from torch.optim import AdamW
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from rayembed.common.ray_compat import disable_shared_memory_transport
 from rayembed.config.stage import StageConfig
 from rayembed.config.training import TrainingConfig
+from rayembed.training.adamw_8bit import adamw_8bit, pack, unpacked
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 _WITHOUT_DECAY = ("latents", "layer_embeddings")  # besides norms and biases, which have one dimension
@@ -105,7 +109,8 @@ def wrap(
         for parameter in model.parameters():
             if not hasattr(parameter, "ds_id"):
                 parameter.data = parameter.data.to(dtype)
-    optimizer = torch.optim.AdamW(parameter_groups(model, stage), lr=stage.learning_rate, fused=True)
+    optimizer_class = adamw_8bit() if training.optimizer == "adamw_8bit" else partial(AdamW, fused=True)
+    optimizer = optimizer_class(parameter_groups(model, stage), lr=stage.learning_rate)
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(stage, training, rows_per_rank, dtype)
     )
@@ -120,8 +125,11 @@ def _allocate_moments(wrapped: Any) -> None:
     would have none yet, and would then never find theirs.
     """
     adam = _adam(wrapped)
-    for group in adam.param_groups:
-        for parameter in group["params"]:
+    for index, group in enumerate(adam.param_groups):
+        for position, parameter in enumerate(group["params"]):
+            if not isinstance(adam, AdamW):
+                adam.init_state(group, parameter, index, position)
+                continue
             adam.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -183,18 +191,19 @@ def read_state(wrapped: Any, *, keep: bool = True) -> tuple[dict[str, torch.Tens
     weights, moments = {}, {}
     # DeepSpeed finds moments from the first step on. Skipped batches may put it off; till then they are zero.
     moved = optimizer_steps(wrapped) > 0
-    for name, parameter in trainable_parameters(wrapped):
-        weight = _own_or(parameter, safe_get_full_fp32_param(parameter))
-        if keep:
-            weights[name] = weight.to("cpu", copy=True)
-        for moment in ADAM_MOMENTS:
-            full = safe_get_full_optimizer_state(parameter, moment) if moved else None
-            if not moved:
-                full = torch.zeros_like(weight)
-            elif full is None:
-                full = _adam(wrapped).state[parameter][moment]
+    with moments_in_fp32(wrapped):
+        for name, parameter in trainable_parameters(wrapped):
+            weight = _own_or(parameter, safe_get_full_fp32_param(parameter))
             if keep:
-                moments[f"{moment}.{name}"] = full.detach().to("cpu", copy=True)
+                weights[name] = weight.to("cpu", copy=True)
+            for moment in ADAM_MOMENTS:
+                full = safe_get_full_optimizer_state(parameter, moment) if moved else None
+                if not moved:
+                    full = torch.zeros_like(weight)
+                elif full is None:
+                    full = _adam(wrapped).state[parameter][moment]
+                if keep:
+                    moments[f"{moment}.{name}"] = full.detach().to("cpu", copy=True)
     return weights, moments
 
 
@@ -213,16 +222,20 @@ def write_weights(wrapped: Any, weights: dict[str, torch.Tensor]) -> None:
 @torch.no_grad()
 def write_moments(wrapped: Any, moments: dict[str, torch.Tensor], optimizer_steps: int) -> None:
     """Set Adam's moments and step count; called by all ranks after `prime_optimizer` made them."""
-    for name, parameter in trainable_parameters(wrapped):
-        partitioned = safe_get_full_fp32_param(parameter) is not None
-        for moment in ADAM_MOMENTS:
-            value = moments[f"{moment}.{name}"]
-            if partitioned:
-                _set_partitioned(parameter, value, moment)
-            else:
-                _adam(wrapped).state[parameter][moment].copy_(value)
+    with moments_in_fp32(wrapped):
+        for name, parameter in trainable_parameters(wrapped):
+            partitioned = safe_get_full_fp32_param(parameter) is not None
+            for moment in ADAM_MOMENTS:
+                value = moments[f"{moment}.{name}"]
+                if partitioned:
+                    _set_partitioned(parameter, value, moment)
+                else:
+                    _adam(wrapped).state[parameter][moment].copy_(value)
     for state in _adam(wrapped).state.values():
-        state["step"].fill_(float(optimizer_steps))
+        if torch.is_tensor(state["step"]):
+            state["step"].fill_(float(optimizer_steps))
+        else:
+            state["step"] = optimizer_steps
 
 
 def prime_optimizer(wrapped: Any, vectors: torch.Tensor) -> None:
@@ -262,5 +275,35 @@ def _own_or(parameter: nn.Parameter, full: torch.Tensor | None) -> torch.Tensor:
     return parameter.detach() if full is None else full.detach()
 
 
-def _adam(wrapped: Any) -> torch.optim.AdamW:
+@contextlib.contextmanager
+def moments_in_fp32(wrapped: Any) -> Iterator[None]:
+    """Inside, moments of 8 bits lie in fp32 in main memory, where their accessors find and set them.
+
+    They are packed again in the end. What was read is not quite what is packed from it (see `pack`), so that
+    the run which wrote a checkpoint and one that resumes it go on from the same numbers.
+    """
+    adam = _adam(wrapped)
+    if isinstance(adam, AdamW):
+        yield
+        return
+    for state in adam.state.values():
+        state |= dict(zip(ADAM_MOMENTS, unpacked(state), strict=True))
+    _link_moments(wrapped)
+    try:
+        yield
+    finally:
+        for state in adam.state.values():
+            pack(state, [state.pop(moment) for moment in ADAM_MOMENTS])
+        _link_moments(wrapped)
+
+
+def _link_moments(wrapped: Any) -> None:
+    """Let the parameters know which moments there are; DeepSpeed does it once, after the first step."""
+    if wrapped.zero_optimization_stage() in (1, 2):
+        zero = wrapped.optimizer
+        for low, high in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            lazy_init_hp_params_optimizer_state(low, high, _adam(wrapped).state)
+
+
+def _adam(wrapped: Any) -> Any:
     return getattr(wrapped.optimizer, "optimizer", wrapped.optimizer)

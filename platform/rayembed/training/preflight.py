@@ -20,6 +20,7 @@ from rayembed.config.training import TrainingConfig
 from rayembed.contract.packing import PackedLengths, pack_ids
 from rayembed.model.nf4 import BITS_PER_WEIGHT
 from rayembed.model.precision import resolve_precision
+from rayembed.training.adamw_8bit import BYTES_PER_MOMENT
 from rayembed.training.model import ModelSpec
 from rayembed.training.resources import nominal_peak
 
@@ -39,7 +40,7 @@ class Memory:
     Attributes:
         weights: of the whole model.
         gradients: in the model's number format, and in fp32 where chunks add up at ZeRO 2 and 3.
-        optimizer: master weights and two moments of Adam, in fp32.
+        optimizer: master weights in fp32, and two moments of Adam.
         communication: buckets of DeepSpeed, and NCCL.
         activations: of one chunk at its largest.
         process: interpreter or CUDA context.
@@ -78,6 +79,7 @@ def memory_of_worker(model: ModelSpec, training: TrainingConfig, *, device: str,
     sums_in_fp32 = training.tokens_per_chunk and training.zero_stage >= 2 and dtype is torch.bfloat16
     accumulators = 4 if sums_in_fp32 else 0  # as `deepspeed_config` sets them
     master = 4 if dtype is not torch.float32 else 0
+    moments = 2 * (BYTES_PER_MOMENT if training.optimizer == "adamw_8bit" else 4)
     buckets = 2 * min(trainable, _BUCKET) * dtype.itemsize if workers > 1 or training.zero_stage > 0 else 0
     chunk = min(tokens, training.chunk_tokens or tokens)
     weights = float(every * dtype.itemsize)
@@ -86,7 +88,7 @@ def memory_of_worker(model: ModelSpec, training: TrainingConfig, *, device: str,
     return Memory(
         weights=weights / split[3],
         gradients=trainable * (dtype.itemsize + accumulators) / split[2],
-        optimizer=trainable * (master + 8) / split[1],
+        optimizer=trainable * (master + moments) / split[1],
         communication=buckets + (_NCCL_BYTES if device == "cuda" and workers > 1 else 0),
         activations=chunk * activation_bytes(model, training, dtype) if tokens else 0,
         process=_PROCESS_BYTES[device],

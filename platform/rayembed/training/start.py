@@ -1,5 +1,6 @@
 """What a stage begins with: its kind of step, and its model with the weights that came before."""
 
+import logging
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from rayembed.training.model import (
 )
 from rayembed.training.stage import Stage
 from rayembed.training.step import ContrastiveStep, Step
+
+logger = logging.getLogger(__name__)
 
 
 def step_of(stage: Stage, device: torch.device) -> Step:
@@ -51,6 +54,11 @@ def start_model(
     if stage.training.zero_stage == 0 and dtype is torch.bfloat16:
         raise ConfigError(
             "training.zero_stage 0 works in fp32 only; set it to 1, or training.precision to fp32"
+        )
+    if stage.training.chunk_tokens and stage.training.zero_stage < 2 and dtype is torch.bfloat16:
+        logger.warning(
+            "gradients of chunks add up in bf16, which loses a few percent where there are many; set "
+            "training.zero_stage to 2 to add them up in fp32"
         )
     with deepspeed.partitioned_loading(stage.settings, stage.training, rows_per_rank, dtype):
         student = stage.model.build(dtype, device)
