@@ -83,6 +83,14 @@ def test_tokens_per_minute(make_client, clock):
     assert embed(client).status_code == 200
 
 
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"inputs": "one"}), ("/decode", {"ids": [5, 6]})])
+def test_what_takes_the_tokenizer_counts(make_client, clock, path, body):
+    client = make_client(keyring=Keyring([KeySettings(name="a", key=KEY, tokens_per_minute=4)], clock=clock))
+    headers = {"Authorization": f"Bearer {KEY}"}
+    answers = [client.post(path, json=body, headers=headers).status_code for _ in range(3)]
+    assert answers == [200, 200, 429]
+
+
 def test_limits_are_shared_out_between_front_ends(clock):
     keyring = Keyring([KeySettings(name="a", key=KEY, requests_per_minute=4)], share=0.5, clock=clock)
     client = keyring.admit({"authorization": f"Bearer {KEY}"})

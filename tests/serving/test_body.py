@@ -92,6 +92,8 @@ def hostile():
         200,
     )
     yield "to be shown", "/tokenize", b'{"inputs": "%s"}' % word.encode(), 413
+    yield "to be decoded", "/decode", b'{"ids": %s}' % filled("5", 600_000).encode(), 413
+    yield "as many as are decoded", "/decode", b'{"ids": %s}' % filled("5", 95_000).encode(), 200
 
 
 @pytest.mark.skipif(MODEL_FILE is None, reason="mistral-common is not installed (extra `dev`)")

@@ -7,7 +7,7 @@ import pytest
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, Problem, overloaded, unavailable
 from rayembed.serving.limits import RecentRefusals, TokenLimit
-from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs
+from rayembed.serving.messages import DecodeRequest, Embeddings, EncodeRequest, Inputs, TokenizeRequest
 from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine
 
@@ -79,6 +79,25 @@ def test_overload_is_refused_by_tokens_whatever_the_request_size(texts_per_reque
     assert sum(len(answer.vectors) for answer in served) == 8
     assert {problem.status for problem in refused} == {429}
     assert all(problem.retry_after_s >= 1 for problem in refused)
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [("tokenize", TokenizeRequest(["one two"])), ("decode", DecodeRequest([[5, 6]]))],
+)
+def test_what_takes_the_tokenizer_is_admitted_too(method, asked):
+    async def scenario():
+        config = ServeConfig(checkpoint="unused", model_name="fake", max_queued_tokens=4)
+        replica = EmbeddingReplica(config, lambda _: FakeEngine())
+        ask = getattr(replica, method)
+        with replica._limit.admit(3, "online", 0):
+            refused = await ask(asked)
+        return refused, await ask(asked), (await replica.status()).queued_tokens
+
+    refused, answer, queued = asyncio.run(scenario())
+    assert refused.status == 429
+    assert not isinstance(answer, Problem)
+    assert queued == 0
 
 
 class Clock:

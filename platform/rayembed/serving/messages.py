@@ -135,6 +135,30 @@ class TokenizeRequest:
     prompt_name: str | None = None
     add_special_tokens: bool = True
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def estimated_tokens(self) -> int:
+        """As far as they are known before tokenising."""
+        return Inputs(self.texts).estimated_tokens()
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """Lists of token ids whose texts a client wants to see."""
+
+    ids: Sequence[Sequence[int]]
+    skip_special_tokens: bool = True
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def estimated_tokens(self) -> int:
+        """Exactly so many, as for the other requests."""
+        return sum(map(len, self.ids))
+
 
 @dataclass(frozen=True)
 class Content:

@@ -1,6 +1,7 @@
 """The model replica: tokenises, admits, batches and cuts."""
 
 import asyncio
+import contextlib
 import copy
 import hashlib
 import os
@@ -29,6 +30,7 @@ from rayembed.serving.errors import ApiError, Problem
 from rayembed.serving.limits import TokenLimit
 from rayembed.serving.messages import (
     Content,
+    DecodeRequest,
     Embeddings,
     EncodeRequest,
     Inputs,
@@ -180,18 +182,25 @@ class EmbeddingReplica:
         return await _answer_or_problem(self._show(request))
 
     async def _show(self, request: TokenizeRequest) -> Content:
-        tokens = Inputs(request.texts).estimated_tokens()
-        if tokens > MOST_SHOWN:
-            message = f"the inputs have more than {MOST_SHOWN} tokens; send several requests"
-            raise ApiError(Problem(413, message, param="inputs"))
-        with self._limit.admit(tokens, "online", self._batcher.tokens_per_second):
+        with self._admit_shown(request, "inputs"):
             return Content(*await self._in_tokenizer_thread(self._long_tokenizer.show, request))
 
-    async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str] | Problem:
+    async def decode(self, request: DecodeRequest) -> list[str] | Problem:
         """The texts of token ids, or why there are none."""
-        return await _answer_or_problem(
-            self._in_tokenizer_thread(self._long_tokenizer.decode, ids, skip_special_tokens)
-        )
+        return await _answer_or_problem(self._decode(request))
+
+    async def _decode(self, request: DecodeRequest) -> list[str]:
+        with self._admit_shown(request, "ids"):
+            return await self._in_tokenizer_thread(self._long_tokenizer.decode, request)
+
+    def _admit_shown(
+        self, request: TokenizeRequest | DecodeRequest, field: str
+    ) -> contextlib.AbstractContextManager[Any]:
+        tokens = request.estimated_tokens
+        if tokens > MOST_SHOWN:
+            message = f"the {field} have more than {MOST_SHOWN} tokens; send several requests"
+            raise ApiError(Problem(413, message, param=field))
+        return self._limit.admit(tokens, "online", self._batcher.tokens_per_second)
 
     async def describe(self) -> list[ModelCard]:
         """The served model and its adapters; an answer also means that the replica is ready."""

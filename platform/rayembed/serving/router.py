@@ -13,7 +13,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, NoReplicaError, Problem, overloaded, unavailable
 from rayembed.serving.limits import RecentRefusals
-from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs, ModelCard, TokenizeRequest
+from rayembed.serving.messages import DecodeRequest, Embeddings, EncodeRequest, ModelCard, TokenizeRequest
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import RequestRecord
 
@@ -121,25 +121,23 @@ class ModelRouter:
             ApiError: as `encode`.
         """
         target = self.resolve(model)
-        self._check_inputs(len(request.texts), target, record)
-        with record.reserve(Inputs(request.texts).estimated_tokens()):
+        self._check_inputs(len(request), target, record)
+        with record.reserve(request.estimated_tokens):
             answer = _checked(await self._ask(target.model, "tokenize", request))
             record.tokens = answer.tokens
         return answer.json
 
-    async def decode(
-        self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool, record: RequestRecord
-    ) -> list[str]:
+    async def decode(self, model: str, request: DecodeRequest, record: RequestRecord) -> list[str]:
         """The texts of token ids.
 
         Raises:
             ApiError: as `encode`.
         """
         target = self.resolve(model)
-        self._check_inputs(len(ids), target, record)
-        with record.reserve(record.tokens):
-            answer = _checked(await self._ask(target.model, "decode", ids, skip_special_tokens))
-            record.tokens = sum(map(len, ids))
+        self._check_inputs(len(request), target, record)
+        with record.reserve(request.estimated_tokens):
+            answer = _checked(await self._ask(target.model, "decode", request))
+            record.tokens = request.estimated_tokens
         return answer
 
     def _check_inputs(self, count: int, target: Target, record: RequestRecord) -> None:

@@ -30,7 +30,7 @@ from rayembed.serving.api.dialect import (
 from rayembed.serving.body import Body, refused
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, Problem
-from rayembed.serving.messages import EncodeRequest, Inputs, TokenizeRequest, Truncation
+from rayembed.serving.messages import DecodeRequest, EncodeRequest, Inputs, TokenizeRequest, Truncation
 from rayembed.serving.router import ModelRouter
 
 
@@ -233,10 +233,8 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
     @router.post("/decode", response_model=list[str])
     async def decode(request: TeiDecodeRequest, record: Record) -> list[str]:
         """The texts of token ids."""
-        _, ids = split_inputs(request.ids)
-        return await models.decode(
-            request.model or config.served_name, ids, request.skip_special_tokens, record
-        )
+        asked = DecodeRequest(split_inputs(request.ids)[1], request.skip_special_tokens)
+        return await models.decode(request.model or config.served_name, asked, record)
 
     @router.get("/info")
     async def info() -> TeiInfo:
