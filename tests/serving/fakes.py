@@ -1,5 +1,6 @@
 """An engine without a model: a vector is a function of the token ids, so that tests need no weights."""
 
+import os
 import re
 import time
 import zlib
@@ -84,19 +85,26 @@ def load_fake(settings: ModelSettings) -> FakeEngine:
 
 
 class BreakingEngine(FakeEngine):
-    """Works until a text has the word "wedge", as a device after an illegal access."""
+    """Works until a text has the word "wedge", as a device after an illegal access.
+
+    Or until a file in `folder` has the number of its process as name.
+    """
 
     broken = False
 
+    def __init__(self, folder=None):
+        super().__init__()
+        self.file = folder / str(os.getpid()) if folder else None
+
     def encode_tokens(self, tokenized, **options):
         self.broken |= any(WordTokenizer.word_id("wedge") in ids for ids in tokenized.input_ids)
-        if self.broken:
+        if self.broken or (self.file and self.file.exists()):
             raise RuntimeError("the device is lost")
         return super().encode_tokens(tokenized, **options)
 
 
 def load_breaking_fake(settings: ModelSettings) -> FakeEngine:
-    return BreakingEngine()
+    return BreakingEngine(settings.checkpoint_path)
 
 
 def load_slow_fake(settings: ModelSettings) -> FakeEngine:

@@ -5,7 +5,7 @@ import pytest
 
 from rayembed.common.errors import ConfigError
 from rayembed.serving.authentication import KEYS_VARIABLE, Keyring, KeySettings, load_keyring, load_keys
-from rayembed.serving.errors import ApiError, Problem
+from rayembed.serving.errors import ApiError, Problem, failed
 from rayembed.serving.middleware import RequestRecord
 
 KEY = "sesame-1234"
@@ -167,7 +167,9 @@ def test_tokens_are_reserved_until_the_work_ends(clock):
         pass
     with pytest.raises(ApiError, match="refused"), record.reserve(5):
         raise ApiError(Problem(429, "refused"))
-    with pytest.raises(TimeoutError), record.reserve(7):
+    with pytest.raises(TimeoutError), record.reserve(3):
         raise TimeoutError
+    with pytest.raises(ApiError, match="log has the reason"), record.reserve(5):
+        raise ApiError(failed())
     with pytest.raises(ApiError, match="tokens per minute"), record.reserve(1):
         pass

@@ -1,6 +1,7 @@
 """Which model and replica answer a request, and what a dying replica means for it."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,8 @@ from ray.exceptions import ActorDiedError
 
 from rayembed.serving import router as router_module
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.errors import ApiError, Problem, overloaded
-from rayembed.serving.messages import EncodeRequest, Inputs
+from rayembed.serving.errors import ApiError, Problem, failed, overloaded
+from rayembed.serving.messages import DecodeRequest, EncodeRequest, Inputs, TokenizeRequest
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import RequestRecord
 from rayembed.serving.replica import EmbeddingReplica
@@ -117,19 +118,51 @@ def test_listing_models_starts_none():
     assert (card.id, card.digest) == ("idle", "")
 
 
-def test_another_replica_is_asked_where_one_is_full():
-    class Full:
-        asked = 0
+class Replicas:
+    """Give the answers listed, one each; the first one that a request need not avoid is asked."""
 
-        async def encode(self, request):
-            self.asked += 1
-            return overloaded(1) if self.asked == 1 else Problem(418, "the second")
+    def __init__(self, *answers):
+        self._answers = dict(zip("abc", answers, strict=False))
+        self.asked = ""
 
-    config = ServeConfig(checkpoint="unused", model_name="fake", max_replicas=2)
-    router = ModelRouter(config, {"fake": LocalHandle(Full())}, IngressMetrics())
-    request = EncodeRequest([Inputs(["x"])])
-    with pytest.raises(ApiError, match="the second"):
-        asyncio.run(router.encode("fake", request, RequestRecord("id")))
+    async def encode(self, request):
+        name = min(self._answers, key=lambda name: (name in request.avoid, name))
+        self.asked += name
+        return replace(self._answers[name], replica=name)
+
+    decode = tokenize = encode
+
+
+FULL, FAILED, FINE = overloaded(1), failed(), Problem(418, "answered")
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked", "status"),
+    [
+        ([FULL, FINE, FINE], "ab", 418),
+        ([FULL, FULL, FINE], "abc", 418),
+        ([FAILED, FINE, FINE], "ab", 418),
+        ([FULL, FAILED, FINE], "abc", 418),
+        ([FAILED, FAILED, FINE], "ab", 500),
+        ([FINE, FAILED, FAILED], "a", 418),
+        ([FULL], "aa", 429),
+        ([FAILED], "aa", 500),
+    ],
+)
+@pytest.mark.parametrize("method", ["encode", "tokenize", "decode"])
+def test_another_replica_is_asked_where_one_is_full_or_fails(method, answers, asked, status):
+    """A request that fails twice is not tried a third time; where one replica runs, there is no other."""
+    config = ServeConfig(checkpoint="unused", model_name="fake", max_replicas=3)
+    replicas = Replicas(*answers)
+    router = ModelRouter(config, {"fake": LocalHandle(replicas)}, IngressMetrics())
+    request = {
+        "encode": EncodeRequest([Inputs(["x"])]),
+        "tokenize": TokenizeRequest(["x"]),
+        "decode": DecodeRequest([[1]]),
+    }[method]
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(getattr(router, method)("fake", request, RequestRecord("id")))
+    assert (replicas.asked, refused.value.problem.status) == (asked, status)
 
 
 def test_a_replica_tells_a_broken_model_from_texts_that_break_it():
@@ -138,8 +171,8 @@ def test_a_replica_tells_a_broken_model_from_texts_that_break_it():
     async def failures(engine, text):
         replica = EmbeddingReplica(config, lambda _: engine)
         for _ in range(3):
-            with pytest.raises(RuntimeError):
-                await replica.encode(EncodeRequest([Inputs([text])]))
+            answer = await replica.encode(EncodeRequest([Inputs([text])]))
+            assert (answer.status, answer.replica) == (500, replica.name)
         await replica.check_health()
 
     asyncio.run(failures(FakeEngine(), POISON))

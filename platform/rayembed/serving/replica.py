@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import copy
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +28,7 @@ from rayembed.serving.autoscaling import QUEUED_TOKENS
 from rayembed.serving.batching import TokenBatcher
 from rayembed.serving.cache import CachedVector, input_keys, make_cache
 from rayembed.serving.config import ModelSettings, Served
-from rayembed.serving.errors import ApiError, Problem
+from rayembed.serving.errors import ApiError, Problem, failed
 from rayembed.serving.limits import TokenLimit
 from rayembed.serving.messages import (
     Content,
@@ -40,7 +42,10 @@ from rayembed.serving.messages import (
     Truncation,
 )
 from rayembed.serving.metrics import ReplicaMetrics
+from rayembed.serving.token_routing import replica_name
 from rayembed.serving.tokenizing import MOST_SHOWN, RequestTokenizer, slices
+
+logger = logging.getLogger(__name__)
 
 REPLICA_NAME = "EmbeddingReplica"
 _SHORT_CHARACTERS = 2048
@@ -66,6 +71,7 @@ class EmbeddingReplica:
         logs.configure()
         tracing.configure()
         self._settings = settings
+        self.name = process_name()
         # Loaded and used by the same thread: a second one would get an OpenMP pool next to the first, and
         # both would sleep at every barrier (see `rayembed.data.stream`).
         self._model_thread = model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -87,10 +93,10 @@ class EmbeddingReplica:
     async def encode(self, request: EncodeRequest) -> Embeddings | Problem:
         """Vectors for a request, or why it gets none.
 
-        Refusals are values: raising one would cost a logged traceback, most of all under overload.
+        Refusals and failures are values, which say which replica they are from.
         """
         with tracing.span("encode", request.trace, inputs=len(request)):
-            return await _answer_or_problem(self._encode(request))
+            return await self._answer_or_problem(self._encode(request))
 
     async def _encode(self, request: EncodeRequest) -> Embeddings:
         self._check_dimensions(request.dimensions)
@@ -179,7 +185,7 @@ class EmbeddingReplica:
 
     async def tokenize(self, request: TokenizeRequest) -> Content | Problem:
         """The tokens of texts, or why there are none."""
-        return await _answer_or_problem(self._show(request))
+        return await self._answer_or_problem(self._show(request))
 
     async def _show(self, request: TokenizeRequest) -> Content:
         with self._admit_shown(request, "inputs"):
@@ -187,7 +193,7 @@ class EmbeddingReplica:
 
     async def decode(self, request: DecodeRequest) -> list[str] | Problem:
         """The texts of token ids, or why there are none."""
-        return await _answer_or_problem(self._decode(request))
+        return await self._answer_or_problem(self._decode(request))
 
     async def _decode(self, request: DecodeRequest) -> list[str]:
         with self._admit_shown(request, "ids"):
@@ -201,6 +207,18 @@ class EmbeddingReplica:
             message = f"the {field} have more than {MOST_SHOWN} tokens; send several requests"
             raise ApiError(Problem(413, message, param=field))
         return self._limit.admit(tokens, "online", self._batcher.tokens_per_second)
+
+    async def _answer_or_problem(self, work: Awaitable[Answer]) -> Answer | Problem:
+        try:
+            return await work
+        except ApiError as error:
+            problem = error.problem
+        except RequestError as error:
+            problem = Problem(400, str(error), param=error.parameter)
+        except Exception:
+            logger.exception("a request failed")
+            problem = failed()
+        return replace(problem, replica=self.name)
 
     async def describe(self) -> list[ModelCard]:
         """The served model and its adapters; an answer also means that the replica is ready."""
@@ -235,7 +253,7 @@ class EmbeddingReplica:
     async def status(self) -> ReplicaStatus:
         """Load and speed of this replica."""
         return ReplicaStatus(
-            process_name(),
+            self.name,
             os.getpid(),
             self._limit.queued,
             self._limit.max_tokens,
@@ -248,7 +266,7 @@ class EmbeddingReplica:
         """This process's name and the present values of its metrics."""
         self._metrics.queued_tokens.set(self._limit.queued)
         self._metrics.tokens_per_second.set(self._batcher.tokens_per_second)
-        return process_name(), self._metrics.collect()
+        return self.name, self._metrics.collect()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve for the autoscaler."""
@@ -261,8 +279,8 @@ def process_name() -> str:
         context = serve.get_replica_context()
     except RayServeException:
         actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
-        return f"{REPLICA_NAME}#{actor[-8:]}" if actor else "local"
-    return f"{context.deployment}#{context.replica_tag}"
+        return f"{REPLICA_NAME}#{actor[:8]}" if actor else "local"  # the end is the job's
+    return replica_name(context.replica_id)
 
 
 def _load_all(
@@ -287,12 +305,3 @@ def _chosen(groups: Sequence[Inputs], positions: Sequence[int]) -> list[Inputs]:
         chosen.append(group.at([each - first for each in positions if each in inside]))
         first += len(group)
     return [group for group in chosen if len(group)]
-
-
-async def _answer_or_problem(work: Awaitable[Answer]) -> Answer | Problem:
-    try:
-        return await work
-    except ApiError as error:
-        return error.problem
-    except RequestError as error:
-        return Problem(400, str(error), param=error.parameter)

@@ -1,4 +1,4 @@
-"""From a model's name in a request to the answer of one of its replicas, even if a replica dies."""
+"""From a model's name in a request to the answer of one of its replicas, even if a replica dies or fails."""
 
 import asyncio
 import logging
@@ -13,7 +13,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, NoReplicaError, Problem, overloaded, unavailable
 from rayembed.serving.limits import RecentRefusals
-from rayembed.serving.messages import DecodeRequest, Embeddings, EncodeRequest, ModelCard, TokenizeRequest
+from rayembed.serving.messages import (
+    DecodeRequest,
+    Embeddings,
+    EncodeRequest,
+    ModelCard,
+    ReplicaRequest,
+    TokenizeRequest,
+)
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import RequestRecord
 
@@ -105,10 +112,6 @@ class ModelRouter:
             answer = refusals.find(request)
             if answer is None:
                 answer = await self._ask(target.model, "encode", request)
-                for _ in range(self._others[target.model]):  # one that is full says nothing of the others
-                    if not isinstance(answer, Problem) or answer.status != 429:
-                        break
-                    answer = await self._ask(target.model, "encode", request)
                 refusals.note(request, answer)
             vectors: Embeddings = _checked(answer)
             record.tokens, record.truncated, record.digest = vectors.tokens, vectors.truncated, vectors.digest
@@ -157,7 +160,7 @@ class ModelRouter:
         """
         target = self.resolve(model)
         if not await self._refresh(target.model):
-            self._note(await self._ask(target.model, "describe"))
+            self._note(await self._call(target.model, "describe"))
         return self._cards[target.name][1]
 
     async def cards(self) -> list[ModelCard]:
@@ -197,7 +200,7 @@ class ModelRouter:
             if model.min_replicas:
                 try:
                     self._note(
-                        await asyncio.wait_for(self._ask(model.served_name, "describe"), _READY_TIMEOUT_S)
+                        await asyncio.wait_for(self._call(model.served_name, "describe"), _READY_TIMEOUT_S)
                     )
                 except TimeoutError as error:
                     problem = unavailable(
@@ -222,7 +225,25 @@ class ModelRouter:
             logger.warning("not every replica of %s answered: %s", name, type(error).__name__)
             return []
 
-    async def _ask(self, name: str, method: str, *arguments: Any) -> Any:
+    async def _ask(self, name: str, method: str, request: ReplicaRequest) -> Any:
+        """The answer of one replica, or of others where it is full or fails.
+
+        A request that fails twice is given up: it may be what breaks the model.
+        """
+        failures = 0
+        for _ in range(self._others[name]):
+            answer = await self._call(name, method, request)
+            if not isinstance(answer, Problem) or answer.status not in (429, 500):
+                return answer
+            failures += answer.status == 500
+            if failures == 2 or answer.replica in request.avoid:  # no other one is there
+                return answer
+            if answer.status == 500:
+                self._metrics.retries.labels(name).inc()
+            request = replace(request, avoid=request.avoid | {answer.replica})
+        return await self._call(name, method, request)
+
+    async def _call(self, name: str, method: str, *arguments: Any) -> Any:
         """Call one replica; embedding twice does no harm, so a replica's death leads to another try."""
         for attempt in range(RETRIES + 1):
             try:
