@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError
 
+from rayembed.common.errors import ConfigError
+from rayembed.serving import replica as replica_module
 from rayembed.serving import router as router_module
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, Problem, failed, overloaded
@@ -178,6 +180,26 @@ def test_a_replica_tells_a_broken_model_from_texts_that_break_it():
     asyncio.run(failures(FakeEngine(), POISON))
     with pytest.raises(RuntimeError, match="the device is lost"):
         asyncio.run(failures(BreakingEngine(), "wedge"))
+
+
+def test_a_replica_that_leaks_is_not_healthy(monkeypatch):
+    memory = [10 * 2**30]
+    monkeypatch.setattr(replica_module, "resident_memory", lambda: memory[0])
+
+    def replica(**settings):
+        memory[0] = 10 * 2**30
+        config = ServeConfig(checkpoint="unused", model_name="fake", cache_bytes=2**30, **settings)
+        return EmbeddingReplica(config, lambda _: FakeEngine())
+
+    for settings, most in (({}, 25), ({"max_memory_bytes": 12 * 2**30}, 12)):
+        leaking = replica(**settings)
+        memory[0] = most * 2**30
+        asyncio.run(leaking.check_health())
+        memory[0] += 2**30
+        with pytest.raises(RuntimeError, match=f"grown to {most + 1}.0 of at most {most}.0 GiB"):
+            asyncio.run(leaking.check_health())
+    with pytest.raises(ConfigError, match="the loaded model takes 10737418240; raise it"):
+        replica(max_memory_bytes=1)
 
 
 def test_queries_take_the_instruction_that_the_settings_name(make_client):

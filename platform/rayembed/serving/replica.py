@@ -13,13 +13,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import ray
 from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from rayembed.common import logs
-from rayembed.common.errors import RequestError
+from rayembed.common.errors import ConfigError, RequestError
 from rayembed.contract import TokenizedTexts
 from rayembed.contract.vectors import cut_array
 from rayembed.engine.engine import Engine
@@ -52,6 +53,8 @@ _SHORT_CHARACTERS = 2048
 _KNOWN_TEXT = "A first text makes a broken checkpoint fail here instead of on a request."
 _FAILURES_IN_A_ROW = 3
 _LONGEST_PASS_S = 300
+_GIB = 2**30
+_SPARE_MEMORY = 4 * _GIB
 Answer = TypeVar("Answer")
 
 
@@ -76,6 +79,7 @@ class EmbeddingReplica:
         # both would sleep at every barrier (see `rayembed.data.stream`).
         self._model_thread = model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._engine, self._digests = model_thread.submit(_load_all, settings, load).result()
+        self._most_memory = _most_memory(settings, resident_memory())
         self._started = time.time()
         self._limit = TokenLimit(settings.max_queued_tokens)
         self._metrics = ReplicaMetrics(settings.served_name)
@@ -249,6 +253,10 @@ class EmbeddingReplica:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._model_thread, self._engine.encode, [_KNOWN_TEXT])
             self._batcher.failures = 0
+        if (resident := resident_memory()) > self._most_memory:
+            raise RuntimeError(
+                f"its memory has grown to {resident / _GIB:.1f} of at most {self._most_memory / _GIB:.1f} GiB"
+            )
 
     async def status(self) -> ReplicaStatus:
         """Load and speed of this replica."""
@@ -281,6 +289,27 @@ def process_name() -> str:
         actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
         return f"{REPLICA_NAME}#{actor[:8]}" if actor else "local"  # the end is the job's
     return replica_name(context.replica_id)
+
+
+def resident_memory() -> int:
+    """Bytes of this process that lie in memory."""
+    return psutil.Process().memory_info().rss
+
+
+def _most_memory(settings: ModelSettings, loaded: int) -> int:
+    """Bytes above which a replica leaks, whose process has `loaded` bytes before its first request.
+
+    A forward pass takes less than the weights, but for small models, and glibc keeps what it took.
+
+    Raises:
+        ConfigError: the setting is below what the model takes.
+    """
+    most = settings.max_memory_bytes
+    if most is None:
+        return 2 * loaded + settings.cache_bytes + _SPARE_MEMORY
+    if most < loaded:
+        raise ConfigError(f"max_memory_bytes is {most}, and the loaded model takes {loaded}; raise it")
+    return most
 
 
 def _load_all(
