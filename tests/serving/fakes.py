@@ -50,6 +50,8 @@ class FakeEngine:
 
     dimensions = WIDTH
     name = "fake"
+    precision = "fp32"
+    pooling = "eos"
     digest = "f" * 64
 
     def __init__(self, seconds_per_batch=0.0, instructions=None, max_length=8):

@@ -5,11 +5,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from fastapi.testclient import TestClient
 from ray.exceptions import ActorDiedError
 
 from rayembed.common.errors import ConfigError
 from rayembed.serving import replica as replica_module
 from rayembed.serving import router as router_module
+from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, Problem, failed, overloaded
 from rayembed.serving.messages import DecodeRequest, EncodeRequest, Inputs, TokenizeRequest
@@ -104,7 +106,7 @@ def test_adapters_share_the_replica_of_their_model(make_client):
     assert client.post("/v1/embeddings", json={"model": "second", "input": "x"}).status_code == 404
 
 
-def test_listing_models_starts_none():
+def test_describing_models_starts_none():
     class Never:
         def __getattr__(self, method):
             raise AssertionError(f"{method} would start a replica")
@@ -116,8 +118,13 @@ def test_listing_models_starts_none():
             return SimpleNamespace(results_async=none)
 
     config = ServeConfig(checkpoint="unused", model_name="idle", min_replicas=0)
-    [card] = asyncio.run(ModelRouter(config, {"idle": Never()}, IngressMetrics()).cards())
-    assert (card.id, card.digest) == ("idle", "")
+    client = TestClient(create_app(config, {"idle": Never()}))
+    [card] = client.get("/v1/models").json()["data"]
+    assert (card["id"], card["digest"]) == ("idle", "")
+    assert client.get("/v1/models/idle").json() == card
+    info = client.get("/info").json()
+    unknown = ("model_sha", "model_dtype", "max_input_length")
+    assert (info["model_id"], *(info[field] for field in unknown)) == ("idle", None, None, None)
 
 
 class Replicas:

@@ -200,6 +200,8 @@ class ModelCard(BaseModel):
     dimensions: int = 0
     max_length: int = 0
     vocabulary: int = 0
+    precision: str = ""
+    pooling: str = ""
     instructions: dict[str, str] = {}
     symmetric: list[str] = []  # instructions that documents carry, too
     aliases: list[str] = []

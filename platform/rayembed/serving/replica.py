@@ -147,7 +147,7 @@ class EmbeddingReplica:
             ]
         rules = (
             self._digests[request.adapter],
-            self._settings.precision,
+            self._engine.precision,
             self._settings.query_instruction,
             self._tokenizer.max_length,
         )
@@ -236,6 +236,8 @@ class EmbeddingReplica:
             dimensions=self._engine.dimensions,
             max_length=self._tokenizer.max_length,
             vocabulary=len(self._engine.tokenizer),
+            precision=self._engine.precision,
+            pooling=self._engine.pooling,
             instructions=self._engine.contract.instructions,
             symmetric=list(self._engine.contract.symmetric),
             aliases=list(served.aliases),

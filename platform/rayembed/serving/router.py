@@ -67,6 +67,12 @@ class ModelRouter:
             model.served_name: min(model.max_replicas - 1, _ASKED_AGAIN) for model in config.all_models
         }
         self._cards: dict[str, tuple[float, ModelCard]] = {}
+        self._bare_cards = {
+            served.name: ModelCard(id=served.name, created=0, aliases=list(served.aliases))
+            for model in config.all_models
+            for served in model.served
+            if not model.min_replicas
+        }
 
     @property
     def names(self) -> list[str]:
@@ -153,25 +159,21 @@ class ModelRouter:
             raise ApiError(Problem(400, message, param="input"))
 
     async def card(self, model: str) -> ModelCard:
-        """Description of a model; starts a replica only when none has described it before.
+        """Description of a model; only its names where it has stopped and was never described.
 
         Raises:
             ApiError: unknown model, or no replica answers.
         """
         target = self.resolve(model)
         if not await self._refresh(target.model):
+            if target.name in self._bare_cards:
+                return self._bare_cards[target.name]
             self._note(await self._call(target.model, "describe"))
         return self._cards[target.name][1]
 
     async def cards(self) -> list[ModelCard]:
-        """Description of every model; of one that has stopped and was never described, only its names."""
-        cards = []
-        for model in self._config.all_models:
-            stopped = not model.min_replicas and not await self._refresh(model.served_name)
-            for served in model.served:
-                bare = ModelCard(id=served.name, created=0, aliases=list(served.aliases))
-                cards.append(bare if stopped else await self.card(served.name))
-        return cards
+        """Description of every model."""
+        return [await self.card(served.name) for model in self._config.all_models for served in model.served]
 
     async def described(self) -> list[ModelCard]:
         """Description of the models that have been described; starts no replica."""

@@ -53,3 +53,4 @@ def test_info(client):
     assert info["model_id"] == "fake"
     assert info["model_sha"] == FakeEngine.digest
     assert info["max_input_length"] == 8
+    assert (info["model_dtype"], info["model_type"]) == ("float32", {"embedding": {"pooling": "last_token"}})
