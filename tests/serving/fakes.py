@@ -134,8 +134,5 @@ class LocalHandle:
     def __getattr__(self, method):
         return SimpleNamespace(remote=getattr(self._target, method))
 
-    def broadcast(self, method):
-        async def results():
-            return [await getattr(self._target, method)()]
-
-        return SimpleNamespace(results_async=results)
+    async def answers(self, method):
+        return [await getattr(self._target, method)()]

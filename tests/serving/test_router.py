@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -111,11 +110,8 @@ def test_describing_models_starts_none():
         def __getattr__(self, method):
             raise AssertionError(f"{method} would start a replica")
 
-        def broadcast(self, method):
-            async def none():
-                return []
-
-            return SimpleNamespace(results_async=none)
+        async def answers(self, method):
+            return []
 
     config = ServeConfig(checkpoint="unused", model_name="idle", min_replicas=0)
     client = TestClient(create_app(config, {"idle": Never()}))

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,7 @@ from rayembed.serving.errors import NoReplicaError
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import DropAbandonedMiddleware
 from rayembed.serving.replica import EmbeddingReplica, load_engine
+from rayembed.serving.router import answers_in_time
 from rayembed.serving.token_routing import avoided_by, tokens_of
 from rayembed.serving.wire import CallClient, CallServer
 
@@ -228,15 +229,9 @@ class ReplicaPool:
         """`pool.METHOD.remote(...)` is awaitable, as with a Serve handle."""
         return SimpleNamespace(remote=partial(self._call, method))
 
-    def broadcast(self, method: str) -> SimpleNamespace:
-        """`results_async()` gives the answers of all running replicas."""
-        return SimpleNamespace(results_async=partial(self._ask_all, method))
-
-    async def _ask_all(self, method: str) -> Sequence[Any]:
-        answers = await asyncio.gather(
-            *(self._ask(replica, method) for replica in self._replicas), return_exceptions=True
-        )
-        return [answer for answer in answers if not isinstance(answer, RayActorError)]
+    async def answers(self, method: str) -> list[Any]:
+        """Answers of all running replicas that come in time."""
+        return await answers_in_time(self._ask(replica, method) for replica in self._replicas)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         most = _CALLS_IN_PROGRESS * self._size

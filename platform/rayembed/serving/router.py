@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.exceptions import RayActorError, RayError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
+from rayembed.common import ray_compat
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, NoReplicaError, Problem, overloaded, unavailable
 from rayembed.serving.limits import RecentRefusals
@@ -33,6 +34,37 @@ _FIRST_PAUSE_S = 0.1
 _ASKED_AGAIN = 2
 
 
+async def answers_in_time(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Answers of calls of several processes, without those that die or do not answer in some seconds."""
+
+    async def answer(call: Awaitable[Any]) -> list[Any]:
+        try:
+            return [await asyncio.wait_for(call, _READY_TIMEOUT_S)]
+        except (TimeoutError, RayError) as error:
+            logger.warning("a process did not answer: %s", type(error).__name__)
+            return []
+
+    return [each for found in await asyncio.gather(*map(answer, calls)) for each in found]
+
+
+class ServeReplicas:
+    """The replicas of a Ray Serve deployment: calls of one as its handle has them, and of all."""
+
+    def __init__(self, handle: Any):
+        self._handle = handle
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._handle, method)
+
+    async def answers(self, method: str) -> list[Any]:
+        """Answers of all running replicas that come in time."""
+        try:
+            calls = ray_compat.broadcast_calls(self._handle, method)
+            return await answers_in_time(await asyncio.wait_for(calls, _READY_TIMEOUT_S))
+        except (DeploymentUnavailableError, TimeoutError):  # none runs
+            return []
+
+
 @dataclass(frozen=True)
 class Target:
     """What a name in a request stands for.
@@ -52,7 +84,7 @@ class ModelRouter:
     """Knows the served models and asks their replicas."""
 
     def __init__(self, config: ServeConfig, replicas: Mapping[str, Any], metrics: IngressMetrics):
-        """`replicas` maps each model's name to a Serve handle of its replicas, or to a `ReplicaPool`."""
+        """`replicas` maps each model's name to its `ServeReplicas` or its `ReplicaPool`."""
         self._config = config
         self._replicas = replicas
         self._metrics = metrics
@@ -184,7 +216,7 @@ class ModelRouter:
         """Renew an old description from running replicas. Returns whether one is known."""
         known = self._cards.get(name)
         if known is None or time.monotonic() - known[0] > _CARD_LIFETIME_S:
-            for cards in await self._broadcast(name, "describe"):
+            for cards in await self._replicas[name].answers("describe"):
                 self._note(cards)
         return name in self._cards
 
@@ -211,21 +243,9 @@ class ModelRouter:
                     raise ApiError(problem) from error
 
     async def from_every_replica(self, method: str) -> list[Any]:
-        """Answers of all running replicas of all models."""
-        lists = await asyncio.gather(*(self._broadcast(name, method) for name in self._replicas))
+        """Answers of all running replicas of all models that come in time."""
+        lists = await asyncio.gather(*(each.answers(method) for each in self._replicas.values()))
         return [answer for answers in lists for answer in answers]
-
-    async def _broadcast(self, name: str, method: str) -> Sequence[Any]:
-        """Answers of the running replicas of one model; none where one of them fails to answer in time."""
-        try:
-            return await asyncio.wait_for(
-                self._replicas[name].broadcast(method).results_async(), _READY_TIMEOUT_S
-            )
-        except DeploymentUnavailableError:  # no replica runs
-            return []
-        except (TimeoutError, RayActorError) as error:
-            logger.warning("not every replica of %s answered: %s", name, type(error).__name__)
-            return []
 
     async def _ask(self, name: str, method: str, request: ReplicaRequest) -> Any:
         """The answer of one replica, or of others where it is full or fails.
