@@ -37,10 +37,13 @@ def test_limit_counts_and_releases_also_on_failure():
     assert limit.queued == 0
 
 
-def test_an_oversized_request_is_taken_alone_and_leaves_room():
+def test_an_oversized_request_needs_room_for_three_quarters_and_leaves_the_rest():
     limit = TokenLimit(100)
-    with limit.admit(10, "online", 0):
-        assert not fits(limit, 500)
+    with limit.admit(25, "online", 0):
+        assert fits(limit, 90)
+        assert fits(limit, 500), "steady work does not keep it out"
+        with limit.admit(1, "online", 0):
+            assert not fits(limit, 500)
     with limit.admit(20, "online", 0) as hold:
         hold.change(500)  # its estimate was too low
         assert fits(limit, 25)
@@ -48,11 +51,20 @@ def test_an_oversized_request_is_taken_alone_and_leaves_room():
     assert limit.queued == 0
 
 
+@pytest.mark.parametrize("most", [1, 2, 100])
+@pytest.mark.parametrize("priority", ["online", "bulk"])
+def test_an_oversized_request_is_taken_alone_whatever_the_limit(most, priority):
+    limit = TokenLimit(most)
+    with limit.admit(500, priority, 0):
+        assert 0 < limit.queued <= most
+        assert not fits(limit, 500, priority)
+
+
 @pytest.mark.parametrize(("speed", "seconds"), [(0, 1), (1e6, 1), (10, 4), (0.1, 60)])
 def test_retry_after_follows_the_measured_speed(speed, seconds):
     """40 queued tokens have to go before 40 more fit: 100 of 100 are taken."""
     limit = TokenLimit(100)
-    with limit.admit(100, "online", 0):
+    with limit.admit(50, "online", 0), limit.admit(50, "online", 0):
         assert limit.retry_after_s(40, speed) == seconds
 
 
