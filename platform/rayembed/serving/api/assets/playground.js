@@ -40,7 +40,7 @@ async function cardOf(model) {
   const ask = () => call(`v1/models/${encodeURIComponent(model)}`);
   const card = await ask();
   if (card.digest) return card;
-  await embed(model, [" "]);
+  await embed(model, ["start"]);
   return ask();
 }
 
