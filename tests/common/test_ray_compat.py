@@ -12,6 +12,14 @@ import ray
 from rayembed.common import ray_compat
 
 
+def test_replicas_of_serve_can_be_asked_one_by_one():
+    from ray.serve._private.replica_result import ReplicaResult
+    from ray.serve.handle import DeploymentBroadcastResponse
+
+    assert inspect.iscoroutinefunction(DeploymentBroadcastResponse._fetch_replica_results_async)
+    assert inspect.iscoroutinefunction(ReplicaResult.get_async)
+
+
 def test_a_job_is_told_by_its_variable(monkeypatch):
     from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 

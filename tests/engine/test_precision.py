@@ -4,6 +4,7 @@ import pytest
 from rayembed.common.errors import ConfigError, ResourceError
 from rayembed.engine.engine import Engine
 from rayembed.engine.memory import keep_freed_memory
+from rayembed.model.precision import chosen_precision
 
 TEXTS = ["a", "some longer text here", "b c", "1 2 3", "x" * 50]
 
@@ -23,6 +24,13 @@ def test_bf16_gives_a_text_the_same_vector_in_any_batch(checkpoint):
     together = engine.encode(TEXTS).vectors
     alone = np.concatenate([engine.encode([text]).vectors for text in TEXTS])
     assert (together * alone).sum(axis=1).min() > 0.999
+
+
+def test_an_engine_says_its_precision_and_pooling(checkpoint):
+    assert Engine.load(checkpoint, precision="bf16").precision == "bf16"
+    engine = Engine.load(checkpoint)
+    assert (engine.precision, engine.pooling) == (chosen_precision("auto", engine.device), "latent")
+    assert engine.precision in ("bf16", "fp32")
 
 
 def test_fp32_layers_belong_to_bf16(checkpoint):

@@ -1,5 +1,6 @@
 """An engine without a model: a vector is a function of the token ids, so that tests need no weights."""
 
+import os
 import re
 import time
 import zlib
@@ -49,6 +50,8 @@ class FakeEngine:
 
     dimensions = WIDTH
     name = "fake"
+    precision = "fp32"
+    pooling = "eos"
     digest = "f" * 64
 
     def __init__(self, seconds_per_batch=0.0, instructions=None, max_length=8):
@@ -84,19 +87,26 @@ def load_fake(settings: ModelSettings) -> FakeEngine:
 
 
 class BreakingEngine(FakeEngine):
-    """Works until a text has the word "wedge", as a device after an illegal access."""
+    """Works until a text has the word "wedge", as a device after an illegal access.
+
+    Or until a file in `folder` has the number of its process as name.
+    """
 
     broken = False
 
+    def __init__(self, folder=None):
+        super().__init__()
+        self.file = folder / str(os.getpid()) if folder else None
+
     def encode_tokens(self, tokenized, **options):
         self.broken |= any(WordTokenizer.word_id("wedge") in ids for ids in tokenized.input_ids)
-        if self.broken:
+        if self.broken or (self.file and self.file.exists()):
             raise RuntimeError("the device is lost")
         return super().encode_tokens(tokenized, **options)
 
 
 def load_breaking_fake(settings: ModelSettings) -> FakeEngine:
-    return BreakingEngine()
+    return BreakingEngine(settings.checkpoint_path)
 
 
 def load_slow_fake(settings: ModelSettings) -> FakeEngine:
@@ -124,8 +134,5 @@ class LocalHandle:
     def __getattr__(self, method):
         return SimpleNamespace(remote=getattr(self._target, method))
 
-    def broadcast(self, method):
-        async def results():
-            return [await getattr(self._target, method)()]
-
-        return SimpleNamespace(results_async=results)
+    async def answers(self, method):
+        return [await getattr(self._target, method)()]

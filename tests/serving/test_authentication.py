@@ -5,7 +5,7 @@ import pytest
 
 from rayembed.common.errors import ConfigError
 from rayembed.serving.authentication import KEYS_VARIABLE, Keyring, KeySettings, load_keyring, load_keys
-from rayembed.serving.errors import ApiError, Problem
+from rayembed.serving.errors import ApiError, Problem, failed
 from rayembed.serving.middleware import RequestRecord
 
 KEY = "sesame-1234"
@@ -81,6 +81,14 @@ def test_tokens_per_minute(make_client, clock):
     assert refused.json()["error"]["code"] == "tokens_limit_exceeded"
     clock.now += int(refused.headers["Retry-After"])
     assert embed(client).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"inputs": "one"}), ("/decode", {"ids": [5, 6]})])
+def test_what_takes_the_tokenizer_counts(make_client, clock, path, body):
+    client = make_client(keyring=Keyring([KeySettings(name="a", key=KEY, tokens_per_minute=4)], clock=clock))
+    headers = {"Authorization": f"Bearer {KEY}"}
+    answers = [client.post(path, json=body, headers=headers).status_code for _ in range(3)]
+    assert answers == [200, 200, 429]
 
 
 def test_limits_are_shared_out_between_front_ends(clock):
@@ -159,7 +167,9 @@ def test_tokens_are_reserved_until_the_work_ends(clock):
         pass
     with pytest.raises(ApiError, match="refused"), record.reserve(5):
         raise ApiError(Problem(429, "refused"))
-    with pytest.raises(TimeoutError), record.reserve(7):
+    with pytest.raises(TimeoutError), record.reserve(3):
         raise TimeoutError
+    with pytest.raises(ApiError, match="log has the reason"), record.reserve(5):
+        raise ApiError(failed())
     with pytest.raises(ApiError, match="tokens per minute"), record.reserve(1):
         pass

@@ -1,8 +1,11 @@
 import asyncio
 import gc
+import itertools
 import threading
 import weakref
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import numpy as np
 import pytest
@@ -240,6 +243,63 @@ def test_no_text_waits_for_more_batches_than_there_are_requests(others, most):
         if any(each.request is unlike for each in batch)
     )
     assert turn <= most
+
+
+# Of each kind of request: the chance of one with every batch, how many texts it has, and how long those are.
+MIX = {
+    "search": (0.95, (1, 2), (4, 40)),
+    "passages": (0.3, (5, 40), (50, 200)),
+    "chapters": (0.1, (1, 6), (700, 1200)),
+    "archive": (0.02, (200, 400), (10, 300)),
+}
+
+
+@pytest.mark.parametrize("with_keys", [True, False], ids=["keys", "no keys"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_client_waits_for_more_batches_than_there_are_clients(seed, with_keys):
+    """Mixed requests come with 300 batches, more than those hold, and the rest is computed.
+
+    Where there are keys a client is a kind of request, and has its turn within as many batches as there are
+    clients. Else a client is a request, and those that come later do not delay it. Batches that bulk work
+    leads, one in eight, do not count.
+    """
+    random, queue = Random(seed), FairQueue(1000)
+    requests: list[QueuedRequest] = []
+    computed: Counter[QueuedRequest] = Counter()
+    allowed: dict[str, int] = {}  # client that waits -> batches within which it must have its turn
+    bulk_waited = 0
+    for turn in itertools.count():
+        for kind, (chance, texts_, lengths) in MIX.items() if turn < 300 else ():
+            if random.random() < chance:
+                sizes = [random.randint(*lengths) for _ in range(random.randint(*texts_))]
+                client = kind if with_keys else ""
+                requests.append(queued(*sizes, client=client))
+                queue.add(requests[-1])
+        if turn < 300 and turn % 20 == 0:
+            requests.append(queued(*[100] * 30, priority="bulk"))
+            queue.add(requests[-1])
+        waiting = {
+            each.client or str(id(each)) for each in requests if each.waiting and each.priority == "online"
+        }
+        bulk_waits = any(each.waiting for each in requests if each.priority == "bulk")
+        for client in waiting - allowed.keys():
+            allowed[client] = len(MIX) if with_keys else len(waiting)
+        batch = queue.next_batch()
+        if not batch:
+            break
+        computed.update(item.request for item in batch)
+        assert sum(item.length for item in batch) <= 1000 or len(batch) == 1
+        served = {each.request.client or str(id(each.request)) for each in batch}
+        led_by_bulk = batch[0].request.priority == "bulk"
+        allowed = {
+            client: left - (not led_by_bulk) for client, left in allowed.items() if client not in served
+        }
+        assert min(allowed.values(), default=1) > 0
+        has_bulk = any(item.request.priority == "bulk" for item in batch)
+        bulk_waited = bulk_waited + 1 if bulk_waits and not has_bulk else 0
+        assert bulk_waited < 8
+    assert turn > 400, "it was too much for the model"
+    assert computed == {each: len(each.texts) for each in requests}
 
 
 def test_bulk_fills_what_online_work_leaves():

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 
 from rayembed.common.errors import ConfigError
+from rayembed.serving import replica as replica_module
 from rayembed.serving.cache import REDIS_URL_VARIABLE, CachedVector, MemoryCache, RedisCache, make_cache
+from rayembed.serving.config import ServeConfig
+from rayembed.serving.messages import EncodeRequest, Inputs
+from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine
 
 
@@ -57,6 +61,26 @@ def test_redis_needs_an_address(monkeypatch):
     monkeypatch.delenv(REDIS_URL_VARIABLE, raising=False)
     with pytest.raises(ConfigError, match=REDIS_URL_VARIABLE):
         make_cache("redis", 1)
+
+
+def test_what_auto_stands_for_tells_vectors_apart(monkeypatch):
+    """Hosts with and without bf16 share a Redis."""
+    shared = MemoryCache(10_000)
+    monkeypatch.setattr(replica_module, "make_cache", lambda kind, max_bytes: shared)
+    cached = []
+    for precision in ("bf16", "fp32", "bf16"):
+        engine = FakeEngine()
+        engine.precision = precision
+        config = ServeConfig(checkpoint="unused", model_name="fake", cache="redis")
+
+        async def ask(config=config, engine=engine):
+            replica = EmbeddingReplica(config, lambda _: engine)
+            answer = await replica.encode(EncodeRequest([Inputs(["one"])]))
+            await asyncio.gather(*replica._unfinished)
+            return answer.cached
+
+        cached.append(asyncio.run(ask()))
+    assert cached == [0, 0, 1]
 
 
 def test_endpoint_computes_a_text_once_and_answers_the_same(make_client):

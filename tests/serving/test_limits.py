@@ -7,7 +7,7 @@ import pytest
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, Problem, overloaded, unavailable
 from rayembed.serving.limits import RecentRefusals, TokenLimit
-from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs
+from rayembed.serving.messages import DecodeRequest, Embeddings, EncodeRequest, Inputs, TokenizeRequest
 from rayembed.serving.replica import EmbeddingReplica
 from tests.serving.fakes import FakeEngine
 
@@ -37,10 +37,13 @@ def test_limit_counts_and_releases_also_on_failure():
     assert limit.queued == 0
 
 
-def test_an_oversized_request_is_taken_alone_and_leaves_room():
+def test_an_oversized_request_needs_room_for_three_quarters_and_leaves_the_rest():
     limit = TokenLimit(100)
-    with limit.admit(10, "online", 0):
-        assert not fits(limit, 500)
+    with limit.admit(25, "online", 0):
+        assert fits(limit, 90)
+        assert fits(limit, 500), "steady work does not keep it out"
+        with limit.admit(1, "online", 0):
+            assert not fits(limit, 500)
     with limit.admit(20, "online", 0) as hold:
         hold.change(500)  # its estimate was too low
         assert fits(limit, 25)
@@ -48,11 +51,20 @@ def test_an_oversized_request_is_taken_alone_and_leaves_room():
     assert limit.queued == 0
 
 
+@pytest.mark.parametrize("most", [1, 2, 100])
+@pytest.mark.parametrize("priority", ["online", "bulk"])
+def test_an_oversized_request_is_taken_alone_whatever_the_limit(most, priority):
+    limit = TokenLimit(most)
+    with limit.admit(500, priority, 0):
+        assert 0 < limit.queued <= most
+        assert not fits(limit, 500, priority)
+
+
 @pytest.mark.parametrize(("speed", "seconds"), [(0, 1), (1e6, 1), (10, 4), (0.1, 60)])
 def test_retry_after_follows_the_measured_speed(speed, seconds):
     """40 queued tokens have to go before 40 more fit: 100 of 100 are taken."""
     limit = TokenLimit(100)
-    with limit.admit(100, "online", 0):
+    with limit.admit(50, "online", 0), limit.admit(50, "online", 0):
         assert limit.retry_after_s(40, speed) == seconds
 
 
@@ -79,6 +91,25 @@ def test_overload_is_refused_by_tokens_whatever_the_request_size(texts_per_reque
     assert sum(len(answer.vectors) for answer in served) == 8
     assert {problem.status for problem in refused} == {429}
     assert all(problem.retry_after_s >= 1 for problem in refused)
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [("tokenize", TokenizeRequest(["one two"])), ("decode", DecodeRequest([[5, 6]]))],
+)
+def test_what_takes_the_tokenizer_is_admitted_too(method, asked):
+    async def scenario():
+        config = ServeConfig(checkpoint="unused", model_name="fake", max_queued_tokens=4)
+        replica = EmbeddingReplica(config, lambda _: FakeEngine())
+        ask = getattr(replica, method)
+        with replica._limit.admit(3, "online", 0):
+            refused = await ask(asked)
+        return refused, await ask(asked), (await replica.status()).queued_tokens
+
+    refused, answer, queued = asyncio.run(scenario())
+    assert refused.status == 429
+    assert not isinstance(answer, Problem)
+    assert queued == 0
 
 
 class Clock:

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,20 @@ def test_a_model_that_breaks_is_replaced(start, monkeypatch):
 
 
 @pytest.mark.ray
+def test_no_request_fails_while_one_of_two_models_is_broken(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_CHECK_EVERY_S", 0.2)
+    endpoint = start(load_breaking_fake, min_replicas=2, max_replicas=2, checkpoint=str(tmp_path))
+    broken, _ = replica_pids(endpoint.url)
+    page = requests.get(f"{endpoint.url}/metrics", timeout=60).text
+    assert len(set(re.findall(r"rayembed_queued_tokens{.*process=\"(.*?)\"", page))) == 2
+    (tmp_path / str(broken)).touch()
+    deadline = time.monotonic() + 120
+    while broken in replica_pids(endpoint.url):
+        assert ask(endpoint).status_code == 200
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.ray
 def test_readiness_ends_before_the_endpoint(start):
     endpoint = start(load_fake)
     assert requests.get(f"{endpoint.url}/health/ready", timeout=60).status_code == 200
@@ -155,7 +170,7 @@ def test_a_call_goes_to_the_replica_with_the_fewest_unanswered_tokens():
 
     async def scenario():
         pool = ReplicaPool(lambda: None, 2)
-        pool._replicas = [_Member(None, Calls(name)) for name in ("a", "b")]
+        pool._replicas = [_Member(name, None, Calls(name)) for name in ("a", "b")]
         calls = []
 
         async def send(words):
@@ -168,6 +183,10 @@ def test_a_call_goes_to_the_replica_with_the_fewest_unanswered_tokens():
         ends[0].set()
         await send(1)
         assert places[-1] == "a"
+        avoiding = replace(EncodeRequest([Inputs(["x"])]), avoid=frozenset("a"))
+        calls.append(asyncio.create_task(pool.encode.remote(avoiding)))
+        await asyncio.sleep(0.001)
+        assert places[-1] == "b"
         for end in ends:
             end.set()
         await asyncio.gather(*calls)

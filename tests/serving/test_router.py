@@ -1,15 +1,19 @@
 """Which model and replica answer a request, and what a dying replica means for it."""
 
 import asyncio
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
+from fastapi.testclient import TestClient
 from ray.exceptions import ActorDiedError
 
+from rayembed.common.errors import ConfigError
+from rayembed.serving import replica as replica_module
 from rayembed.serving import router as router_module
+from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.errors import ApiError, Problem, overloaded
-from rayembed.serving.messages import EncodeRequest, Inputs
+from rayembed.serving.errors import ApiError, Problem, failed, overloaded
+from rayembed.serving.messages import DecodeRequest, EncodeRequest, Inputs, TokenizeRequest
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import RequestRecord
 from rayembed.serving.replica import EmbeddingReplica
@@ -101,35 +105,69 @@ def test_adapters_share_the_replica_of_their_model(make_client):
     assert client.post("/v1/embeddings", json={"model": "second", "input": "x"}).status_code == 404
 
 
-def test_listing_models_starts_none():
+def test_describing_models_starts_none():
     class Never:
         def __getattr__(self, method):
             raise AssertionError(f"{method} would start a replica")
 
-        def broadcast(self, method):
-            async def none():
-                return []
-
-            return SimpleNamespace(results_async=none)
+        async def answers(self, method):
+            return []
 
     config = ServeConfig(checkpoint="unused", model_name="idle", min_replicas=0)
-    [card] = asyncio.run(ModelRouter(config, {"idle": Never()}, IngressMetrics()).cards())
-    assert (card.id, card.digest) == ("idle", "")
+    client = TestClient(create_app(config, {"idle": Never()}))
+    [card] = client.get("/v1/models").json()["data"]
+    assert (card["id"], card["digest"]) == ("idle", "")
+    assert client.get("/v1/models/idle").json() == card
+    info = client.get("/info").json()
+    unknown = ("model_sha", "model_dtype", "max_input_length")
+    assert (info["model_id"], *(info[field] for field in unknown)) == ("idle", None, None, None)
 
 
-def test_another_replica_is_asked_where_one_is_full():
-    class Full:
-        asked = 0
+class Replicas:
+    """Give the answers listed, one each; the first one that a request need not avoid is asked."""
 
-        async def encode(self, request):
-            self.asked += 1
-            return overloaded(1) if self.asked == 1 else Problem(418, "the second")
+    def __init__(self, *answers):
+        self._answers = dict(zip("abc", answers, strict=False))
+        self.asked = ""
 
-    config = ServeConfig(checkpoint="unused", model_name="fake", max_replicas=2)
-    router = ModelRouter(config, {"fake": LocalHandle(Full())}, IngressMetrics())
-    request = EncodeRequest([Inputs(["x"])])
-    with pytest.raises(ApiError, match="the second"):
-        asyncio.run(router.encode("fake", request, RequestRecord("id")))
+    async def encode(self, request):
+        name = min(self._answers, key=lambda name: (name in request.avoid, name))
+        self.asked += name
+        return replace(self._answers[name], replica=name)
+
+    decode = tokenize = encode
+
+
+FULL, FAILED, FINE = overloaded(1), failed(), Problem(418, "answered")
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked", "status"),
+    [
+        ([FULL, FINE, FINE], "ab", 418),
+        ([FULL, FULL, FINE], "abc", 418),
+        ([FAILED, FINE, FINE], "ab", 418),
+        ([FULL, FAILED, FINE], "abc", 418),
+        ([FAILED, FAILED, FINE], "ab", 500),
+        ([FINE, FAILED, FAILED], "a", 418),
+        ([FULL], "aa", 429),
+        ([FAILED], "aa", 500),
+    ],
+)
+@pytest.mark.parametrize("method", ["encode", "tokenize", "decode"])
+def test_another_replica_is_asked_where_one_is_full_or_fails(method, answers, asked, status):
+    """A request that fails twice is not tried a third time; where one replica runs, there is no other."""
+    config = ServeConfig(checkpoint="unused", model_name="fake", max_replicas=3)
+    replicas = Replicas(*answers)
+    router = ModelRouter(config, {"fake": LocalHandle(replicas)}, IngressMetrics())
+    request = {
+        "encode": EncodeRequest([Inputs(["x"])]),
+        "tokenize": TokenizeRequest(["x"]),
+        "decode": DecodeRequest([[1]]),
+    }[method]
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(getattr(router, method)("fake", request, RequestRecord("id")))
+    assert (replicas.asked, refused.value.problem.status) == (asked, status)
 
 
 def test_a_replica_tells_a_broken_model_from_texts_that_break_it():
@@ -138,13 +176,33 @@ def test_a_replica_tells_a_broken_model_from_texts_that_break_it():
     async def failures(engine, text):
         replica = EmbeddingReplica(config, lambda _: engine)
         for _ in range(3):
-            with pytest.raises(RuntimeError):
-                await replica.encode(EncodeRequest([Inputs([text])]))
+            answer = await replica.encode(EncodeRequest([Inputs([text])]))
+            assert (answer.status, answer.replica) == (500, replica.name)
         await replica.check_health()
 
     asyncio.run(failures(FakeEngine(), POISON))
     with pytest.raises(RuntimeError, match="the device is lost"):
         asyncio.run(failures(BreakingEngine(), "wedge"))
+
+
+def test_a_replica_that_leaks_is_not_healthy(monkeypatch):
+    memory = [10 * 2**30]
+    monkeypatch.setattr(replica_module, "resident_memory", lambda: memory[0])
+
+    def replica(**settings):
+        memory[0] = 10 * 2**30
+        config = ServeConfig(checkpoint="unused", model_name="fake", cache_bytes=2**30, **settings)
+        return EmbeddingReplica(config, lambda _: FakeEngine())
+
+    for settings, most in (({}, 25), ({"max_memory_bytes": 12 * 2**30}, 12)):
+        leaking = replica(**settings)
+        memory[0] = most * 2**30
+        asyncio.run(leaking.check_health())
+        memory[0] += 2**30
+        with pytest.raises(RuntimeError, match=f"grown to {most + 1}.0 of at most {most}.0 GiB"):
+            asyncio.run(leaking.check_health())
+    with pytest.raises(ConfigError, match="the loaded model takes 10737418240; raise it"):
+        replica(max_memory_bytes=1)
 
 
 def test_queries_take_the_instruction_that_the_settings_name(make_client):

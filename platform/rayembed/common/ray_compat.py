@@ -7,7 +7,7 @@ are imported inside the functions, because a process that serves has no trainer 
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 
@@ -122,6 +122,19 @@ def serve_http_host() -> str:
     client = _get_global_client()
     assert client is not None, "a replica runs under Ray Serve"
     return client.http_config.host
+
+
+async def broadcast_calls(handle: Any, method: str) -> list[Awaitable[Any]]:
+    """The calls of one method of each running replica of a Ray Serve deployment, none of which ends others.
+
+    The public `results_async` gives all answers or none: one replica that dies or hangs hides the others
+    (Ray 2.60).
+
+    Raises:
+        DeploymentUnavailableError: no replica runs.
+    """
+    results = await handle.broadcast(method)._fetch_replica_results_async()
+    return [result.get_async() for result in results]
 
 
 def worker_niceness_options(niceness: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rayembed.engine.openvino import SHORT_PASS, OpenVinoDecoder, short_passes
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.compilation import compile_token_wise_parts
 from rayembed.model.mixed_precision import use_mixed_precision
-from rayembed.model.precision import resolve_precision
+from rayembed.model.precision import chosen_precision, resolve_precision
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Engine:
         *,
         name: str,
         device: torch.device | None = None,
+        precision: Precision = "fp32",
         token_budget: int | None = None,
         short_passes: OpenVinoDecoder | None = None,
     ):
@@ -62,6 +63,7 @@ class Engine:
         self.tokenizer: PreTrainedTokenizerBase = model.tokenizer
         self.digest: str = model.digest
         self.name = name
+        self.precision = precision
         keep_freed_memory()
         self.device = device or torch.device("cpu")
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGETS[self.device.type]
@@ -106,11 +108,19 @@ class Engine:
         """
         folder = resolve(checkpoint)
         target = resolve_device(device)
+        precision = chosen_precision(precision, target)
         dtype = resolve_precision(precision, target)
         model = load_model(folder, dtype="auto" if fp32_layers else dtype, device=target)
         plain = backend == "auto" and not (fp32_layers or int8_weights or compiled)
         short = short_passes(model.embedder, dtype, target) if plain else None
-        engine = cls(model, name=folder.name, device=target, token_budget=token_budget, short_passes=short)
+        engine = cls(
+            model,
+            name=folder.name,
+            device=target,
+            precision=precision,
+            token_budget=token_budget,
+            short_passes=short,
+        )
         if dtype is not torch.float32:
             use_mixed_precision(engine._embedder, dtype=dtype, fp32_layers=fp32_layers)
         elif fp32_layers:
@@ -135,6 +145,11 @@ class Engine:
     def dimensions(self) -> int:
         """Full width of the vectors."""
         return self._embedder.dimensions
+
+    @property
+    def pooling(self) -> str:
+        """Type of the pooling head."""
+        return self._embedder.config.pooling.type
 
     @property
     def weight_bytes(self) -> int:

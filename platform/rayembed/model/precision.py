@@ -7,12 +7,17 @@ import torch
 from rayembed.common.settings import Precision
 
 
+def chosen_precision(precision: Precision, device: torch.device) -> Precision:
+    """Number format of the weights; in place of auto bf16 where the processor multiplies it, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _has_native_bf16(device) else "fp32"
+
+
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """Number format of the weights: bf16 where the processor multiplies it natively, else fp32."""
+    """The same as torch has it."""
     named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    if precision in named:
-        return named[precision]
-    return torch.bfloat16 if _has_native_bf16(device) else torch.float32
+    return named[chosen_precision(precision, device)]
 
 
 def _has_native_bf16(device: torch.device) -> bool:

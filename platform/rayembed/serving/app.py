@@ -24,7 +24,7 @@ from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import install_handlers
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.replica import process_name
-from rayembed.serving.router import ModelRouter
+from rayembed.serving.router import ModelRouter, ServeReplicas
 
 INGRESS_NAME = "Ingress"
 
@@ -41,8 +41,8 @@ def create_app(
 
     Args:
         config: settings.
-        replicas: for each model the handle of its replicas; `handle.METHOD.remote(...)` must be awaitable
-            and `handle.broadcast(METHOD)` as in Ray Serve.
+        replicas: for each model its replicas; `replicas.METHOD.remote(...)` asks one of them and
+            `replicas.answers(METHOD)` all; both are awaitable.
         keyring: keys that requests must show; None for none.
         metrics: where responses are counted.
         peers: this front end among its peers; None where it is the only one.
@@ -89,10 +89,10 @@ class Ingress:
         logs.configure()
         tracing.configure()
         self._config = config
-        self._replicas = replicas
+        self._replicas = {model: ServeReplicas(handle) for model, handle in replicas.items()}
         self._metrics = IngressMetrics()
         application = serve.get_replica_context().app_name
-        peers = serve.get_deployment_handle(INGRESS_NAME, application)
+        peers = ServeReplicas(serve.get_deployment_handle(INGRESS_NAME, application))
         self._peers = IngressPeers(process_name(), self._metrics, peers)
         self._keyring = load_keyring(
             config.authentication,

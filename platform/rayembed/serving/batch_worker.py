@@ -39,7 +39,7 @@ from rayembed.serving.batch_store import (
     FileObject,
 )
 from rayembed.serving.config import ServeConfig
-from rayembed.serving.errors import ApiError, Problem
+from rayembed.serving.errors import ApiError, Problem, failed
 from rayembed.serving.middleware import RequestRecord
 from rayembed.serving.router import ModelRouter
 
@@ -264,7 +264,7 @@ class BatchWorker:
                 problem = error.problem
             except Exception as error:  # noqa: BLE001 - as a request gets 500, and the next one an answer
                 logger.error("request failed: %s", type(error).__name__)
-                return Problem(500, "the endpoint failed on this request; its log has the reason")
+                return failed()
             lost += problem.status == 503
             if problem.status not in (429, 503) or lost == _LOST_REPLICAS:
                 return problem

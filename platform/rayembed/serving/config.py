@@ -105,6 +105,12 @@ class ModelSettings(Frozen):
         ge=1,
         description="most unanswered tokens per replica; requests beyond that get status 429",
     )
+    max_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="resident memory above which a replica is replaced; empty: twice that after loading, "
+        "cache_bytes and 4 GiB",
+    )
     cache: CacheKind = Field("off", description="where computed vectors are kept: off, memory or redis")
     cache_bytes: int = Field(256 * 2**20, ge=1, description="size of the memory cache per replica")
     min_replicas: int = Field(1, ge=0, description="model replicas that always run; 0 lets the last one stop")

@@ -45,6 +45,7 @@ class Problem:
         param: request field that is at fault.
         code: stable name of the failure for programs.
         retry_after_s: whole seconds after which the same request may succeed.
+        replica: name of the replica that says so; empty for the HTTP side.
     """
 
     status: int
@@ -52,6 +53,7 @@ class Problem:
     param: str | None = None
     code: str | None = None
     retry_after_s: int | None = None
+    replica: str = ""
 
     def response(self) -> JSONResponse:
         """The HTTP response."""
@@ -91,6 +93,11 @@ def overloaded(retry_after_s: int) -> Problem:
     )
 
 
+def failed() -> Problem:
+    """The answer to a request that something here failed on."""
+    return Problem(500, "the endpoint failed on this request; its log has the reason")
+
+
 def unavailable(reason: str) -> Problem:
     """The answer while no model replica can be reached."""
     return Problem(503, f"{reason}; send the request again", code="unavailable", retry_after_s=1)
@@ -128,7 +135,7 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         logger.error("request failed: %s", type(error).__name__)
-        return Problem(500, "the endpoint failed on this request; its log has the reason").response()
+        return failed().response()
 
 
 def validation_problem(errors: Sequence[Any]) -> Problem:

@@ -12,6 +12,7 @@ from rayembed.serving.messages import EncodeRequest, Priority
 
 _LONGEST_WAIT_S = 60
 _REFUSAL_LIFETIME_S = 0.05
+_LARGEST_SHARE = 0.75  # of the limit, that one request counts as
 _BULK_SHARE = 0.75  # of the limit: a full backlog of bulk work leaves room for online requests
 
 
@@ -24,7 +25,7 @@ class TokenLimit:
 
     def limit(self, priority: Priority = "online") -> int:
         """Most tokens that may be queued when a request of this priority is admitted."""
-        return int(self.max_tokens * _BULK_SHARE) if priority == "bulk" else self.max_tokens
+        return math.ceil(self.max_tokens * _BULK_SHARE) if priority == "bulk" else self.max_tokens
 
     @contextlib.contextmanager
     def admit(self, tokens: int, priority: Priority, tokens_per_second: float) -> Iterator["Hold"]:
@@ -51,8 +52,9 @@ class TokenLimit:
 class Hold:
     """The part of the limit that one request takes.
 
-    A request above the whole limit is let in when nothing else waits, because no client splits a request that
-    was refused. It counts as three quarters of the limit, which leaves room for others while it is computed.
+    It counts as three quarters of the limit at most, because no client splits a request that was refused. So
+    one above the limit does not need an empty queue, which steady work may never leave, and others find room
+    while it is computed.
     """
 
     def __init__(self, limit: TokenLimit, priority: Priority, tokens_per_second: float):
@@ -66,9 +68,9 @@ class Hold:
         limit = self._limit
         others = limit.queued - self.tokens
         most = limit.limit(self._priority)
-        if tokens and others and others + tokens > most:
-            raise ApiError(overloaded(limit.retry_after_s(tokens, self._tokens_per_second, self._priority)))
-        counted = tokens if tokens <= most else limit.limit("bulk")
+        counted = min(tokens, math.ceil(most * _LARGEST_SHARE))
+        if counted and others + counted > most:
+            raise ApiError(overloaded(limit.retry_after_s(counted, self._tokens_per_second, self._priority)))
         limit.queued += counted - self.tokens
         self.tokens = counted
 

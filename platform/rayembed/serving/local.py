@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +40,8 @@ from rayembed.serving.errors import NoReplicaError
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import DropAbandonedMiddleware
 from rayembed.serving.replica import EmbeddingReplica, load_engine
-from rayembed.serving.token_routing import tokens_of
+from rayembed.serving.router import answers_in_time
+from rayembed.serving.token_routing import avoided_by, tokens_of
 from rayembed.serving.wire import CallClient, CallServer
 
 logger = logging.getLogger(__name__)
@@ -178,9 +179,9 @@ class LocalEndpoint:
 class PooledReplica(EmbeddingReplica):
     """A replica that a pool calls and watches."""
 
-    async def listen(self) -> str:
-        """Path of the socket for calls; an answer also means that the model is loaded."""
-        return await CallServer(self).listen()
+    async def listen(self) -> tuple[str, str]:
+        """Its name and the path of its socket for calls; an answer also means that the model is loaded."""
+        return self.name, await CallServer(self).listen()
 
     async def until_lost(self) -> None:
         """Never returns; the call fails when this process dies."""
@@ -189,6 +190,7 @@ class PooledReplica(EmbeddingReplica):
 
 @dataclass(eq=False)
 class _Member:
+    name: str
     actor: Any
     calls: CallClient
     work: int = 0
@@ -198,7 +200,8 @@ class _Member:
 class ReplicaPool:
     """The replicas of one model as Ray actors, called as a Ray Serve handle is.
 
-    Sends each call to the least busy replica and replaces lost ones; to be used from one event loop.
+    Sends each call to the least busy replica that it need not avoid, and replaces lost ones; to be used from
+    one event loop.
     """
 
     def __init__(self, start: Callable[[], Any], size: int):
@@ -226,15 +229,9 @@ class ReplicaPool:
         """`pool.METHOD.remote(...)` is awaitable, as with a Serve handle."""
         return SimpleNamespace(remote=partial(self._call, method))
 
-    def broadcast(self, method: str) -> SimpleNamespace:
-        """`results_async()` gives the answers of all running replicas."""
-        return SimpleNamespace(results_async=partial(self._ask_all, method))
-
-    async def _ask_all(self, method: str) -> Sequence[Any]:
-        answers = await asyncio.gather(
-            *(self._ask(replica, method) for replica in self._replicas), return_exceptions=True
-        )
-        return [answer for answer in answers if not isinstance(answer, RayActorError)]
+    async def answers(self, method: str) -> list[Any]:
+        """Answers of all running replicas that come in time."""
+        return await answers_in_time(self._ask(replica, method) for replica in self._replicas)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         most = _CALLS_IN_PROGRESS * self._size
@@ -244,7 +241,8 @@ class ReplicaPool:
         try:
             while not self._replicas:
                 await asyncio.wait_for(self._some_ready.wait(), _LONGEST_WAIT_S)
-            replica = min(self._replicas, key=lambda replica: replica.work)
+            avoided = avoided_by(arguments)
+            replica = min(self._replicas, key=lambda replica: (replica.name in avoided, replica.work))
             return await self._ask(replica, method, *arguments)
         except TimeoutError as error:
             raise NoReplicaError from error
@@ -265,7 +263,8 @@ class ReplicaPool:
     async def _ready_replica(self) -> _Member:
         actor = self._start()
         try:
-            replica = _Member(actor, await CallClient.connect(await actor.listen.remote()))
+            name, path = await actor.listen.remote()
+            replica = _Member(name, actor, await CallClient.connect(path))
         except Exception:
             ray.kill(actor)
             raise

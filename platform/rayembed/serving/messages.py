@@ -1,6 +1,7 @@
 """What the HTTP side and the model replicas say to each other."""
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -67,8 +68,28 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class EncodeRequest:
-    """What the ingress asks of one replica; its vectors all come from one set of weights.
+class ReplicaRequest(ABC):
+    """What the HTTP side asks of one replica.
+
+    Attributes:
+        avoid: names of replicas that were full or failed; another one is asked where there is one.
+    """
+
+    avoid: frozenset[str] = field(default=frozenset(), kw_only=True)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of inputs."""
+
+    @property
+    @abstractmethod
+    def estimated_tokens(self) -> int:
+        """Tokens of all inputs, as far as they are known before tokenising."""
+
+
+@dataclass(frozen=True)
+class EncodeRequest(ReplicaRequest):
+    """Texts whose vectors are wanted, all from one set of weights.
 
     Attributes:
         groups: inputs in the order in which their vectors are wanted.
@@ -102,7 +123,7 @@ class EncodeRequest:
 
     @cached_property
     def estimated_tokens(self) -> int:
-        """As far as they are known before tokenising."""
+        """Those of all groups, looked at once."""
         return sum(group.estimated_tokens() for group in self.groups)
 
 
@@ -128,12 +149,36 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class TokenizeRequest:
+class TokenizeRequest(ReplicaRequest):
     """Texts whose tokens a client wants to see."""
 
     texts: Sequence[str]
     prompt_name: str | None = None
     add_special_tokens: bool = True
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def estimated_tokens(self) -> int:
+        """One for four characters."""
+        return Inputs(self.texts).estimated_tokens()
+
+
+@dataclass(frozen=True)
+class DecodeRequest(ReplicaRequest):
+    """Lists of token ids whose texts a client wants to see."""
+
+    ids: Sequence[Sequence[int]]
+    skip_special_tokens: bool = True
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def estimated_tokens(self) -> int:
+        """The ids are the tokens."""
+        return sum(map(len, self.ids))
 
 
 @dataclass(frozen=True)
@@ -155,6 +200,8 @@ class ModelCard(BaseModel):
     dimensions: int = 0
     max_length: int = 0
     vocabulary: int = 0
+    precision: str = ""
+    pooling: str = ""
     instructions: dict[str, str] = {}
     symmetric: list[str] = []  # instructions that documents carry, too
     aliases: list[str] = []

@@ -74,7 +74,7 @@ class IngressMetrics:
         )
         self.retries = Counter(
             "rayembed_retries",
-            "Requests sent again because a replica died",
+            "Requests sent again because a replica died or failed",
             ["model"],
             registry=self.registry,
         )

@@ -67,8 +67,9 @@ class RequestRecord:
         self.account.charge(tokens)
         try:
             yield
-        except ApiError:
-            self.account.charge(-tokens)
+        except ApiError as error:
+            if error.problem.status != 500:
+                self.account.charge(-tokens)
             raise
         self.account.charge(self.tokens - tokens)
 

@@ -1,22 +1,26 @@
 """The model replica: tokenises, admits, batches and cuts."""
 
 import asyncio
+import contextlib
 import copy
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import ray
 from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from rayembed.common import logs
-from rayembed.common.errors import RequestError
+from rayembed.common.errors import ConfigError, RequestError
 from rayembed.contract import TokenizedTexts
 from rayembed.contract.vectors import cut_array
 from rayembed.engine.engine import Engine
@@ -25,10 +29,11 @@ from rayembed.serving.autoscaling import QUEUED_TOKENS
 from rayembed.serving.batching import TokenBatcher
 from rayembed.serving.cache import CachedVector, input_keys, make_cache
 from rayembed.serving.config import ModelSettings, Served
-from rayembed.serving.errors import ApiError, Problem
+from rayembed.serving.errors import ApiError, Problem, failed
 from rayembed.serving.limits import TokenLimit
 from rayembed.serving.messages import (
     Content,
+    DecodeRequest,
     Embeddings,
     EncodeRequest,
     Inputs,
@@ -38,13 +43,18 @@ from rayembed.serving.messages import (
     Truncation,
 )
 from rayembed.serving.metrics import ReplicaMetrics
+from rayembed.serving.token_routing import replica_name
 from rayembed.serving.tokenizing import MOST_SHOWN, RequestTokenizer, slices
+
+logger = logging.getLogger(__name__)
 
 REPLICA_NAME = "EmbeddingReplica"
 _SHORT_CHARACTERS = 2048
 _KNOWN_TEXT = "A first text makes a broken checkpoint fail here instead of on a request."
 _FAILURES_IN_A_ROW = 3
 _LONGEST_PASS_S = 300
+_GIB = 2**30
+_SPARE_MEMORY = 4 * _GIB
 Answer = TypeVar("Answer")
 
 
@@ -64,10 +74,12 @@ class EmbeddingReplica:
         logs.configure()
         tracing.configure()
         self._settings = settings
+        self.name = process_name()
         # Loaded and used by the same thread: a second one would get an OpenMP pool next to the first, and
         # both would sleep at every barrier (see `rayembed.data.stream`).
         self._model_thread = model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._engine, self._digests = model_thread.submit(_load_all, settings, load).result()
+        self._most_memory = _most_memory(settings, resident_memory())
         self._started = time.time()
         self._limit = TokenLimit(settings.max_queued_tokens)
         self._metrics = ReplicaMetrics(settings.served_name)
@@ -85,10 +97,10 @@ class EmbeddingReplica:
     async def encode(self, request: EncodeRequest) -> Embeddings | Problem:
         """Vectors for a request, or why it gets none.
 
-        Refusals are values: raising one would cost a logged traceback, most of all under overload.
+        Refusals and failures are values, which say which replica they are from.
         """
         with tracing.span("encode", request.trace, inputs=len(request)):
-            return await _answer_or_problem(self._encode(request))
+            return await self._answer_or_problem(self._encode(request))
 
     async def _encode(self, request: EncodeRequest) -> Embeddings:
         self._check_dimensions(request.dimensions)
@@ -135,7 +147,7 @@ class EmbeddingReplica:
             ]
         rules = (
             self._digests[request.adapter],
-            self._settings.precision,
+            self._engine.precision,
             self._settings.query_instruction,
             self._tokenizer.max_length,
         )
@@ -177,21 +189,40 @@ class EmbeddingReplica:
 
     async def tokenize(self, request: TokenizeRequest) -> Content | Problem:
         """The tokens of texts, or why there are none."""
-        return await _answer_or_problem(self._show(request))
+        return await self._answer_or_problem(self._show(request))
 
     async def _show(self, request: TokenizeRequest) -> Content:
-        tokens = Inputs(request.texts).estimated_tokens()
-        if tokens > MOST_SHOWN:
-            message = f"the inputs have more than {MOST_SHOWN} tokens; send several requests"
-            raise ApiError(Problem(413, message, param="inputs"))
-        with self._limit.admit(tokens, "online", self._batcher.tokens_per_second):
+        with self._admit_shown(request, "inputs"):
             return Content(*await self._in_tokenizer_thread(self._long_tokenizer.show, request))
 
-    async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str] | Problem:
+    async def decode(self, request: DecodeRequest) -> list[str] | Problem:
         """The texts of token ids, or why there are none."""
-        return await _answer_or_problem(
-            self._in_tokenizer_thread(self._long_tokenizer.decode, ids, skip_special_tokens)
-        )
+        return await self._answer_or_problem(self._decode(request))
+
+    async def _decode(self, request: DecodeRequest) -> list[str]:
+        with self._admit_shown(request, "ids"):
+            return await self._in_tokenizer_thread(self._long_tokenizer.decode, request)
+
+    def _admit_shown(
+        self, request: TokenizeRequest | DecodeRequest, field: str
+    ) -> contextlib.AbstractContextManager[Any]:
+        tokens = request.estimated_tokens
+        if tokens > MOST_SHOWN:
+            message = f"the {field} have more than {MOST_SHOWN} tokens; send several requests"
+            raise ApiError(Problem(413, message, param=field))
+        return self._limit.admit(tokens, "online", self._batcher.tokens_per_second)
+
+    async def _answer_or_problem(self, work: Awaitable[Answer]) -> Answer | Problem:
+        try:
+            return await work
+        except ApiError as error:
+            problem = error.problem
+        except RequestError as error:
+            problem = Problem(400, str(error), param=error.parameter)
+        except Exception:
+            logger.exception("a request failed")
+            problem = failed()
+        return replace(problem, replica=self.name)
 
     async def describe(self) -> list[ModelCard]:
         """The served model and its adapters; an answer also means that the replica is ready."""
@@ -205,6 +236,8 @@ class EmbeddingReplica:
             dimensions=self._engine.dimensions,
             max_length=self._tokenizer.max_length,
             vocabulary=len(self._engine.tokenizer),
+            precision=self._engine.precision,
+            pooling=self._engine.pooling,
             instructions=self._engine.contract.instructions,
             symmetric=list(self._engine.contract.symmetric),
             aliases=list(served.aliases),
@@ -222,11 +255,15 @@ class EmbeddingReplica:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._model_thread, self._engine.encode, [_KNOWN_TEXT])
             self._batcher.failures = 0
+        if (resident := resident_memory()) > self._most_memory:
+            raise RuntimeError(
+                f"its memory has grown to {resident / _GIB:.1f} of at most {self._most_memory / _GIB:.1f} GiB"
+            )
 
     async def status(self) -> ReplicaStatus:
         """Load and speed of this replica."""
         return ReplicaStatus(
-            process_name(),
+            self.name,
             os.getpid(),
             self._limit.queued,
             self._limit.max_tokens,
@@ -239,7 +276,7 @@ class EmbeddingReplica:
         """This process's name and the present values of its metrics."""
         self._metrics.queued_tokens.set(self._limit.queued)
         self._metrics.tokens_per_second.set(self._batcher.tokens_per_second)
-        return process_name(), self._metrics.collect()
+        return self.name, self._metrics.collect()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve for the autoscaler."""
@@ -252,8 +289,29 @@ def process_name() -> str:
         context = serve.get_replica_context()
     except RayServeException:
         actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
-        return f"{REPLICA_NAME}#{actor[-8:]}" if actor else "local"
-    return f"{context.deployment}#{context.replica_tag}"
+        return f"{REPLICA_NAME}#{actor[:8]}" if actor else "local"  # the end is the job's
+    return replica_name(context.replica_id)
+
+
+def resident_memory() -> int:
+    """Bytes of this process that lie in memory."""
+    return psutil.Process().memory_info().rss
+
+
+def _most_memory(settings: ModelSettings, loaded: int) -> int:
+    """Bytes above which a replica leaks, whose process has `loaded` bytes before its first request.
+
+    A forward pass takes less than the weights, but for small models, and glibc keeps what it took.
+
+    Raises:
+        ConfigError: the setting is below what the model takes.
+    """
+    most = settings.max_memory_bytes
+    if most is None:
+        return 2 * loaded + settings.cache_bytes + _SPARE_MEMORY
+    if most < loaded:
+        raise ConfigError(f"max_memory_bytes is {most}, and the loaded model takes {loaded}; raise it")
+    return most
 
 
 def _load_all(
@@ -278,12 +336,3 @@ def _chosen(groups: Sequence[Inputs], positions: Sequence[int]) -> list[Inputs]:
         chosen.append(group.at([each - first for each in positions if each in inside]))
         first += len(group)
     return [group for group in chosen if len(group)]
-
-
-async def _answer_or_problem(work: Awaitable[Answer]) -> Answer | Problem:
-    try:
-        return await work
-    except ApiError as error:
-        return error.problem
-    except RequestError as error:
-        return Problem(400, str(error), param=error.parameter)

@@ -1,19 +1,27 @@
-"""From a model's name in a request to the answer of one of its replicas, even if a replica dies."""
+"""From a model's name in a request to the answer of one of its replicas, even if a replica dies or fails."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.exceptions import RayActorError, RayError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
+from rayembed.common import ray_compat
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, NoReplicaError, Problem, overloaded, unavailable
 from rayembed.serving.limits import RecentRefusals
-from rayembed.serving.messages import Embeddings, EncodeRequest, Inputs, ModelCard, TokenizeRequest
+from rayembed.serving.messages import (
+    DecodeRequest,
+    Embeddings,
+    EncodeRequest,
+    ModelCard,
+    ReplicaRequest,
+    TokenizeRequest,
+)
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import RequestRecord
 
@@ -24,6 +32,37 @@ _CARD_LIFETIME_S = 5
 RETRIES = 4  # after so many deaths the request itself may be what kills replicas
 _FIRST_PAUSE_S = 0.1
 _ASKED_AGAIN = 2
+
+
+async def answers_in_time(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Answers of calls of several processes, without those that die or do not answer in some seconds."""
+
+    async def answer(call: Awaitable[Any]) -> list[Any]:
+        try:
+            return [await asyncio.wait_for(call, _READY_TIMEOUT_S)]
+        except (TimeoutError, RayError) as error:
+            logger.warning("a process did not answer: %s", type(error).__name__)
+            return []
+
+    return [each for found in await asyncio.gather(*map(answer, calls)) for each in found]
+
+
+class ServeReplicas:
+    """The replicas of a Ray Serve deployment: calls of one as its handle has them, and of all."""
+
+    def __init__(self, handle: Any):
+        self._handle = handle
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._handle, method)
+
+    async def answers(self, method: str) -> list[Any]:
+        """Answers of all running replicas that come in time."""
+        try:
+            calls = ray_compat.broadcast_calls(self._handle, method)
+            return await answers_in_time(await asyncio.wait_for(calls, _READY_TIMEOUT_S))
+        except (DeploymentUnavailableError, TimeoutError):  # none runs
+            return []
 
 
 @dataclass(frozen=True)
@@ -45,7 +84,7 @@ class ModelRouter:
     """Knows the served models and asks their replicas."""
 
     def __init__(self, config: ServeConfig, replicas: Mapping[str, Any], metrics: IngressMetrics):
-        """`replicas` maps each model's name to a Serve handle of its replicas, or to a `ReplicaPool`."""
+        """`replicas` maps each model's name to its `ServeReplicas` or its `ReplicaPool`."""
         self._config = config
         self._replicas = replicas
         self._metrics = metrics
@@ -60,6 +99,12 @@ class ModelRouter:
             model.served_name: min(model.max_replicas - 1, _ASKED_AGAIN) for model in config.all_models
         }
         self._cards: dict[str, tuple[float, ModelCard]] = {}
+        self._bare_cards = {
+            served.name: ModelCard(id=served.name, created=0, aliases=list(served.aliases))
+            for model in config.all_models
+            for served in model.served
+            if not model.min_replicas
+        }
 
     @property
     def names(self) -> list[str]:
@@ -105,10 +150,6 @@ class ModelRouter:
             answer = refusals.find(request)
             if answer is None:
                 answer = await self._ask(target.model, "encode", request)
-                for _ in range(self._others[target.model]):  # one that is full says nothing of the others
-                    if not isinstance(answer, Problem) or answer.status != 429:
-                        break
-                    answer = await self._ask(target.model, "encode", request)
                 refusals.note(request, answer)
             vectors: Embeddings = _checked(answer)
             record.tokens, record.truncated, record.digest = vectors.tokens, vectors.truncated, vectors.digest
@@ -121,25 +162,23 @@ class ModelRouter:
             ApiError: as `encode`.
         """
         target = self.resolve(model)
-        self._check_inputs(len(request.texts), target, record)
-        with record.reserve(Inputs(request.texts).estimated_tokens()):
+        self._check_inputs(len(request), target, record)
+        with record.reserve(request.estimated_tokens):
             answer = _checked(await self._ask(target.model, "tokenize", request))
             record.tokens = answer.tokens
         return answer.json
 
-    async def decode(
-        self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool, record: RequestRecord
-    ) -> list[str]:
+    async def decode(self, model: str, request: DecodeRequest, record: RequestRecord) -> list[str]:
         """The texts of token ids.
 
         Raises:
             ApiError: as `encode`.
         """
         target = self.resolve(model)
-        self._check_inputs(len(ids), target, record)
-        with record.reserve(record.tokens):
-            answer = _checked(await self._ask(target.model, "decode", ids, skip_special_tokens))
-            record.tokens = sum(map(len, ids))
+        self._check_inputs(len(request), target, record)
+        with record.reserve(request.estimated_tokens):
+            answer = _checked(await self._ask(target.model, "decode", request))
+            record.tokens = request.estimated_tokens
         return answer
 
     def _check_inputs(self, count: int, target: Target, record: RequestRecord) -> None:
@@ -152,25 +191,21 @@ class ModelRouter:
             raise ApiError(Problem(400, message, param="input"))
 
     async def card(self, model: str) -> ModelCard:
-        """Description of a model; starts a replica only when none has described it before.
+        """Description of a model; only its names where it has stopped and was never described.
 
         Raises:
             ApiError: unknown model, or no replica answers.
         """
         target = self.resolve(model)
         if not await self._refresh(target.model):
-            self._note(await self._ask(target.model, "describe"))
+            if target.name in self._bare_cards:
+                return self._bare_cards[target.name]
+            self._note(await self._call(target.model, "describe"))
         return self._cards[target.name][1]
 
     async def cards(self) -> list[ModelCard]:
-        """Description of every model; of one that has stopped and was never described, only its names."""
-        cards = []
-        for model in self._config.all_models:
-            stopped = not model.min_replicas and not await self._refresh(model.served_name)
-            for served in model.served:
-                bare = ModelCard(id=served.name, created=0, aliases=list(served.aliases))
-                cards.append(bare if stopped else await self.card(served.name))
-        return cards
+        """Description of every model."""
+        return [await self.card(served.name) for model in self._config.all_models for served in model.served]
 
     async def described(self) -> list[ModelCard]:
         """Description of the models that have been described; starts no replica."""
@@ -181,7 +216,7 @@ class ModelRouter:
         """Renew an old description from running replicas. Returns whether one is known."""
         known = self._cards.get(name)
         if known is None or time.monotonic() - known[0] > _CARD_LIFETIME_S:
-            for cards in await self._broadcast(name, "describe"):
+            for cards in await self._replicas[name].answers("describe"):
                 self._note(cards)
         return name in self._cards
 
@@ -199,7 +234,7 @@ class ModelRouter:
             if model.min_replicas:
                 try:
                     self._note(
-                        await asyncio.wait_for(self._ask(model.served_name, "describe"), _READY_TIMEOUT_S)
+                        await asyncio.wait_for(self._call(model.served_name, "describe"), _READY_TIMEOUT_S)
                     )
                 except TimeoutError as error:
                     problem = unavailable(
@@ -208,23 +243,29 @@ class ModelRouter:
                     raise ApiError(problem) from error
 
     async def from_every_replica(self, method: str) -> list[Any]:
-        """Answers of all running replicas of all models."""
-        lists = await asyncio.gather(*(self._broadcast(name, method) for name in self._replicas))
+        """Answers of all running replicas of all models that come in time."""
+        lists = await asyncio.gather(*(each.answers(method) for each in self._replicas.values()))
         return [answer for answers in lists for answer in answers]
 
-    async def _broadcast(self, name: str, method: str) -> Sequence[Any]:
-        """Answers of the running replicas of one model; none where one of them fails to answer in time."""
-        try:
-            return await asyncio.wait_for(
-                self._replicas[name].broadcast(method).results_async(), _READY_TIMEOUT_S
-            )
-        except DeploymentUnavailableError:  # no replica runs
-            return []
-        except (TimeoutError, RayActorError) as error:
-            logger.warning("not every replica of %s answered: %s", name, type(error).__name__)
-            return []
+    async def _ask(self, name: str, method: str, request: ReplicaRequest) -> Any:
+        """The answer of one replica, or of others where it is full or fails.
 
-    async def _ask(self, name: str, method: str, *arguments: Any) -> Any:
+        A request that fails twice is given up: it may be what breaks the model.
+        """
+        failures = 0
+        for _ in range(self._others[name]):
+            answer = await self._call(name, method, request)
+            if not isinstance(answer, Problem) or answer.status not in (429, 500):
+                return answer
+            failures += answer.status == 500
+            if failures == 2 or answer.replica in request.avoid:  # no other one is there
+                return answer
+            if answer.status == 500:
+                self._metrics.retries.labels(name).inc()
+            request = replace(request, avoid=request.avoid | {answer.replica})
+        return await self._call(name, method, request)
+
+    async def _call(self, name: str, method: str, *arguments: Any) -> Any:
         """Call one replica; embedding twice does no harm, so a replica's death leads to another try."""
         for attempt in range(RETRIES + 1):
             try:

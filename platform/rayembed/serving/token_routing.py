@@ -1,5 +1,7 @@
 """Which replica of a model gets a call: the one with the fewest tokens of this front end's unanswered calls.
 
+One that has refused the call or failed on it comes last.
+
 Requests differ in tokens a thousandfold, so a replica with one long request may be busier than one with ten
 short ones. `local.ReplicaPool` counts by itself; Ray Serve asks the class below.
 """
@@ -13,14 +15,24 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from rayembed.serving.messages import EncodeRequest
+from rayembed.serving.messages import ReplicaRequest
 
 _ACCEPTED_WITHIN_S = 10
 
 
 def tokens_of(arguments: Sequence[Any]) -> int:
     """Tokens that a call of a replica brings, about; a call without inputs counts as one."""
-    return 1 + sum(each.estimated_tokens for each in arguments if isinstance(each, EncodeRequest))
+    return 1 + sum(each.estimated_tokens for each in arguments if isinstance(each, ReplicaRequest))
+
+
+def avoided_by(arguments: Sequence[Any]) -> frozenset[str]:
+    """Names of the replicas that a call should not go to."""
+    return frozenset().union(*(each.avoid for each in arguments if isinstance(each, ReplicaRequest)))
+
+
+def replica_name(replica: ReplicaID) -> str:
+    """What a replica of Ray Serve calls itself in answers."""
+    return f"{replica.deployment_id.name}#{replica.unique_id}"
 
 
 class FewestTokensRouter(RequestRouter):
@@ -44,7 +56,11 @@ class FewestTokensRouter(RequestRouter):
         """The replicas in the order in which they are to be tried."""
         with self._lock:
             shuffled = random.sample(candidate_replicas, len(candidate_replicas))
-            ranked = sorted(shuffled, key=lambda each: self._queued[each.replica_id])
+            avoided = avoided_by(pending_request.args) if pending_request else frozenset()
+            ranked = sorted(
+                shuffled,
+                key=lambda each: (replica_name(each.replica_id) in avoided, self._queued[each.replica_id]),
+            )
             if pending_request is not None and ranked:
                 pending_request.routing_context.should_backoff = True  # Serve pauses before it asks again
                 self._choose(pending_request, ranked[0].replica_id)

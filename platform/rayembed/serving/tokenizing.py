@@ -11,7 +11,7 @@ from rayembed.contract.contract import beginning_ids, edge_ids, end_id
 from rayembed.contract.instructions import requested_instruction
 from rayembed.serving.config import ModelSettings
 from rayembed.serving.errors import ApiError, Problem
-from rayembed.serving.messages import Inputs, TokenizeRequest, Truncation
+from rayembed.serving.messages import DecodeRequest, Inputs, TokenizeRequest, Truncation
 
 MOST_SHOWN = 32_768  # tokens in one answer of /tokenize; a token takes some 60 bytes there
 _SLICE_CHARACTERS = 65_536
@@ -83,10 +83,13 @@ class RequestTokenizer:
             shown.append([self._shown(text, number, span, number in special) for number, span in spans])
         return orjson.dumps(shown), count
 
-    def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+    def decode(self, request: DecodeRequest) -> list[str]:
         """The texts of lists of token ids."""
-        self._check_range(ids)
-        return [self._tokenizer.decode(each, skip_special_tokens=skip_special_tokens) for each in ids]
+        self._check_range(request.ids, "ids")
+        return [
+            self._tokenizer.decode(ids, skip_special_tokens=request.skip_special_tokens)
+            for ids in request.ids
+        ]
 
     def _instruction(self, inputs: Inputs) -> str | None:
         return requested_instruction(
@@ -146,12 +149,12 @@ class RequestTokenizer:
                 "use this model's tokenizer"
             )
             raise ApiError(Problem(400, message, param="input", code="token_ids_refused"))
-        self._check_range(token_ids)
+        self._check_range(token_ids, "input")
 
-    def _check_range(self, token_ids: Sequence[Sequence[int]]) -> None:
+    def _check_range(self, token_ids: Sequence[Sequence[int]], field: str) -> None:
         vocabulary = len(self._tokenizer)
         if any(token_id >= vocabulary for ids in token_ids for token_id in ids):
-            raise ApiError(Problem(400, f"input: token ids must be below {vocabulary}", param="input"))
+            raise ApiError(Problem(400, f"{field}: token ids must be below {vocabulary}", param=field))
 
 
 def slices(inputs: Inputs) -> Iterator[Inputs]:

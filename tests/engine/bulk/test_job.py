@@ -18,6 +18,7 @@ from rayembed.cli.main import app
 from rayembed.common.errors import DataError, RequestError
 from rayembed.common.paths import resolve
 from rayembed.contract.ranges import VectorRanges
+from rayembed.engine.bulk import job
 from rayembed.engine.bulk.job import embed_files
 from rayembed.engine.bulk.request import EmbedRequest
 from rayembed.engine.vector_formats import quantise
@@ -67,6 +68,24 @@ def stored(output: Path) -> np.ndarray:
 def parts(output: Path) -> dict[str, int]:
     """Shards and when they were written."""
     return {path.name: path.stat().st_mtime_ns for path in sorted((output / "vectors").iterdir())}
+
+
+def test_a_job_has_one_precision_whatever_auto_means_elsewhere(request_, monkeypatch):
+    meaning = ["fp32"]
+    monkeypatch.setattr(job, "chosen_precision", lambda precision, device: meaning[0])
+    request = request_(precision="auto")
+
+    def precision(**options):
+        return embed_files(request, actors=0, **options)["settings"]["precision"]
+
+    assert precision(dry_run=True) == "auto", "no worker is asked"
+    assert precision() == "fp32"
+    meaning[0] = "bf16"
+    assert precision() == precision(dry_run=True) == "fp32"
+    embed_files(request_(precision="fp32"), actors=0)
+    assert precision(overwrite=True) == "bf16"
+    with pytest.raises(DataError, match="precision"):
+        embed_files(request_(precision="fp32"), actors=0)
 
 
 def test_shards_hold_the_rows_in_order_beside_their_vectors(request_, expected, tmp_path, tiny_checkpoint):

@@ -1,11 +1,19 @@
 """Metrics, logs and pages for those who run the endpoint."""
 
+import asyncio
 import json
 import logging
+from functools import partial
+from types import SimpleNamespace
 
 from prometheus_client.parser import text_string_to_metric_families
+from ray.exceptions import ActorDiedError
 
+from rayembed.serving import local, router
+from rayembed.serving.api.operations import IngressPeers
 from rayembed.serving.authentication import Keyring, KeySettings
+from rayembed.serving.metrics import IngressMetrics
+from rayembed.serving.router import ServeReplicas
 
 SECRET = "sesame-1234"
 
@@ -89,13 +97,67 @@ def test_pages_load_nothing_from_elsewhere(client):
     assert client.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
 
 
+class Siblings:
+    """A Serve handle of four front ends: two answer, one dies and one hangs."""
+
+    def __init__(self, own_metrics):
+        self._answers = own_metrics
+
+    def broadcast(self, method):
+        assert method == "own_metrics"
+
+        async def answer(process):
+            if process == "dead":
+                raise ActorDiedError
+            await asyncio.sleep(3600 if process == "hung" else 0)
+            return process, self._answers()[1]
+
+        async def calls():
+            processes = ("a", "dead", "hung", "b")
+            return [SimpleNamespace(get_async=partial(answer, process)) for process in processes]
+
+        return SimpleNamespace(_fetch_replica_results_async=calls)
+
+
+def test_front_ends_that_die_or_hang_hide_no_others(monkeypatch):
+    monkeypatch.setattr(router, "_READY_TIMEOUT_S", 0.1)
+    metrics = IngressMetrics()
+    own = IngressPeers("local", metrics)
+    peers = IngressPeers("local", metrics, ServeReplicas(Siblings(own.own_metrics)))
+    assert [process for process, _ in asyncio.run(peers.metrics())] == ["a", "b"]
+
+
+def test_replicas_that_die_or_hang_hide_no_others(monkeypatch):
+    monkeypatch.setattr(router, "_READY_TIMEOUT_S", 0.1)
+
+    class Calls:
+        def __init__(self, name):
+            self._name = name
+
+        async def call(self, method):
+            if self._name == "dead":
+                raise ActorDiedError
+            await asyncio.sleep(3600 if self._name == "hung" else 0)
+            return self._name
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(local.ray, "kill", lambda actor: None)
+
+    async def scenario():
+        pool = local.ReplicaPool(lambda: None, 4)
+        pool._replicas = [local._Member(name, None, Calls(name)) for name in ("a", "dead", "hung", "b")]
+        return await pool.answers("metrics")
+
+    assert asyncio.run(scenario()) == ["a", "b"]
+
+
 def test_readiness_ends_with_draining():
     from fastapi.testclient import TestClient
 
-    from rayembed.serving.api.operations import IngressPeers
     from rayembed.serving.app import create_app
     from rayembed.serving.config import ServeConfig
-    from rayembed.serving.metrics import IngressMetrics
     from rayembed.serving.replica import EmbeddingReplica
     from tests.serving.fakes import FakeEngine, LocalHandle
 

@@ -40,8 +40,17 @@ def test_tokenize(client):
     assert only["id"] == word
 
 
+def test_decode(client):
+    assert post(client, "/decode", ids=[[5, 6], [7]]).json() == ["word5", "word7"]
+    many = client.post("/decode", json={"ids": [5] * 40_000})
+    assert (many.status_code, many.json()["error"]["param"]) == (413, "ids")
+    foreign = client.post("/decode", json={"ids": [10**6]})
+    assert (foreign.status_code, foreign.json()["error"]["param"]) == (400, "ids")
+
+
 def test_info(client):
     info = client.get("/info").json()
     assert info["model_id"] == "fake"
     assert info["model_sha"] == FakeEngine.digest
     assert info["max_input_length"] == 8
+    assert (info["model_dtype"], info["model_type"]) == ("float32", {"embedding": {"pooling": "last_token"}})

@@ -8,14 +8,16 @@ job that is started again makes only those that are not there.
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from rayembed.common.device import resolve_device
 from rayembed.common.errors import DataError
 from rayembed.common.paths import location_of, remove, resolve
 from rayembed.common.progress import Progress
 from rayembed.common.ray_work import ATTEMPTS, ItemsFailed, reason_of, run_items
+from rayembed.common.settings import Precision
 from rayembed.engine.bulk.output import (
     VECTORS_FOLDER,
     ShardStatistics,
@@ -27,6 +29,7 @@ from rayembed.engine.bulk.output import (
     write_manifest,
 )
 from rayembed.engine.bulk.request import EmbeddingWork, EmbedRequest, ShardWorker, plan_work
+from rayembed.model.precision import chosen_precision
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,12 @@ def embed_files(
     output = resolve(request.output)
     earlier = read_manifest(output)
     work, manifest = plan_work(request, earlier["input"] if earlier else ())
+    kept = earlier["settings"]["precision"] if earlier and not overwrite else None
+    if work.precision == "auto" and (kept or not dry_run):
+        # One for all shards: auto would be another one on nodes with other processors.
+        precision = kept or _precision_of_workers(actors)
+        work = replace(work, precision=precision)
+        manifest["settings"]["precision"] = precision
     if earlier and not overwrite:
         check_same(output, earlier, manifest)
     done = {} if overwrite else _finished(work)
@@ -98,6 +107,17 @@ def embed_files(
         )
     logger.info("%d vectors from %d rows in %s", statistics.vectors, statistics.rows, location_of(output))
     return manifest
+
+
+def _precision_of_workers(actors: int | None) -> Precision:
+    """What `auto` means where the work is done."""
+    asked: list[Precision] = ["auto"]
+    [found] = run_items(lambda: _precision_here, asked, title="precision", actors=actors, progress=False)
+    return found
+
+
+def _precision_here(precision: Precision) -> Precision:
+    return chosen_precision(precision, resolve_device())
 
 
 def _finished(work: EmbeddingWork) -> dict[int, ShardStatistics]:

@@ -52,7 +52,8 @@ class EmbedRequest:
         vectors: number format of the vectors (see `quantise`).
         bad_rows: what to do about a row without a usable text: stop, leave it out, or give it a null vector.
         shard_rows: rows of a shard; None takes 1,024 to 8,192, by the size of the input.
-        precision: number format of the computation; auto takes bf16 where the processor has it.
+        precision: number format of the computation; auto takes bf16 where the first worker's processor has
+            it, and goes on with what an earlier run took.
     """
 
     files: str | Path

@@ -12,7 +12,6 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
-from ray.exceptions import RayActorError
 from starlette.exceptions import HTTPException
 
 import rayembed
@@ -39,7 +38,7 @@ class IngressPeers:
     """This HTTP front end, and through a Serve handle all of them."""
 
     def __init__(self, process: str, metrics: IngressMetrics, peers: Any = None):
-        """`peers` is the Serve handle of the ingress deployment itself; None for a single front end."""
+        """`peers` are the replicas of the ingress deployment itself; None for a single front end."""
         self.draining = False
         self._process = process
         self._metrics = metrics
@@ -68,13 +67,9 @@ class IngressPeers:
         return await self._of_all("own_summary", self.own_summary)
 
     async def _of_all(self, method: str, own: Callable[[], Any]) -> Sequence[Any]:
-        """Answers of all front ends; of this one alone while another is going away."""
-        if self._peers is None:
-            return [own()]
-        try:
-            return await self._peers.broadcast(method).results_async()
-        except RayActorError:
-            return [own()]
+        """Answers of all front ends that come in time; of this one alone where no other can be asked."""
+        answers = [] if self._peers is None else await self._peers.answers(method)
+        return answers or [own()]
 
 
 def routes(models: ModelRouter, peers: IngressPeers) -> APIRouter:

@@ -30,8 +30,11 @@ from rayembed.serving.api.dialect import (
 from rayembed.serving.body import Body, refused
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import ApiError, Problem
-from rayembed.serving.messages import EncodeRequest, Inputs, TokenizeRequest, Truncation
+from rayembed.serving.messages import DecodeRequest, EncodeRequest, Inputs, TokenizeRequest, Truncation
 from rayembed.serving.router import ModelRouter
+
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_POOLINGS = {"eos": "last_token"}
 
 
 class TeiOptions(Body):
@@ -141,19 +144,19 @@ class VertexRequest(Body):
 class TeiModelType(BaseModel):
     """What kind of model it is."""
 
-    embedding: dict[str, str]
+    embedding: dict[str, str | None]
 
 
 class TeiInfo(BaseModel):
     """Body of GET /info."""
 
     model_id: str
-    model_sha: str
+    model_sha: str | None
     served_model_name: str
-    model_dtype: str
+    model_dtype: str | None
     model_type: TeiModelType
     max_concurrent_requests: int
-    max_input_length: int
+    max_input_length: int | None
     max_batch_tokens: int
     max_batch_requests: int | None = None
     max_client_batch_size: int
@@ -233,23 +236,21 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
     @router.post("/decode", response_model=list[str])
     async def decode(request: TeiDecodeRequest, record: Record) -> list[str]:
         """The texts of token ids."""
-        _, ids = split_inputs(request.ids)
-        return await models.decode(
-            request.model or config.served_name, ids, request.skip_special_tokens, record
-        )
+        asked = DecodeRequest(split_inputs(request.ids)[1], request.skip_special_tokens)
+        return await models.decode(request.model or config.served_name, asked, record)
 
     @router.get("/info")
     async def info() -> TeiInfo:
-        """The default model and the limits of a request."""
+        """The default model and the limits of a request; null is unknown, of a model that has never run."""
         card = await models.card(config.served_name)
         return TeiInfo(
             model_id=card.id,
             served_model_name=card.id,
-            model_sha=card.digest,
-            model_dtype=config.precision,
-            model_type=TeiModelType(embedding={"pooling": "mean"}),
+            model_sha=card.digest or None,
+            model_dtype=_DTYPES.get(card.precision),
+            model_type=TeiModelType(embedding={"pooling": _POOLINGS.get(card.pooling, card.pooling) or None}),
             max_concurrent_requests=config.max_queued_tokens,
-            max_input_length=card.max_length,
+            max_input_length=card.max_length or None,
             max_batch_tokens=config.tokens_per_pass,
             max_client_batch_size=config.max_inputs,
         )

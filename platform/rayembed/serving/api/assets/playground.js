@@ -35,7 +35,14 @@ async function embed(model, texts, prompt = "") {
 
 const fieldsOf = (model, input, prompt) => ({ model, input, ...(prompt ? { prompt_name: prompt } : {}) });
 
-const cardOf = (model) => call(`v1/models/${encodeURIComponent(model)}`);
+/* What a model says of itself; one that was never used says nothing before its first vector. */
+async function cardOf(model) {
+  const ask = () => call(`v1/models/${encodeURIComponent(model)}`);
+  const card = await ask();
+  if (card.digest) return card;
+  await embed(model, ["start"]);
+  return ask();
+}
 
 /* Vectors, cosines and the ranking of all passages under one model; the prompt where the model has it. */
 async function rankUnder(model, query, passages, chosen) {
