@@ -71,7 +71,7 @@ def test_patterns_mean_the_names_of_the_language_model(engine, checkpoint, tmp_p
     trained.save_pretrained(tmp_path)
     engine.add_adapter("own", tmp_path)
     tokenized = engine.tokenize(TEXTS)
-    reference = Engine.load(checkpoint, device="cpu", precision="fp32")
+    reference = Engine.load(checkpoint, device="cpu", precision="fp32", backend="torch")
     reference._embedder.backbone = trained.merge_and_unload().model
     np.testing.assert_allclose(
         engine.encode_tokens(tokenized, adapter="own"), reference.encode_tokens(tokenized), atol=1e-6
