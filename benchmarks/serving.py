@@ -1,6 +1,6 @@
 """The endpoint next to infinity-emb and to sentence-transformers and OpenVINO behind FastAPI.
 
-    python benchmarks/serving.py [--quick] [--precision bf16] --json OUT
+    python benchmarks/serving.py [--quick] [--precision auto|bf16|fp32] --json OUT
 
 All serve one model with the same threads: the packaged SmolLM2-135M cut to six layers, read in both
 directions and mean-pooled. infinity-emb gets an environment of its own under --peers. OpenVINO takes part
@@ -229,6 +229,16 @@ def computed(server: Server) -> tuple[float, float]:
     return total("sum"), total("count")
 
 
+def precision_here(asked: Literal["auto", "fp32", "bf16"]) -> Precision:
+    """The number format that `auto` is on this machine's processor; any other as it is."""
+    import torch
+
+    from rayembed.model.precision import resolve_precision
+
+    named: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+    return named[resolve_precision(asked, torch.device("cpu"))]
+
+
 def engine_figures(
     checkpoint: Path, threads: int, requests: list[list[str]], precision: Precision
 ) -> tuple[float, float]:
@@ -273,7 +283,12 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "rayembed" / "peers")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each server")
-    parser.add_argument("--precision", choices=LEAST_COSINE, default="fp32", help="of all servers")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", *LEAST_COSINE],
+        default="auto",
+        help="of all servers; auto: what our engine takes on this machine",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5)
     options = parser.parse_args()
@@ -281,7 +296,8 @@ def main() -> None:
 
     checkpoint, plain = prepare_models(options.peers / "models")
     here = ROOT / "benchmarks" / "peers"
-    threads, dtype = str(options.threads), DTYPES[options.precision]
+    precision = precision_here(options.precision)
+    threads, dtype = str(options.threads), DTYPES[precision]
     environment = {"OMP_NUM_THREADS": threads, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     infinity = [
         *(str(infinity_python(options.peers)), str(here / "infinity_server.py"), "v2"),
@@ -311,14 +327,12 @@ def main() -> None:
         print("without OpenVINO + FastAPI: openvino is not installed")
     servers, commands = zip(*served, strict=True)
     chosen = workloads(options.quick)
-    engine_rate, engine_ms = engine_figures(
-        checkpoint, options.threads, chosen["short"][1], options.precision
-    )
+    engine_rate, engine_ms = engine_figures(checkpoint, options.threads, chosen["short"][1], precision)
 
     with running(commands, environment) as processes:
         for server, process in zip(servers, processes, strict=True):
             wait_for(server, process)
-        cosine = asyncio.run(compare(servers, texts_of([3, 12, 80, 300], 9), LEAST_COSINE[options.precision]))
+        cosine = asyncio.run(compare(servers, texts_of([3, 12, 80, 300], 9), LEAST_COSINE[precision]))
         seconds_before, passes_before = computed(servers[0])
         latency = asyncio.run(idle_latency(servers[0], texts_of([12] * 40, 5)))
         seconds_after, passes_after = computed(servers[0])
@@ -333,7 +347,7 @@ def main() -> None:
 
     setting = {
         "threads": options.threads,
-        "precision": options.precision,
+        "precision": precision,
         "lowest_cosine": cosine,
         "seconds": seconds,
         "rounds": rounds,

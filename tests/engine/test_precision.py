@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -50,10 +52,13 @@ def test_int8_weights(checkpoint):
     assert 0.99 < (vectors * exact).sum(axis=1).min() < 0.999999
 
 
-def test_int8_weights_without_torchao_say_what_to_install(checkpoint, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+def test_what_is_missing_is_told_before_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ResourceError, match=r"rayembed\[int8\]"):
-        Engine.load(checkpoint, int8_weights=True)
+        Engine.load(tmp_path, int8_weights=True)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ResourceError, match="C\\+\\+ compiler g\\+\\+ on a CPU"):
+        Engine.load(tmp_path, device="cpu", compiled=True)
 
 
 def test_glibc_takes_the_setting():

@@ -82,7 +82,8 @@ def serve_url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def drill_url(serve_url: str) -> Iterator[str]:
-    """Base URL of an endpoint on Ray Serve with two replicas."""
-    serve.run(application(load_fake, min_replicas=2, max_replicas=2), name="drill", route_prefix="/drill")
+    """Base URL of an endpoint on Ray Serve with two model replicas and two ingress replicas."""
+    twice = application(load_fake, min_replicas=2, max_replicas=2, ingress_replicas=2)
+    serve.run(twice, name="drill", route_prefix="/drill")
     yield f"{serve_url}/drill"
     serve.delete("drill")

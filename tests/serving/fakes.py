@@ -119,10 +119,10 @@ def load_updated_fake(settings: ModelSettings) -> FakeEngine:
     return engine
 
 
-def application(load, **settings):
+def application(load, runtime_env=None, **settings):
     """The real Serve application around a fake engine."""
     config = ServeConfig.parse({"checkpoint": "unused", "model_name": "fake", "num_cpus": 0.1, **settings})
-    return build_application(config, load=load)
+    return build_application(config, load=load, runtime_env=runtime_env)
 
 
 class LocalHandle:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 
+import openai
 import requests
 
 from rayembed.serving.api.dialect import MODEL_DIGEST_HEADER
@@ -14,25 +15,28 @@ CLIENTS = 6
 
 
 class Load:
-    """Requests in a closed loop from several clients."""
+    """Requests in a closed loop from several threads with OpenAI's client, which tries again by itself."""
 
-    def __init__(self, url):
-        self._url = url
+    def __init__(self, url, max_retries=openai.DEFAULT_MAX_RETRIES):
+        self._client = openai.OpenAI(
+            base_url=f"{url}/v1", api_key="unused", timeout=300, max_retries=max_retries
+        )
         self._stopping = threading.Event()
         self.outcomes = Counter()
         self.digests = []
 
-    def _client(self):
-        session = requests.Session()
+    def _ask(self):
         while not self._stopping.is_set():
-            body = {"model": "fake", "input": ["one", "two words"]}
             try:
-                response = session.post(f"{self._url}/v1/embeddings", json=body, timeout=300)
-            except requests.RequestException as error:
-                self.outcomes[type(error).__name__] += 1
+                answer = self._client.embeddings.with_raw_response.create(
+                    model="fake", input=["one", "two words"]
+                )
+            except openai.OpenAIError as error:
+                self.outcomes[repr(error)] += 1
                 continue
-            self.outcomes[response.status_code] += 1
-            self.digests.append(response.headers.get(MODEL_DIGEST_HEADER))
+            assert len(answer.parse().data) == 2
+            self.outcomes[answer.status_code] += 1
+            self.digests.append(answer.headers.get(MODEL_DIGEST_HEADER))
 
     def wait_for(self, answers):
         """Until so many more requests were answered."""
@@ -44,7 +48,7 @@ class Load:
 
     @contextmanager
     def running(self):
-        threads = [threading.Thread(target=self._client) for _ in range(CLIENTS)]
+        threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
         for thread in threads:
             thread.start()
         try:

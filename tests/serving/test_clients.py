@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mteb
 import numpy as np
+import openai
 import pytest
 import requests
 
@@ -56,6 +57,12 @@ def test_openai_for_node(url, expected):
     assert answer["tokens"] == 5
     assert answer["models"] == ["fake"]
     assert answer["failure"] == {"type": "NotFoundError", "code": "model_not_found"}
+
+
+def test_azure(url, expected):
+    client = openai.AzureOpenAI(azure_endpoint=url, api_key="unused", api_version="2024-10-21")
+    answer = client.embeddings.create(model="fake", input=TEXTS)
+    np.testing.assert_allclose([item.embedding for item in answer.data], expected, rtol=1e-6)
 
 
 def test_mteb_wrapper(url, expected):
@@ -115,3 +122,36 @@ def test_llama_index(url, expected):
     )
     embeddings = llama.OpenAIEmbedding(model_name="fake", api_base=f"{url}/v1", api_key="unused")
     np.testing.assert_allclose(embeddings.get_text_embedding_batch(TEXTS), expected, rtol=1e-6)
+
+
+def test_litellm(url, expected, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks for one when it is imported
+    litellm = pytest.importorskip("litellm", reason="needs the package litellm")
+    answer = litellm.embedding("openai/fake", TEXTS, api_base=f"{url}/v1", api_key="unused")
+    np.testing.assert_allclose([item["embedding"] for item in answer.data], expected, rtol=1e-6)
+    ranked = litellm.rerank("cohere/fake", "one", TEXTS, top_n=1, api_base=url, api_key="unused")
+    assert len(ranked.results) == 1
+
+
+def test_haystack(url, expected, monkeypatch):
+    monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")
+    embedders = pytest.importorskip("haystack.components.embedders", reason="needs the package haystack-ai")
+    from haystack import Document
+    from haystack.utils import Secret
+
+    options = {"api_key": Secret.from_token("unused"), "model": "fake", "api_base_url": f"{url}/v1"}
+    documents = [Document(content=text) for text in TEXTS]
+    answer = embedders.OpenAIDocumentEmbedder(progress_bar=False, **options).run(documents)
+    embedded = [document.embedding for document in answer["documents"]]
+    np.testing.assert_allclose(embedded, expected, rtol=1e-6)
+    query = embedders.OpenAITextEmbedder(**options).run(TEXTS[0])
+    np.testing.assert_allclose(query["embedding"], expected[0], rtol=1e-6)
+
+
+def test_voyage(url, expected):
+    voyageai = pytest.importorskip("voyageai", reason="needs the package voyageai")
+    client = voyageai.Client("unused", base_url=f"{url}/v1")
+    answer = client.embed(TEXTS, model="fake", input_type="document")
+    np.testing.assert_allclose(answer.embeddings, expected, rtol=1e-6)
+    quantised = client.embed(TEXTS, model="fake", output_dtype="int8", output_dimension=8)
+    assert np.shape(quantised.embeddings) == (2, 8)

@@ -1,10 +1,14 @@
-"""The controller and the proxy die, and replicas come and go under load, and no request fails."""
+"""Processes of the endpoint and Redis die, and replicas come and go under load, and no request fails."""
 
+import contextlib
 import os
 import re
+import shutil
 import signal
+import socket
+import subprocess
+import time
 
-import openai
 import psutil
 import pytest
 import ray
@@ -12,14 +16,66 @@ import requests
 from ray import serve
 from ray.serve.context import _get_global_client
 
+from rayembed.serving.cache import REDIS_URL_VARIABLE
 from tests.serving.fakes import application, load_fake, load_slow_fake
 from tests.serving.load import Load, replica_pids, wait_for_replicas
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.drill]
 
 
+def processes(title, count):
+    """The processes of this module's Ray with a title, once there are so many."""
+    deadline = time.monotonic() + 300
+    while True:
+        found = []
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                found += [child] if title in " ".join(child.cmdline()) else []
+        if len(found) == count:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+
+
+class Redis:
+    """A server on a loopback port, which keeps nothing."""
+
+    def __init__(self, program):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}"
+        self._command = [program, "--bind", "127.0.0.1", "--port", str(self._port), "--save", ""]
+        self.start()
+
+    def start(self):
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def redis():
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("needs redis-server: apt-get install redis-server")
+    server = Redis(program)
+    yield server
+    server.kill()
+
+
+def cache_hits(url):
+    """Texts that were found in the cache so far."""
+    page = requests.get(f"{url}/metrics", timeout=60).text
+    return sum(
+        float(count) for count in re.findall(r"^rayembed_cache_hits_total\{.*\} (\S+)$", page, re.MULTILINE)
+    )
+
+
 def test_killed_controller(drill_url):
-    with Load(drill_url).running() as load:
+    with Load(drill_url, max_retries=0).running() as load:
         load.wait_for(50)
         controller = _get_global_client()._controller
         os.kill(ray.get(controller.get_pid.remote()), signal.SIGKILL)
@@ -27,20 +83,41 @@ def test_killed_controller(drill_url):
     assert set(load.outcomes) == {200}, load.outcomes
 
 
-def test_killed_proxy_costs_the_client_a_retry(drill_url):
-    """Connections break with the proxy's process; the official client tries again by itself."""
-    port = int(re.search(r":(\d+)/", drill_url)[1])
-    client = openai.OpenAI(base_url=f"{drill_url}/v1", api_key="unused", max_retries=8)
-    listening = [
-        connection.pid
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-    ]
-    assert listening
-    for pid in set(listening):
-        os.kill(pid, signal.SIGKILL)
-    for _ in range(20):
-        assert client.embeddings.create(model="fake", input="one").data
+def test_killed_ingress_costs_the_client_a_retry(drill_url):
+    [victim, _] = processes("ServeReplica:drill:Ingress", 2)
+    with Load(drill_url).running() as load:
+        load.wait_for(50)
+        victim.kill()
+        load.wait_for(200)
+    assert set(load.outcomes) == {200}, load.outcomes
+    processes("ServeReplica:drill:Ingress", 2)
+
+
+def test_killed_proxy_costs_the_client_retries(drill_url):
+    """A node has one, which is gone for some seconds: longer than the 1.5 s of the client's default of 2."""
+    [victim] = processes("ProxyActor", 1)
+    with Load(drill_url, max_retries=8).running() as load:
+        load.wait_for(50)
+        victim.kill()
+        load.wait_for(200)
+    assert set(load.outcomes) == {200}, load.outcomes
+
+
+def test_killed_redis(serve_url, redis):
+    cached = application(load_fake, runtime_env={"env_vars": {REDIS_URL_VARIABLE: redis.url}}, cache="redis")
+    serve.run(cached, name="cached", route_prefix="/cached")
+    url = f"{serve_url}/cached"
+    with Load(url, max_retries=0).running() as load:
+        load.wait_for(50)
+        assert cache_hits(url)
+        redis.kill()
+        load.wait_for(200)
+        before = cache_hits(url)
+        redis.start()
+        while cache_hits(url) == before:
+            load.wait_for(10)
+    assert set(load.outcomes) == {200}, load.outcomes
+    serve.delete("cached")
 
 
 def test_model_at_zero_starts_on_request(serve_url):
@@ -49,7 +126,7 @@ def test_model_at_zero_starts_on_request(serve_url):
     url = f"{serve_url}/idle"
     assert requests.get(f"{url}/health/ready").status_code == 200
     assert replica_pids(url) == []
-    with Load(url).running() as load:
+    with Load(url, max_retries=0).running() as load:
         load.wait_for(20)
     assert set(load.outcomes) == {200}, load.outcomes
     serve.delete("idle")
@@ -64,7 +141,7 @@ def test_replicas_follow_the_load(serve_url, target):
     url = f"{serve_url}/growing"
 
     wait_for_replicas(url, 1)
-    with Load(url).running() as load:
+    with Load(url, max_retries=0).running() as load:
         wait_for_replicas(url, 2)
     assert set(load.outcomes) == {200}, load.outcomes
     wait_for_replicas(url, 1)

@@ -17,6 +17,11 @@ def test_text_values_of_the_command_line_are_converted():
         ({"checkpoint": "c", "tokenbudget": 1}, "unknown key 'tokenbudget'; did you mean 'token_budget'"),
         ({"checkpoint": "c", "token_budget": 0}, r"token_budget: .*value 0"),
         ({"checkpoint": "c", "min_replicas": 3}, "min_replicas 3 is above max_replicas 1"),
+        ({"checkpoint": "c", "backend": "openvino"}, "backend: Input should be 'auto' or 'torch'"),
+        (
+            {"checkpoint": "c", "precision": "fp32", "fp32_layers": 2},
+            "fp32_layers 2 belongs to precision bf16",
+        ),
     ],
 )
 def test_bad_settings_are_named(arguments, message):

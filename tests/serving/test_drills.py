@@ -1,4 +1,4 @@
-"""A replica dies and a version changes under load, and no request fails."""
+"""A replica dies and a version changes under load, and no request fails or is sent twice by its client."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 def test_killed_model_replica(drill_url):
     victim = wait_for_replicas(drill_url, 2)[0]
-    with Load(drill_url).running() as load:
+    with Load(drill_url, max_retries=0).running() as load:
         load.wait_for(50)
         os.kill(victim, signal.SIGKILL)
         load.wait_for(200)
@@ -39,9 +39,9 @@ def test_broken_model(serve_url, tmp_path):
 
 
 def test_rolling_update(drill_url):
-    with Load(drill_url).running() as load:
+    with Load(drill_url, max_retries=0).running() as load:
         load.wait_for(50)
-        updated = application(load_updated_fake, min_replicas=2, max_replicas=2)
+        updated = application(load_updated_fake, min_replicas=2, max_replicas=2, ingress_replicas=2)
         serve.run(updated, name="drill", route_prefix="/drill")
         load.wait_for(50)
     assert set(load.outcomes) == {200}, load.outcomes

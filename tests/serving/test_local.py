@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +18,14 @@ from rayembed.common.errors import CheckpointError, ResourceError
 from rayembed.serving import local
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.deploy import bound_socket
-from rayembed.serving.local import LocalEndpoint, ReplicaPool, _Member, check_room, why_not_locally
+from rayembed.serving.local import (
+    LocalEndpoint,
+    ReplicaPool,
+    _Member,
+    check_packages,
+    check_room,
+    why_not_locally,
+)
 from rayembed.serving.messages import EncodeRequest, Inputs
 from tests.serving.fakes import load_breaking_fake, load_fake, load_slow_fake
 from tests.serving.load import replica_pids
@@ -77,6 +85,15 @@ def test_replicas_must_fit_the_machine():
     check_room(config, {"CPU": 4.0})
     with pytest.raises(ResourceError, match="need 4 cores and 0 GPUs, and the machine has 2 and 0"):
         check_room(config, {"CPU": 2.0})
+
+
+def test_packages_of_the_engines_options_must_be_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setenv("PATH", "")
+    for option, message in (("int8_weights", r"rayembed\[int8\]"), ("compiled", r"C\+\+ compiler g\+\+")):
+        config = ServeConfig.parse({"checkpoint": "x", "models": [{"checkpoint": "y", option: True}]})
+        with pytest.raises(ResourceError, match=message):
+            check_packages(config)
 
 
 @pytest.mark.ray

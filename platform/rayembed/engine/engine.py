@@ -20,11 +20,11 @@ from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Backend, Precision
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.contract.vectors import cut
-from rayembed.engine.int8_weights import use_int8_weights
+from rayembed.engine.int8_weights import check_torchao, use_int8_weights
 from rayembed.engine.memory import keep_freed_memory
 from rayembed.engine.openvino import SHORT_PASS, OpenVinoDecoder, short_passes
 from rayembed.model.checkpoint import LoadedModel, load_model
-from rayembed.model.compilation import compile_token_wise_parts
+from rayembed.model.compilation import check_compiler, compile_token_wise_parts
 from rayembed.model.mixed_precision import use_mixed_precision
 from rayembed.model.precision import chosen_precision, resolve_precision
 
@@ -103,13 +103,21 @@ class Engine:
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or of another shape.
-            ConfigError: there is no such device, or the model has fewer layers than `fp32_layers`.
-            ResourceError: `int8_weights` without torchao.
+            ConfigError: there is no such device, `fp32_layers` is set in fp32, or the model has fewer layers.
+            ResourceError: `int8_weights` without torchao, or `compiled` on a CPU without a C++ compiler.
         """
         folder = resolve(checkpoint)
         target = resolve_device(device)
         precision = chosen_precision(precision, target)
         dtype = resolve_precision(precision, target)
+        if fp32_layers and dtype is torch.float32:
+            raise ConfigError(
+                "fp32_layers belongs to precision bf16 and fp16; in fp32 all layers compute in fp32"
+            )
+        if int8_weights:
+            check_torchao()
+        if compiled:
+            check_compiler(target.type)
         model = load_model(folder, dtype="auto" if fp32_layers else dtype, device=target)
         plain = backend == "auto" and not (fp32_layers or int8_weights or compiled)
         short = short_passes(model.embedder, dtype, target) if plain else None
@@ -123,10 +131,6 @@ class Engine:
         )
         if dtype is not torch.float32:
             use_mixed_precision(engine._embedder, dtype=dtype, fp32_layers=fp32_layers)
-        elif fp32_layers:
-            raise ConfigError(
-                "fp32_layers belongs to precision bf16 and fp16; in fp32 all layers compute in fp32"
-            )
         if int8_weights:
             use_int8_weights(engine._embedder.backbone)
         if compiled:

@@ -3,8 +3,12 @@
 Attention stays as it is: its kernels are fused already, and its shapes follow the lengths of the texts.
 """
 
+import os
+import shutil
+
 import transformers
 
+from rayembed.common.errors import ResourceError
 from rayembed.model.backbone import layers_of
 
 _TOKEN_WISE = {
@@ -13,6 +17,15 @@ _TOKEN_WISE = {
     *("intermediate", "output"),  # BERT and its kin
     *("attn_norm", "mlp_norm"),  # ModernBERT
 }
+
+
+def check_compiler(device: str) -> None:
+    """Raise ResourceError where kernels for a type of device need a C++ compiler and there is none."""
+    compiler = os.environ.get("CXX", "g++")
+    if device == "cpu" and shutil.which(compiler) is None:
+        raise ResourceError(
+            f"compiled kernels need the C++ compiler {compiler} on a CPU; install it or leave compiled off"
+        )
 
 
 def compile_token_wise_parts(backbone: "transformers.PreTrainedModel") -> None:

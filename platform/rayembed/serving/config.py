@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rayembed.common.paths import resolve
-from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Frozen, Precision
+from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Backend, Frozen, Precision
 from rayembed.serving.cache import CacheKind
 
 Authentication = Literal["auto", "required", "off"]
@@ -80,6 +80,18 @@ class ModelSettings(Frozen):
         (), description="LoRA adapters of this model, each served under its own name"
     )
     precision: Precision = Field("auto", description="number format of the weights")
+    fp32_layers: int = Field(
+        0, ge=0, description="in 16 bits, first layers that compute in fp32 altogether; for decoders"
+    )
+    int8_weights: bool = Field(
+        False, description="hold the layers' weights as 8-bit integers; needs the package torchao"
+    )
+    compiled: bool = Field(
+        False, description="compile norms and feed-forward networks; the start takes up to a minute longer"
+    )
+    backend: Backend = Field(
+        "auto", description="auto lets OpenVINO, where it is installed, compute short passes on a CPU"
+    )
     max_length: int | None = Field(
         None,
         ge=4,
@@ -138,6 +150,15 @@ class ModelSettings(Frozen):
     def _replicas_are_a_range(self) -> "ModelSettings":
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        return self
+
+    @model_validator(mode="after")
+    def _fp32_layers_differ_from_the_others(self) -> "ModelSettings":
+        if self.fp32_layers and self.precision == "fp32":
+            raise ValueError(
+                f"fp32_layers {self.fp32_layers} belongs to precision bf16 and fp16; in fp32 all layers "
+                "compute in fp32"
+            )
         return self
 
     @property

@@ -237,7 +237,7 @@ def _wait_until_running(timeout_s: float) -> None:
             f"{name}: {status.message}" for name, status in application.deployments.items() if status.message
         )
         if application.status == ApplicationStatus.DEPLOY_FAILED:
-            raise CheckpointError(f"the endpoint did not start: {details or application.message}")
+            raise CheckpointError(f"the endpoint did not start: {last_line(details or application.message)}")
         now = time.monotonic()
         if now - started > timeout_s:
             raise ResourceError(
@@ -248,6 +248,11 @@ def _wait_until_running(timeout_s: float) -> None:
             reported = now
             logger.info("waiting for %.0f s: %s", now - started, details or application.status.value)
         time.sleep(_POLL_S)
+
+
+def last_line(failure: Exception | str) -> str:
+    """What went wrong in another process: the last line of its traceback."""
+    return (str(failure).strip() or type(failure).__name__).splitlines()[-1]
 
 
 def _wait_until_ready(url: str) -> None:

@@ -25,6 +25,8 @@ from ray.serve.exceptions import BackPressureError
 from rayembed.common.errors import CheckpointError, ResourceError
 from rayembed.common.ray_compat import runs_inside_job
 from rayembed.engine.engine import Engine
+from rayembed.engine.int8_weights import check_torchao
+from rayembed.model.compilation import check_compiler
 from rayembed.serving.api.operations import IngressPeers
 from rayembed.serving.app import create_app
 from rayembed.serving.authentication import Keyring, load_keyring
@@ -34,6 +36,7 @@ from rayembed.serving.deploy import (
     bound_socket,
     check_models,
     connect_for_serving,
+    last_line,
     with_fitting_resources,
 )
 from rayembed.serving.errors import NoReplicaError
@@ -82,6 +85,7 @@ def serve_locally(
     connect_for_serving()
     config = with_fitting_resources(config, arguments)
     check_room(config, ray.cluster_resources())
+    check_packages(config)
     logger.info("starting the replicas and loading the model")
     return LocalEndpoint(config, keyring, listener, load)
 
@@ -95,6 +99,15 @@ def check_room(config: ServeConfig, there: Mapping[str, float]) -> None:
             f"the replicas need {cpus:g} cores and {gpus:g} GPUs, and the machine has "
             f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}; lower num_cpus, num_gpus or the replicas"
         )
+
+
+def check_packages(config: ServeConfig) -> None:
+    """Raise ResourceError unless this machine has what the options of the models' engines need."""
+    for model in config.all_models:
+        if model.int8_weights:
+            check_torchao()
+        if model.compiled:
+            check_compiler("cuda" if model.num_gpus else "cpu")
 
 
 class LocalEndpoint:
@@ -131,7 +144,7 @@ class LocalEndpoint:
         try:
             self._started.result()
         except RayActorError as error:
-            raise CheckpointError(f"the endpoint did not start: {_reason(error)}") from error
+            raise CheckpointError(f"the endpoint did not start: {last_line(error)}") from error
         self.url = base_url(*listener.getsockname()[:2])
 
     def check(self) -> None:
@@ -301,7 +314,7 @@ class ReplicaPool:
         try:
             return await self._ready_replica()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt may succeed
-            logger.error("a model replica did not start: %s", _reason(error))
+            logger.error("a model replica did not start: %s", last_line(error))
             return None
 
     def _remove(self, replica: _Member) -> None:
@@ -318,8 +331,3 @@ async def _failure(call: Coroutine) -> None:
         await call
     except RayActorError:
         return
-
-
-def _reason(error: Exception) -> str:
-    """The last line of what made an actor fail."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -63,7 +63,11 @@ def load_engine(settings: ModelSettings) -> Engine:
     return Engine.load(
         settings.checkpoint_path,
         precision=settings.precision,
+        fp32_layers=settings.fp32_layers,
+        int8_weights=settings.int8_weights,
+        compiled=settings.compiled,
         token_budget=settings.tokens_per_pass,
+        backend=settings.backend,
     )
 
 
@@ -323,8 +327,24 @@ def _load_all(
     for adapter in settings.adapters:
         digest = engine.add_adapter(adapter.served_name, adapter.adapter_path)
         digests[adapter.served_name] = hashlib.sha256(f"{engine.digest}{digest}".encode()).hexdigest()
-    engine.encode([_KNOWN_TEXT])
+    _warm_up(engine, settings, list(digests))
     return engine, digests
+
+
+def _warm_up(engine: Engine, settings: ModelSettings, adapters: Sequence[str]) -> None:
+    """Compute a short text with each adapter, and one pass of long texts that fills the token budget.
+
+    Kernels are built and memory is taken here; what is broken or too large fails here, not on a request.
+    """
+    known = engine.contract.tokenize(engine.tokenizer, [_KNOWN_TEXT])
+    for adapter in adapters:
+        engine.encode_tokens(known, adapter=adapter)
+    budget = settings.tokens_per_pass
+    longest = min(settings.max_length or budget, engine.contract.max_length, budget)
+    [ids] = known.input_ids
+    texts = budget // longest
+    long_ids = (ids * longest)[:longest]
+    engine.encode_tokens(TokenizedTexts([long_ids] * texts, [0] * texts, [False] * texts))
 
 
 def _chosen(groups: Sequence[Inputs], positions: Sequence[int]) -> list[Inputs]:
