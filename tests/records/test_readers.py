@@ -6,10 +6,11 @@ import datasets
 import pytest
 
 from rayembed.common.errors import ConfigError, DataError, ResourceError
+from rayembed.common.paths import resolve
 from rayembed.config.data import UserSourceConfig
 from rayembed.data import build
 from rayembed.data.store import read_split
-from rayembed.records import mteb_tasks, text_files
+from rayembed.records import judged, mteb_tasks, text_files
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,33 @@ def test_beir_judgements_of_what_is_not_there(tmp_path, beir):
     (beir / "corpus.jsonl").write_text('{"_id": "d0"}\n')
     with pytest.raises(DataError, match=r"corpus.jsonl:1 has no id and text"):
         load(tmp_path / "data", beir)
+
+
+@pytest.mark.parametrize("format", ["beir", "triples"])
+def test_the_texts_of_a_collection_reach_nodes_with_disks_of_their_own(
+    tmp_path, beir, monkeypatch, node, s3, format
+):
+    def on_the_others(function, jobs, title, *, here):
+        for texts in node("a").rglob("*.sqlite"):
+            texts.unlink()  # which other nodes do not see
+        for number, job in enumerate(jobs):
+            node(f"b{number}")
+            yield function(job)
+        node("a")
+
+    monkeypatch.setattr(build, "on_all_cpus", on_the_others)
+    source = beir
+    settings = {"format": format}
+    if format == "triples":
+        monkeypatch.setattr(text_files, "PART_BYTES", 9)
+        source = tmp_path / "triples.tsv"
+        source.write_text("q1\td0\td2\nq2\td4\td1\n")
+        settings |= {"corpus": str(beir / "corpus.jsonl"), "queries": str(beir / "queries.jsonl")}
+    else:
+        monkeypatch.setattr(judged, "_QUERIES", 1)
+    rows = load(resolve(s3.uri(f"bucket/{format}")), source, **settings)
+    assert [row["query"] for row in rows] == ["one", "two"]
+    assert rows[1]["positives"] == ["no title"]
 
 
 def test_a_disk_that_fills_up_while_texts_are_indexed(tmp_path, beir, monkeypatch):

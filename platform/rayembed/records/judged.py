@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.errors import ConfigError, DataError
-from rayembed.common.paths import atomic_file
+from rayembed.common.paths import atomic_file, fetch
 from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import Part, Reader, Row, Unreadable
 from rayembed.records.identified import (
@@ -115,7 +115,7 @@ def _build_texts(path: Path, files: Sequence[StoredFile]) -> str:
     Raises:
         DataError: a line has no id or is of another form.
     """
-    if path.is_file():
+    if fetch(path).is_file():
         return str(path)
     try:
         with (
@@ -147,10 +147,10 @@ def _refuse_second_texts(
 
 
 class Texts:
-    """Looks texts up by id."""
+    """Looks texts up by id, on any node."""
 
     def __init__(self, path: str):
-        self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        self._connection = sqlite3.connect(f"{fetch(path).as_uri()}?mode=ro", uri=True)
 
     def get(self, identifier: str) -> str | None:
         """Text of an id; None where there is none."""
