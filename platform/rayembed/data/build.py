@@ -40,7 +40,7 @@ from rayembed.records.columns import Columns
 
 logger = logging.getLogger(__name__)
 
-BUILDER_VERSION = 2
+BUILDER_VERSION = 3
 REJECTS_FILE = "rejects.jsonl"
 
 Job = TypeVar("Job")
