@@ -187,6 +187,25 @@ def test_duplicates_are_left_out_and_are_no_error(tmp_path):
     assert load(write(tmp_path / "labels.jsonl", told), "labels").num_rows == 1
 
 
+def test_duplicates_are_found_however_few_hashes_are_held_at_a_time(tmp_path, monkeypatch):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(4):
+        rows = [{"query": f"q{row % 7}", "positive": f"p{row % (number + 2)}"} for row in range(40)]
+        write(folder / f"{number}.jsonl", rows)
+    whole, listed = load(folder), rejects(folder)
+    assert {row["place"].partition(":")[0] for row in listed} == {f"{number}.jsonl" for number in range(4)}
+    held = []
+    monkeypatch.setattr(build, "_HASHES_AT_A_TIME", 9)
+    repeated = build._repeated
+    monkeypatch.setattr(build, "_repeated", lambda hashes: held.append(len(hashes)) or repeated(hashes))
+    (tmp_path / "data" / "mine" / "card.json").unlink()
+    assert load(folder).equals(whole)
+    assert rejects(folder) == listed
+    assert len(held) == 18
+    assert sum(held) == 160
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
