@@ -6,11 +6,14 @@ import socket
 
 import numpy as np
 import openai
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from ray import serve
 
 from rayembed.common.errors import ResourceError
+from rayembed.data.store import read_split
 from rayembed.engine.engine import Engine
 from rayembed.evaluation.run import run as evaluate
 from rayembed.model.checkpoint import read_manifest
@@ -122,6 +125,51 @@ def test_a_run_that_is_resubmitted_killed_and_told_to_end_is_as_an_unbroken_one(
     assert log.read_text().count("stage retrieval continues at step") == 3
     assert "State API" not in log.read_text(), "Ray Train complains of the missing dashboard every second"
     assert_same_run(run_folder, unbroken)
+
+
+CARD = """---
+configs:
+- config_name: pair-class
+  data_files: [{split: train, path: pair-class/train-*}]
+- config_name: triplet
+  data_files: [{split: train, path: triplet/train-*}, {split: test, path: triplet/test-*}]
+---
+"""
+THREE_LINES = """extends: tiny
+data: {sources: {nli: {hub: downloads/all-nli, config: triplet, split: train, in_batch_negatives: true}}}
+stages: {retrieval: {steps: 3, blend: {pairs: null, nli: 1}}}
+"""
+
+
+def test_three_lines_train_on_a_folder_as_it_comes_from_a_hub(home, tiny_base):
+    folder = home / "downloads" / "all-nli"
+    for name in ("pair-class", "triplet"):
+        (folder / name).mkdir(parents=True)
+    (folder / "README.md").write_text(CARD)
+    (folder / ".gitattributes").write_text("*.parquet filter=lfs")
+    for split, rows in (("train-00000-of-00002", 8), ("train-00001-of-00002", 8), ("test-00000-of-00001", 4)):
+        texts = {
+            column: [f"{column} {split} {row}" for row in range(rows)]
+            for column in ("anchor", "positive", "negative")
+        }
+        pq.write_table(pa.table(texts), folder / "triplet" / f"{split}.parquet")
+    classes = pa.table({"premise": ["a"], "hypothesis": ["b"], "label": [0]})
+    pq.write_table(classes, folder / "pair-class" / "train-00000-of-00001.parquet")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    write_recipe(home, tiny_base, "tiny", stages=1)
+    recipe = home / "mine.yaml"
+    recipe.write_text(THREE_LINES)
+    process = start_training(home, recipe)
+    assert process.wait(timeout=480) == 0, (home / "mine.log").read_text()[-5000:]
+    assert trace(home / "runs" / "tiny")[-1][:2] == ("retrieval", 2)
+    assert read_manifest(home / "runs" / "tiny" / "model")["provenance"]["sources"] == ["nli"]
+    rows = read_split(home / "data", "nli", "train").to_pylist()
+    assert {row["query"].rpartition(" ")[0] for row in rows} == {
+        "anchor train-00000-of-00002",
+        "anchor train-00001-of-00002",
+    }
+    assert {(len(row["positives"]), len(row["negatives"])) for row in rows} == {(1, 1)}
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_two_workers_of_a_submitted_job_train_the_same_model(unbroken, home, tiny_base):

@@ -183,6 +183,44 @@ def test_parts_give_the_same_rows_and_lines_as_the_whole(tmp_path, monkeypatch):
 
 def test_duplicates_are_left_out_and_are_no_error(tmp_path):
     assert load(write(tmp_path / "a.jsonl", [GOOD, GOOD, GOOD])).num_rows == 1
+    told = [{"text": "t", "label": "x", "group": group} for group in "ab"]  # only says where it came from
+    assert load(write(tmp_path / "labels.jsonl", told), "labels").num_rows == 1
+
+
+def test_duplicates_are_found_however_few_hashes_are_held_at_a_time(tmp_path, monkeypatch):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(4):
+        rows = [{"query": f"q{row % 7}", "positive": f"p{row % (number + 2)}"} for row in range(40)]
+        write(folder / f"{number}.jsonl", rows)
+    whole, listed = load(folder), rejects(folder)
+    assert {row["place"].partition(":")[0] for row in listed} == {f"{number}.jsonl" for number in range(4)}
+    held = []
+    monkeypatch.setattr(build, "_HASHES_AT_A_TIME", 9)
+    repeated = build._repeated
+    monkeypatch.setattr(build, "_repeated", lambda hashes: held.append(len(hashes)) or repeated(hashes))
+    (tmp_path / "data" / "mine" / "card.json").unlink()
+    assert load(folder).equals(whole)
+    assert rejects(folder) == listed
+    assert len(held) == 18
+    assert sum(held) == 160
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"instruction": "Find"}, {"instruction": "Search"}),
+        ({"instruction": "Find"}, {}),
+        ({"teacher_scores": [1.0]}, {"teacher_scores": [2.0]}),
+        ({"negatives": ["n"]}, {"negatives": ["m"]}),
+        ({"negatives": ["n"]}, {}),
+        ({"positive": ["p", "n"]}, {"positive": ["p"], "negatives": ["n"]}),
+        ({"cluster": "a"}, {"cluster": "b"}),
+    ],
+)
+def test_rows_that_differ_in_what_training_sees_are_no_duplicates(tmp_path, one, other):
+    records = [GOOD | one, GOOD | other, GOOD | one]
+    assert load(write(tmp_path / "a.jsonl", records)).num_rows == 2
 
 
 def test_columns_are_mapped_and_wrong_ones_get_one_error(tmp_path):

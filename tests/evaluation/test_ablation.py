@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from rayembed.common.errors import ConfigError
+from rayembed.common.paths import fetch
 from rayembed.evaluation.ablation import Cell, ablate, cell_config, cells, load_grid
 from rayembed.evaluation.results import ModelRecord, TaskRecord, write_record
 
@@ -93,6 +94,17 @@ def test_cells_are_run_once_and_the_tables_test_them(grid_file):
     assert rows["reference"]["p"] == ""
     assert float(rows["pooling mean"]["detectable"]) == pytest.approx(0, abs=1e-9)
     assert rows["pooling mean"]["seeds"] == "2"
+
+
+def test_cells_that_another_node_scored_in_a_store_are_not_run_again(grid_file, node, s3):
+    runner = FakeRunner()
+    grid = load_grid(grid_file).model_copy(update={"output": s3.uri("bucket/ablations")})
+    ablate(grid, grid_file.parent, most_cells=2, runner=runner)
+    node("b")
+    folder = ablate(grid, grid_file.parent, runner=runner)
+    assert len(runner.calls) == len(set(runner.calls)) == 6
+    node("c")
+    assert "not run" not in fetch(folder / "ablation.md").read_text()
 
 
 def test_levels_of_one_name_and_changed_recipes_share_no_record(grid_file):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayembed.common.errors import DataError, ResourceError
+from rayembed.common.paths import resolve
 from rayembed.evaluation.catalogue import Catalogue
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
 from rayembed.evaluation.mirror import Mirror
@@ -64,6 +65,22 @@ def test_registry_tasks_are_scored_from_the_mirror(mirror):
         result = evaluate_task(EngineEncoder(WordEngine(), "fake"), task)
         assert result.get_score() == pytest.approx(1.0)
         assert result.dataset_revision == mteb.get_task(reference.name).metadata.dataset["revision"]
+
+
+def test_a_mirror_in_a_store_serves_every_node(mirror, node, s3, tmp_path):
+    stored = resolve(s3.uri("bucket/mirror"))
+    Mirror(stored).make([mteb.get_task("STSBenchmark")])
+    node("b")
+    catalogue = Catalogue(tmp_path, mirror=stored)
+    references = catalogue.select(tasks=["STSBenchmark"]).references
+    catalogue.prepare(references)
+    cache = node("c")
+    task = catalogue.load(references[0])
+    assert Path(task.metadata.dataset["path"]).is_relative_to(cache)
+    assert evaluate_task(EngineEncoder(WordEngine(), "fake"), task).get_score() == pytest.approx(1.0)
+    references = catalogue.select(tasks=["SciFact"]).references
+    with pytest.raises(DataError, match=r"the mirror s3://.* lacks data: SciFact: no s3://.*mteb__scifact"):
+        catalogue.prepare(references)
 
 
 def test_what_a_mirror_lacks_is_named_before_anything_runs(mirror):

@@ -6,10 +6,11 @@ import datasets
 import pytest
 
 from rayembed.common.errors import ConfigError, DataError, ResourceError
+from rayembed.common.paths import resolve
 from rayembed.config.data import UserSourceConfig
 from rayembed.data import build
 from rayembed.data.store import read_split
-from rayembed.records import mteb_tasks, text_files
+from rayembed.records import judged, mteb_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,31 @@ def test_beir_judgements_of_what_is_not_there(tmp_path, beir):
         load(tmp_path / "data", beir)
 
 
+@pytest.mark.parametrize("format", ["beir", "triples"])
+def test_the_texts_of_a_collection_reach_nodes_with_disks_of_their_own(
+    tmp_path, beir, monkeypatch, node, s3, format
+):
+    def on_the_others(function, jobs, title, *, here):
+        for texts in node("a").rglob("*.sqlite"):
+            texts.unlink()  # which other nodes do not see
+        for number, job in enumerate(jobs):
+            node(f"b{number}")
+            yield function(job)
+        node("a")
+
+    monkeypatch.setattr(build, "on_all_cpus", on_the_others)
+    source = beir
+    settings = {"format": format}
+    if format == "triples":
+        source = tmp_path / "triples.tsv"
+        source.write_text("q1\td0\td2\nq2\td4\td1\n")
+        settings |= {"corpus": str(beir / "corpus.jsonl"), "queries": str(beir / "queries.jsonl")}
+    monkeypatch.setattr(judged, "_QUERIES", 1)
+    rows = load(resolve(s3.uri(f"bucket/{format}")), source, **settings)
+    assert [row["query"] for row in rows] == ["one", "two"]
+    assert rows[1]["positives"] == ["no title"]
+
+
 def test_a_disk_that_fills_up_while_texts_are_indexed(tmp_path, beir, monkeypatch):
     connect = sqlite3.connect
 
@@ -91,19 +117,31 @@ def test_a_disk_that_fills_up_while_texts_are_indexed(tmp_path, beir, monkeypatc
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_triples_by_id(tmp_path, monkeypatch, compressed):
-    monkeypatch.setattr(text_files, "PART_BYTES", 20)
+    """All lines of a query are one row, wherever they are in the file."""
+    monkeypatch.setattr(judged, "_QUERIES", 2)
+    monkeypatch.setattr(judged, "_AT_A_TIME", 3)
     (tmp_path / "collection.tsv").write_text("1\tpassage one\n2\tpassage two\n3\tpassage\twith a tab\n")
-    (tmp_path / "queries.tsv").write_text("10\tquery ten\n11\tquery eleven\n")
-    content = b"10\t1\t2\n11\t2\t3\n11\t3\n10 0 3 1\n10 0 2 0\n"
+    (tmp_path / "queries.tsv").write_text("10\tquery ten\n11\tquery eleven\n12\tquery twelve\n")
+    content = b"10\t1\t2\n11\t2\t3\n\n12\t3\n11\t2\t1\n10 0 3 1\n10 0 2 0\n11\t2\t3\n"
     triples = tmp_path / ("triples.tsv.gz" if compressed else "triples.tsv")
     triples.write_bytes(gzip.compress(content) if compressed else content)
     beside = {"corpus": str(tmp_path / "collection.tsv"), "queries": str(tmp_path / "queries.tsv")}
     rows = load(tmp_path / "data", triples, format="triples", **beside)
     assert [(row["query"], row["positives"], row["negatives"]) for row in rows] == [
-        ("query ten", ["passage one"], ["passage two"]),
-        ("query eleven", ["passage two"], ["passage\twith a tab"]),
-        ("query eleven", ["passage\twith a tab"], []),
-        ("query ten", ["passage\twith a tab"], []),
+        ("query ten", ["passage one", "passage\twith a tab"], ["passage two"]),
+        ("query eleven", ["passage two"], ["passage\twith a tab", "passage one"]),
+        ("query twelve", ["passage\twith a tab"], []),
+    ]
+    content += b"10\t1\t9\n13\t1\t2\n12 1 x 2 3\n12 0 1 much\n"
+    triples.write_bytes(gzip.compress(content) if compressed else content)
+    with pytest.raises(DataError, match="4 of 7 rows are bad"):
+        load(tmp_path / "data", triples, format="triples", **beside)
+    listed = map(json.loads, (tmp_path / "data" / "mine.rejects.jsonl").read_text().splitlines())
+    assert [row["detail"] for row in listed] == [
+        "line 11 has 5 fields, not 2, 3 or 4",
+        "line 12 has grade 'much', not a number",
+        "document 9 of query 10 in line 9",
+        "query 13",
     ]
     with pytest.raises(ConfigError, match="needs corpus and queries"):
         load(tmp_path / "data", triples, format="triples")

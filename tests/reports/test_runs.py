@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pyarrow.fs import copy_files
 from typer.testing import CliRunner
 
 from rayembed.cli.main import app
@@ -95,6 +96,29 @@ def test_runs_are_listed_with_status_score_and_cost(home):
         "600",
         "3 s",
     ]
+
+
+def test_runs_in_a_store_are_listed_without_their_checkpoints(tmp_path, node, s3, monkeypatch):
+    store, bucket = s3.open("bucket/listed/runs")
+    write_run(tmp_path / "runs/done", steps=10, finished=True, scores={"A": 0.4})
+    write_run(tmp_path / "runs/grid/half", steps=6, validations=((2, 0.7),))
+    (tmp_path / "runs/done/stages").mkdir()
+    (tmp_path / "runs/done/stages/optimizer.pt").write_bytes(b"large")
+    copy_files(str(tmp_path / "runs"), bucket, destination_filesystem=store)
+    for name, value in s3.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAYEMBED_HOME", "s3://bucket/listed")
+    cache = node("b")
+    records = {run["name"]: run for run in json.loads(invoke("runs", "--json").output)}
+    assert {name: run["folder"] for name, run in records.items()} == {
+        "done": "s3://bucket/listed/runs/done",
+        "half": "s3://bucket/listed/runs/grid/half",
+    }
+    assert [records[name]["status"] for name in ("done", "half")] == ["finished", "stopped"]
+    assert (records["done"]["score"], records["half"]["score"]) == (0.4, 0.7)
+    assert not list(cache.rglob("optimizer.pt"))
+    assert "s3://bucket/listed/runs/compare.html" in invoke("compare", "done", "grid/half").output
+    assert store.get_file_info(f"{bucket}/compare.html").size
 
 
 def test_steps_that_were_not_logged_count_towards_the_cost(tmp_path):

@@ -3,6 +3,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import copy_files
 
 from rayembed.common import endpoint_client
 from rayembed.common.errors import DataError, RequestError
@@ -89,6 +90,19 @@ def test_queries_are_found_again_or_dropped_and_neighbours_get_the_judge_s_label
         assert row["instruction"] == "Given a query, find the passage that answers it"
     assert "| grounded | 6 | 6 |" in (home / "synthetic" / "report.md").read_text()
     assert json.loads((result.path.parent / "report.json").read_text())["round_trip"] == {"dropped": 6}
+
+
+def test_passages_and_rows_may_be_in_a_store(service, home, node, s3, monkeypatch):
+    store, bucket = s3.open("bucket/grounded")
+    copy_files(str(home), bucket, destination_filesystem=store)
+    monkeypatch.setenv("RAYEMBED_HOME", s3.uri("bucket/grounded"))
+    with fake_endpoint(service) as url:
+        synthesize(recipe(url))
+        asked = len(service.forms)
+        node("b")
+        (result,) = synthesize(recipe(url))
+    assert len(service.forms) == asked
+    assert (result.report.rows, result.report.not_found, result.report.answers) == (6, 6, 6)
 
 
 def test_an_interrupted_run_continues_and_needs_no_judge(service):

@@ -11,6 +11,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from rayembed.common import endpoint_client
 from rayembed.common.errors import DataError, RequestError, ResourceError
+from rayembed.common.paths import resolve
 from rayembed.config.data import UserSourceConfig
 from rayembed.data.build import build_user_source
 from rayembed.data.store import read_split
@@ -124,6 +125,27 @@ def test_an_interrupted_run_keeps_its_answers_and_asks_only_for_the_others(url, 
     total = model.prompts.total()
     assert synthesize(recipe(url))[0].report == result.report
     assert model.prompts.total() == total  # nothing is left to ask
+
+
+def test_answers_in_a_store_are_there_on_another_node(url, model, node, s3, monkeypatch):
+    monkeypatch.setenv("RAYEMBED_HOME", s3.uri("bucket/synthesis"))
+    priced = {"price_prompt": 1e6, "price_answer": 0, "max_cost": 120}  # ten tokens each
+    model.fail_after = 9
+    with pytest.raises(RequestError):
+        synthesize(recipe(url))
+    model.fail_after = None
+    node("b")
+    synthesize(recipe(url, generator=priced))
+    node("c")
+    (result,) = synthesize(recipe(url, generator=priced | {"max_cost": 1000}))
+    total = model.prompts.total()
+    assert result.report.rows == 12
+    assert total - result.report.answers <= 3, "only what failed or was in flight is asked again"
+    node("d")
+    assert synthesize(recipe(url))[0].report == result.report
+    assert model.prompts.total() == total
+    build_user_source("stored", UserSourceConfig(path=str(result.path)), resolve("data"))
+    assert read_split(resolve("data"), "stored", "train").num_rows == 12
 
 
 def test_repeated_tasks_and_rows_are_dropped_and_counted(url, model):

@@ -1,6 +1,5 @@
 """`rayembed ablate`."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from rayembed.cli.options import FilePath
 from rayembed.cli.train import train_and_score
-from rayembed.common.paths import resolve
+from rayembed.common.paths import remove, resolve
 
 if TYPE_CHECKING:
     from rayembed.config.run import RunConfig
@@ -59,4 +58,4 @@ def _train_and_evaluate(grid: "Grid", config: "RunConfig", folder: Path) -> None
         tasks=grid.tasks,
         name=LABEL,
     )
-    shutil.rmtree(folder / "stages", ignore_errors=True)
+    remove(folder / "stages")

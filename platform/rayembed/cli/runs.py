@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rayembed.common.errors import DataError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import location_of, resolve
 
 _RUNS = Path("runs")
 
@@ -40,4 +40,4 @@ def compare(
     path = resolve(output) if output else resolve(folder) / "compare.html"
     write_comparison(opened, path)
     typer.echo(format_comparison(opened))
-    typer.echo(f"report: {path}")
+    typer.echo(f"report: {location_of(path)}")

@@ -4,22 +4,22 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
 from rayembed.common.errors import RefusedItemError, RequestError, ResourceError
+from rayembed.common.paths import push
 from rayembed.common.settings import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import openai
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ RETRIES = 5
 
 
 _ABOUT_THE_INPUT = (400, 413, 422)
+_PUSH_SECONDS = 60.0
 
 
 class EndpointConfig(Frozen):
@@ -152,9 +153,7 @@ def _unknown_option(message: str, given: Iterable[str]) -> str | None:
     return next((name for name in given if re.search(rf"\b{name}\b", message)), None)
 
 
-def ask_all(
-    config: EndpointConfig, ask: "Callable[[Item], Answer]", items: Iterable[Item]
-) -> Iterator[Answer]:
+def ask_all(config: EndpointConfig, ask: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
     """Answers as they come, with `config.concurrency` requests in flight.
 
     After a failure nothing more is sent, and what is in flight still comes before the failure is raised:
@@ -180,10 +179,28 @@ def ask_all(
         raise failure
 
 
-def keep_answer(stream: TextIO, record: dict[str, Any]) -> None:
-    """Write an answer down as a line of JSON, at once, so that it is not asked for twice."""
-    stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-    stream.flush()
+@contextmanager
+def kept_answers(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield what writes an answer down as a line of JSON, at once, so that it is not asked for twice.
+
+    A file in a store is brought there with the first answer, then every minute, and at the end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pushed = float("-inf")
+    with path.open("a", encoding="utf-8") as stream:
+
+        def keep(record: dict[str, Any]) -> None:
+            nonlocal pushed
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            stream.flush()
+            if time.monotonic() - pushed > _PUSH_SECONDS:
+                push(path)
+                pushed = time.monotonic()
+
+        try:
+            yield keep
+        finally:
+            push(path)
 
 
 def stored_answers(path: Path) -> Iterator[dict[str, Any]]:
@@ -229,7 +246,7 @@ def endpoint_errors(config: EndpointConfig, retries: int | None = None) -> Itera
         ) from error
 
 
-def _ask(config: EndpointConfig, ask: "Callable[[Item], Answer]", item: Item) -> Answer:
+def _ask(config: EndpointConfig, ask: Callable[[Item], Answer], item: Item) -> Answer:
     with endpoint_errors(config):
         return ask(item)
 

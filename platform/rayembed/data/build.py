@@ -1,9 +1,8 @@
 """A source of the user's own -> a folder of checked Parquet files, a card and a list of what was left out.
 
 The source is cut into parts. Each part is streamed to its own file by a Ray actor (by this process where
-there is one part only), so memory does not limit the size: this process keeps some 40 bytes of
-each row, to find duplicates. Parts that are complete outlive an error, and the next run continues with the
-others.
+there is one part only), so memory does not limit the size. Parts that are complete outlive an error, and the
+next run continues with the others.
 """
 
 import json
@@ -40,8 +39,9 @@ from rayembed.records.columns import Columns
 
 logger = logging.getLogger(__name__)
 
-BUILDER_VERSION = 2
+BUILDER_VERSION = 3
 REJECTS_FILE = "rejects.jsonl"
+_HASHES_AT_A_TIME = 1 << 22  # to find duplicates; some 50 bytes each
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -186,22 +186,35 @@ def _with_rows(jobs: Sequence[PartJob], summaries: Sequence[dict[str, Any]]) -> 
 
 
 def _duplicates(jobs: Sequence[PartJob]) -> dict[int, list[int]]:
-    """Part -> positions of rows that say the same as an earlier row of any part."""
-    hashes = [_row_index(job)["hashes"] for job in jobs]
-    starts = np.cumsum([0, *map(len, hashes)])
-    everything = np.concatenate(hashes)
-    order = np.argsort(everything, kind="stable")
-    repeated = order[1:][everything[order[1:]] == everything[order[:-1]]]
+    """Part -> positions of rows that say the same as an earlier row of any part.
+
+    All hashes are read once for each share of them that is held at a time: equal ones are in one share.
+    """
+    files = [fetch(job.path(".npz")) for job in jobs]
+    shares = 1 + sum(len(_stored(file, "hashes")) for file in files) // _HASHES_AT_A_TIME
     found: dict[int, list[int]] = defaultdict(list)
-    for position in np.sort(repeated).tolist():
-        part = int(np.searchsorted(starts, position, side="right")) - 1
-        found[part].append(position - int(starts[part]))
-    return found
+    for share in range(shares):
+        hashes, positions = [], []
+        for file in files:
+            of_part = _stored(file, "hashes")
+            positions.append(np.flatnonzero(of_part % np.uint64(shares) == share))
+            hashes.append(of_part[positions[-1]])
+        starts = np.cumsum([0, *map(len, positions)])
+        for place in _repeated(np.concatenate(hashes)).tolist():
+            part = int(np.searchsorted(starts, place, side="right")) - 1
+            found[jobs[part].index].append(int(positions[part][place - starts[part]]))
+    return defaultdict(list, {part: sorted(rows) for part, rows in found.items()})
 
 
-def _row_index(job: PartJob) -> dict[str, np.ndarray]:
-    with np.load(fetch(job.path(".npz")), allow_pickle=False) as stored:
-        return {"hashes": stored["hashes"], "numbers": stored["numbers"]}
+def _repeated(hashes: np.ndarray) -> np.ndarray:
+    """Places of hashes that are there once more, further in front."""
+    order = np.argsort(hashes, kind="stable")
+    return order[1:][hashes[order[1:]] == hashes[order[:-1]]]
+
+
+def _stored(file: Path, name: str) -> np.ndarray:
+    with np.load(file, allow_pickle=False) as stored:
+        return stored[name]
 
 
 def _dropped(summaries: Sequence[dict[str, Any]], duplicates: dict[int, list[int]]) -> dict[str, int]:
@@ -261,7 +274,8 @@ def _write_rejects(
                     place = f"{file.name}:{before[file.uri] + reject.pop('number')}"
                     listed.write(json.dumps({"place": place, **reject}, ensure_ascii=False) + "\n")
             repeated = duplicates[job.index]
-            for number in _row_index(job)["numbers"][repeated].tolist() if repeated else []:
+            numbers = _stored(fetch(job.path(".npz")), "numbers")[repeated] if repeated else np.empty(0)
+            for number in numbers.tolist():
                 place = f"{file.name}:{before[file.uri] + number}"
                 listed.write(
                     json.dumps({"place": place, "reason": "duplicate", "detail": "of an earlier row"}) + "\n"

@@ -115,8 +115,12 @@ def _write_part(job: PartJob) -> dict[str, Any]:
 
 
 def content_hash(row: dict[str, Any]) -> int:
-    """64-bit hash of what a row says; rows that say the same have the same."""
-    named = ("dataset", "task_type", "query_id", "document_ids", "text_id", "group", "cluster")
+    """64-bit hash of what training sees of a row.
+
+    A row that is in two clusters stays two rows: they share their texts, so they never meet in a batch, and
+    the cluster of the second is not lost.
+    """
+    named = ("dataset", "task_type", "query_id", "document_ids", "text_id", "group")
     said = {name: value for name, value in row.items() if name not in named}
     return int.from_bytes(hashlib.sha256(json.dumps(said).encode()).digest()[:8])
 

@@ -24,7 +24,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from rayembed.common.errors import ConfigError
-from rayembed.common.paths import atomic_write, resolve
+from rayembed.common.paths import atomic_write, fetch, resolve
 from rayembed.common.settings import Frozen
 from rayembed.config.loading import load_recipe
 from rayembed.config.run import RunConfig
@@ -352,4 +352,4 @@ def _records(planned: Mapping[Cell, RunConfig], runs: Path) -> dict[Cell, ModelR
 
 
 def _is_scored(cell: Path) -> bool:
-    return (cell / "results" / LABEL / RECORD_FILE).is_file()
+    return fetch(cell / "results" / LABEL / RECORD_FILE).is_file()

@@ -17,7 +17,7 @@ import huggingface_hub
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskRetrieval
 
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.common.paths import atomic_directory
+from rayembed.common.paths import atomic_directory, fetch, location_of
 from rayembed.records.mteb_tasks import mirror_folder, point_at_mirror
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,12 @@ class Mirror:
         """
         by_folder = {self.dataset_folder(task): task for task in tasks}
         for number, (target, task) in enumerate(by_folder.items(), start=1):
-            if not list(_damage(target)):
+            if not list(_damage(fetch(target))):
                 logger.info("%d/%d %s is there", number, len(by_folder), task.metadata.name)
                 continue
-            logger.info("%d/%d fetching %s into %s", number, len(by_folder), task.metadata.name, target)
+            logger.info(
+                "%d/%d fetching %s into %s", number, len(by_folder), task.metadata.name, location_of(target)
+            )
             with atomic_directory(target) as folder:
                 self._fetch(task, folder)
                 sizes = {
@@ -67,8 +69,8 @@ class Mirror:
         if problems:
             more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             raise DataError(
-                f"the mirror {self.folder} lacks data: {'; '.join(problems[:_SHOWN])}{more}; run "
-                "`rayembed mirror make` where a network is, or leave these tasks out"
+                f"the mirror {location_of(self.folder)} lacks data: {'; '.join(problems[:_SHOWN])}{more}; "
+                "run `rayembed mirror make` where a network is, or leave these tasks out"
             )
 
     def point(self, task: AbsTask) -> AbsTask:
@@ -79,7 +81,7 @@ class Mirror:
     def _problems(self, task: AbsTask) -> Iterator[str]:
         # A task that `point` has changed already names the folder itself.
         path = Path(str(task.metadata.dataset["path"]))
-        folder = path if path.is_absolute() else self.dataset_folder(task)
+        folder = fetch(path if path.is_absolute() else self.dataset_folder(task))
         damage = list(_damage(folder))
         yield from damage
         if not damage:
@@ -105,7 +107,7 @@ class Mirror:
 def _damage(folder: Path) -> Iterator[str]:
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        yield f"no {folder}"
+        yield f"no {location_of(folder)}"
         return
     for name, size in json.loads(manifest.read_text())["files"].items():
         path = folder / name

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from rayembed.common.endpoint_client import keep_answer, stored_answers
+from rayembed.common.endpoint_client import kept_answers, stored_answers
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.common.paths import fetch, push, resolve
+from rayembed.common.paths import fetch, resolve
 from rayembed.common.progress import Progress
 from rayembed.data.plan import fingerprint
 from rayembed.mining.candidates import Candidates
@@ -187,8 +187,7 @@ class _StoredAnswers:
         title = f"source {self._source}, rescoring"
         logger.info("%s: %d of %d queries are to be asked", title, len(missing), len(requests))
         shown = Progress(logger, title, len(missing), unit="queries")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as stream:
+        with kept_answers(self._path) as keep:
             for request, positives, answers in self._answers(missing):
                 query, instruction = self._asked[request.query]
                 record = {
@@ -199,11 +198,10 @@ class _StoredAnswers:
                     "documents": [self._key(document) for document in request.documents],
                     "answers": answers,
                 }
-                keep_answer(stream, record)
+                keep(record)
                 self._remember(record)
                 self._misfits.count(answers)
                 shown.add()
-        push(self._path)
         self._misfits.check(least=1)
         self._scale.decide(self._scores())
 

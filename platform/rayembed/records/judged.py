@@ -1,6 +1,7 @@
 """Queries and documents by id: BEIR folders, and triples or judgements over two collections.
 
-A collection may have more texts than memory holds, so they go into an SQLite file that all parts read.
+A collection may have more texts than memory holds, and a file of triples more lines, so they go into SQLite
+files that all parts read.
 """
 
 import contextlib
@@ -9,12 +10,13 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rayembed.common.errors import ConfigError, DataError
-from rayembed.common.paths import atomic_file
+from rayembed.common.paths import atomic_file, fetch
 from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import Part, Reader, Row, Unreadable
 from rayembed.records.identified import (
@@ -27,10 +29,11 @@ from rayembed.records.identified import (
 )
 from rayembed.records.layout import canonical, place_of
 from rayembed.records.locations import StoredFile, list_files
-from rayembed.records.text_files import JSON, lines
+from rayembed.records.text_files import lines
 
-_TEXTS = 10_000  # stored at a time
-_QUERIES = 50_000  # of a part of a BEIR folder
+_AT_A_TIME = 10_000  # texts and lines that are stored
+_QUERIES = 50_000  # of a part
+Item = TypeVar("Item")
 _ROLES = {
     "corpus": re.compile(r"(^|/)corpus[./-]"),
     "queries": re.compile(r"(^|/)queries[./-]"),
@@ -115,8 +118,21 @@ def _build_texts(path: Path, files: Sequence[StoredFile]) -> str:
     Raises:
         DataError: a line has no id or is of another form.
     """
-    if path.is_file():
+    if fetch(path).is_file():
         return str(path)
+    with _new_database(path) as connection:
+        connection.execute("create table texts (id text primary key, text text) without rowid")
+        for file in files:
+            for batch in _batches(read_collection(file)):
+                added = connection.executemany("insert or ignore into texts values (?, ?)", batch)
+                if added.rowcount < len(batch):
+                    _refuse_second_texts(connection, batch, file)
+    return str(path)
+
+
+@contextlib.contextmanager
+def _new_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """An SQLite file to be filled, which appears when it is complete."""
     try:
         with (
             atomic_file(path) as temporary,
@@ -124,21 +140,20 @@ def _build_texts(path: Path, files: Sequence[StoredFile]) -> str:
             connection,
         ):
             connection.execute("pragma journal_mode = off")
-            connection.execute("create table texts (id text primary key, text text) without rowid")
-            for file in files:
-                for batch in _batches(read_collection(file)):
-                    added = connection.executemany("insert or ignore into texts values (?, ?)", batch)
-                    if added.rowcount < len(batch):
-                        _refuse_second_texts(connection, batch, file)
+            yield connection
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
             raise OSError(errno.ENOSPC, str(error), str(path)) from error
         raise
-    return str(path)
+
+
+def _open_database(path: str) -> sqlite3.Connection:
+    """An SQLite file on any node, to be read."""
+    return sqlite3.connect(f"{fetch(path).as_uri()}?mode=ro", uri=True)
 
 
 def _refuse_second_texts(
-    connection: sqlite3.Connection, batch: list[tuple[str, str]], file: StoredFile
+    connection: sqlite3.Connection, batch: Sequence[tuple[str, str]], file: StoredFile
 ) -> None:
     for key, text in batch:
         (first,) = connection.execute("select text from texts where id = ?", (key,)).fetchone()
@@ -150,7 +165,7 @@ class Texts:
     """Looks texts up by id."""
 
     def __init__(self, path: str):
-        self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        self._connection = _open_database(path)
 
     def get(self, identifier: str) -> str | None:
         """Text of an id; None where there is none."""
@@ -158,18 +173,14 @@ class Texts:
         return row[0] if row else None
 
 
-def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    batch = []
-    for pair in pairs:
-        batch.append(pair)
-        if len(batch) == _TEXTS:
-            yield batch
-            batch = []
-    yield batch
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    items = iter(items)
+    while batch := list(islice(items, _AT_A_TIME)):
+        yield batch
 
 
 def _triple_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> list[Part]:
-    """Ranges of bytes of the triples; both collections are made ready for look-ups.
+    """Ranges of the queries of each file; both collections are made ready for look-ups.
 
     Raises:
         ConfigError: corpus or queries is not declared.
@@ -181,35 +192,91 @@ def _triple_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: P
         "corpus": _build_texts(work / "corpus.sqlite", list_files(source.corpus)),
         "queries": _build_texts(work / "queries.sqlite", list_files(source.queries)),
     }
-    return [replace(part, format="triples", extra=extra) for part in JSON.parts(source, files, work)]
+    parts = []
+    for position, file in enumerate(files):
+        path = _group_triples(work / f"triples-{position}.sqlite", file)
+        with contextlib.closing(_open_database(path)) as grouped:
+            (queries,) = grouped.execute("select count(*) from queries").fetchone()
+        parts += [
+            Part("triples", file, start, start + _QUERIES, extra | {"triples": path})
+            for start in range(0, max(queries, 1), _QUERIES)
+        ]
+    return parts
+
+
+def _group_triples(path: Path, file: StoredFile) -> str:
+    """Make the SQLite file of the lines of `file` by their queries, unless it is there; returns its path.
+
+    The lines of a query are all over the file, and there are more than memory holds: SQLite sorts them.
+    """
+    if fetch(path).is_file():
+        return str(path)
+    with _new_database(path) as connection:
+        connection.execute("create table broken (line integer, detail text, text text)")
+        connection.execute("create temp table lines (query text, document text, positive int, line int)")
+        for batch in _batches(_judged_lines(file)):
+            broken = [(line, one.detail, one.text) for line, one in batch if isinstance(one, Unreadable)]
+            judged = [
+                (one[0], document, place == 0, line)
+                for line, one in batch
+                if isinstance(one, list)
+                for place, document in enumerate(one[1:])
+            ]
+            connection.executemany("insert into broken values (?, ?, ?)", broken)
+            connection.executemany("insert into lines values (?, ?, ?, ?)", judged)
+        connection.execute(
+            "create table pairs (query text, positive int, line int, document text, "
+            "primary key (query, positive, line)) without rowid"
+        )
+        connection.execute(
+            "insert into pairs select query, positive, min(line), document from lines "
+            "group by query, positive, document"
+        )
+        connection.execute("create table queries (number integer primary key, query text)")
+        connection.execute("insert into queries (query) select distinct query from pairs order by query")
+    return str(path)
+
+
+def _judged_lines(file: StoredFile) -> Iterator[tuple[int, list[str] | Unreadable]]:
+    """Number and content of the lines that say something."""
+    for number, line in enumerate(lines(Part("triples", file)), start=1):
+        found = _triple(fields_of(line.decode("utf-8-sig", errors="replace")))
+        if found is not None:
+            yield number, found
 
 
 def _read_triples(part: Part) -> Iterator[Row]:
-    """One pair row for each query and positive of the part, with the negatives of all its lines.
+    """One pair row a query, with the positives and negatives of all its lines.
 
-    Lines `q1 d1 d2`, `q1 d1 d3` and `q2 d4 d5` give (q1, d1, [d2, d3]) and (q2, d4, [d5]).
+    Lines `q1 d1 d2`, `q2 d4 d5` and `q1 d1 d3` give (q1, [d1], [d2, d3]) and (q2, [d4], [d5]).
     """
+    yield from (Row(number, record) for number, record in enumerate(_grouped(part), start=1))
+
+
+def _grouped(part: Part) -> Iterator[dict[str, Any] | Unreadable]:
     corpus, queries = Texts(part.extra["corpus"]), Texts(part.extra["queries"])
-    merged: dict[tuple[str, str], dict[str, None]] = {}
-    first: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(lines(part), start=1):
-        fields = _triple(fields_of(line.decode("utf-8-sig", errors="replace")))
-        yield Row(number, fields if isinstance(fields, Unreadable) else None)
-        if isinstance(fields, list):
-            key = (fields[0], fields[1])
-            first.setdefault(key, number)
-            merged.setdefault(key, {}).update(dict.fromkeys(fields[2:]))
-    for key, negatives in merged.items():
-        texts = {name: corpus.get(name) for name in (key[1], *negatives)}
-        query, positive = queries.get(key[0]), texts[key[1]]
-        unknown = [f"document {name}" for name, text in texts.items() if text is None]
-        if query is None or positive is None:
-            unknown = unknown or [f"query {key[0]}"]
-        for what in unknown:
-            yield Row(first[key], Unreadable("unknown id", what, " ".join(key)))
-        if query is not None and positive is not None:
-            known = [texts[name] for name in negatives if texts[name] is not None]
-            yield Row(first[key], {"query": query, "positives": [positive], "negatives": known})
+    database = _open_database(part.extra["triples"])
+    if part.start == 0:
+        for line, detail, text in database.execute("select line, detail, text from broken order by line"):
+            yield Unreadable("wrong type", f"line {line} has {detail}", text)
+    found = database.execute(
+        "select query, positive, line, document from queries join pairs using (query) "
+        "where number > ? and number <= ? order by number, line",
+        (part.start, part.stop),
+    )
+    for query, judged in groupby(found, key=itemgetter(0)):
+        text = queries.get(query)
+        if text is None:
+            yield Unreadable("unknown id", f"query {query}")
+            continue
+        texts: dict[bool, list[str]] = {True: [], False: []}
+        for _, positive, line, document in judged:
+            if (known := corpus.get(document)) is None:
+                yield Unreadable("unknown id", f"document {document} of query {query} in line {line}")
+            else:
+                texts[bool(positive)].append(known)
+        if texts[True]:  # else its positives are all counted as unknown
+            yield {"query": text, "positives": texts[True], "negatives": texts[False]}
 
 
 def _triple(fields: list[str]) -> list[str] | Unreadable | None:
@@ -217,12 +284,12 @@ def _triple(fields: list[str]) -> list[str] | Unreadable | None:
     if not any(fields):
         return None
     if len(fields) not in (2, 3, 4):
-        return Unreadable("wrong type", f"{len(fields)} fields instead of 2, 3 or 4", " ".join(fields))
+        return Unreadable("wrong type", f"{len(fields)} fields, not 2, 3 or 4", " ".join(fields))
     if len(fields) < 4:
         return fields
     grade = grade_of(fields[3])
     if grade is None:
-        return Unreadable("wrong type", f"grade {fields[3]!r} is not a number", " ".join(fields))
+        return Unreadable("wrong type", f"grade {fields[3]!r}, not a number", " ".join(fields))
     return [fields[0], fields[2]] if grade > 0 else None
 
 

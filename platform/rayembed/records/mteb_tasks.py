@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.common.errors import DataError, ResourceError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import fetch, resolve
 from rayembed.config.data import UserSourceConfig
 from rayembed.records.base import Part, Reader, Row
 from rayembed.records.locations import StoredFile
@@ -90,7 +90,7 @@ def mirror_folder(task: Any, mirror: Path) -> Path:
 
 def point_at_mirror(task: Any, mirror: Path) -> None:
     """Make a task read its rows from a mirror."""
-    dataset = task.metadata.dataset | {"path": str(mirror_folder(task, mirror))}
+    dataset = task.metadata.dataset | {"path": str(fetch(mirror_folder(task, mirror)))}
     task.metadata = task.metadata.model_copy(update={"dataset": dataset})
 
 

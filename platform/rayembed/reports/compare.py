@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayembed.common.paths import atomic_write
+from rayembed.common.paths import atomic_write, location_of
 from rayembed.common.progress import duration
 from rayembed.reports import metrics
 from rayembed.reports.charts import Line, bars, line_chart
@@ -48,7 +48,7 @@ def format_comparison(runs: Sequence[Run]) -> str:
 def labels(runs: Sequence[Run]) -> list[str]:
     """Names of the runs; folders where two share a name."""
     counts = Counter(run.name for run in runs)
-    return [run.name if counts[run.name] == 1 else str(run.folder) for run in runs]
+    return [run.name if counts[run.name] == 1 else location_of(run.folder) for run in runs]
 
 
 def figures(runs: Sequence[Run]) -> Table:

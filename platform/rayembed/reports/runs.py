@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,9 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pyarrow import fs
 
 from rayembed.common.errors import DataError
+from rayembed.common.paths import fetch, location_of, resolve
 from rayembed.common.progress import duration
+from rayembed.common.stores import open_location, patiently
 from rayembed.reports.metrics import read_metrics
 from rayembed.reports.page import aligned
 from rayembed.reports.run_report import SUMMARY_FILE
@@ -64,20 +66,20 @@ class Run:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """Training steps that were logged."""
-        path = self.folder / METRICS_FILE
+        path = fetch(self.folder / METRICS_FILE)
         return read_metrics(path) if path.is_file() else []
 
     @cached_property
     def validations(self) -> list[dict[str, Any]]:
         """Scored checkpoints, in order of their steps."""
-        path = self.folder / VALIDATION_FILE
+        path = fetch(self.folder / VALIDATION_FILE)
         return sorted(read_metrics(path), key=lambda record: record["step"]) if path.is_file() else []
 
     @cached_property
     def scores(self) -> dict[str, float]:
         """Scores of the finished model by task; empty where it was not evaluated."""
         for name in _SCORES_FILES:
-            path = self.folder / name
+            path = fetch(self.folder / name)
             if path.is_file():
                 rows: Mapping[str, Any] = json.loads(path.read_text()).get("tasks", {})
                 return {task: row["trained"] for task, row in rows.items() if row["trained"] is not None}
@@ -111,7 +113,7 @@ class Run:
     @property
     def status(self) -> Status:
         """What became of the run; one that was killed counts as running for a minute."""
-        if (self.folder / "model").is_dir():
+        if fetch(self.folder / "model" / RECIPE_FILE).is_file():
             return "finished"
         if self.note.get("error"):
             return "failed"
@@ -120,8 +122,10 @@ class Run:
     @property
     def started(self) -> str:
         """Date and time of the first attempt, in UTC."""
-        oldest = min(path.stat().st_mtime for path in self.folder.iterdir())
-        return self.note.get("started") or datetime.fromtimestamp(oldest, UTC).isoformat(timespec="seconds")
+        if started := self.note.get("started"):
+            return started
+        written = fetch(self.folder / RECIPE_FILE).stat().st_mtime
+        return datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
 
     @property
     def best_checkpoint(self) -> dict[str, Any] | None:
@@ -144,7 +148,7 @@ class Run:
         best = self.best
         return {
             "name": self.name,
-            "folder": str(self.folder),
+            "folder": location_of(self.folder),
             "status": self.status,
             "error": self.note.get("error"),
             "stages": self.stages,
@@ -173,7 +177,9 @@ def find_runs(folder: Path) -> list[Run]:
         except DataError as error:
             logger.warning("left out: %s", error)
     if not runs:
-        raise DataError(f"{folder} holds no run; name the folder that `output` of the recipes names")
+        raise DataError(
+            f"{location_of(folder)} holds no run; name the folder that `output` of the recipes names"
+        )
     return sorted(runs, key=lambda run: run.started, reverse=True)
 
 
@@ -183,11 +189,11 @@ def open_run(name: str, folder: Path) -> Run:
     Raises:
         DataError: there is none, or it has not logged a step.
     """
-    paths = [folder / name, Path(name).expanduser().absolute()]
-    found = next((path for path in paths if (path / RECIPE_FILE).is_file()), None)
+    paths = [folder / name, resolve(name), Path(name).expanduser().absolute()]
+    found = next((path for path in paths if fetch(path / RECIPE_FILE).is_file()), None)
     if found is None:
         known = ", ".join(sorted(str(path.relative_to(folder)) for path in _run_folders(folder)))
-        raise DataError(f"there is no run {name!r} in {folder}; it has {known or 'none'}")
+        raise DataError(f"there is no run {name!r} in {location_of(folder)}; it has {known or 'none'}")
     run = Run(found, _recipe(found))
     if not run.records:
         raise DataError(f"run {name!r} has no step in {METRICS_FILE}; wait for its first one or leave it out")
@@ -215,18 +221,27 @@ def format_runs(runs: Sequence[Run]) -> str:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     """Folders with a recipe; what is inside a run is not searched."""
-    for path, folders, files in os.walk(folder):
-        if RECIPE_FILE in files:
-            folders.clear()
-            yield Path(path)
+    filesystem, root = open_location(folder)
+
+    def search(path: str) -> Iterator[Path]:
+        selector = fs.FileSelector(path, allow_not_found=True)
+        found = patiently(folder, lambda: filesystem.get_file_info(selector))
+        if any(info.base_name == RECIPE_FILE for info in found):
+            yield folder / path.removeprefix(root).strip("/")
+            return
+        for info in found:
+            if info.type == fs.FileType.Directory:
+                yield from search(info.path)
+
+    yield from search(root)
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
-    path = folder / RECIPE_FILE
+    path = fetch(folder / RECIPE_FILE)
     try:
         recipe = yaml.safe_load(path.read_text())
         if recipe["name"] and all(stage["steps"] and stage["name"] for stage in recipe["stages"]):
             return recipe
     except (yaml.YAMLError, KeyError, TypeError):
         pass
-    raise DataError(f"{path} is not the recipe of a training run; remove or move its folder")
+    raise DataError(f"{location_of(path)} is not the recipe of a training run; remove or move its folder")

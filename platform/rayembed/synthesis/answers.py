@@ -20,12 +20,12 @@ from rayembed.common.endpoint_client import (
     answer_form,
     ask_all,
     endpoint_errors,
-    keep_answer,
+    kept_answers,
     stored_answers,
     without_reasoning,
 )
 from rayembed.common.errors import DataError, RefusedItemError, ResourceError
-from rayembed.common.paths import resolve
+from rayembed.common.paths import fetch, location_of, resolve
 from rayembed.common.progress import Progress
 from rayembed.common.ray_work import run_items
 from rayembed.records.schema import document_id
@@ -101,7 +101,9 @@ class Spending:
         self._generator = generator if isinstance(generator, EndpointGenerator) else None
         self.most = self._generator.max_cost if self._generator else None
         self.cost = 0.0
-        for path in sorted(output.glob(f"*/{WORK}/*/*.jsonl")) if self.most is not None else ():
+        if self.most is None:
+            return
+        for path in sorted(fetch(output).glob(f"*/{WORK}/*/*.jsonl")):
             for record in stored_answers(path):
                 self.add(record["prompt_tokens"], record["answer_tokens"])
 
@@ -126,11 +128,11 @@ class Ledger:
     """
 
     def __init__(self, path: Path, spending: Spending):
-        self._path, self._spending = path, spending
+        self._path, self._spending = fetch(path), spending
         self.accepted: dict[str, Any] = {}
         self.attempts: Counter[str] = Counter()
         self.usage = Usage()
-        for record in stored_answers(path):
+        for record in stored_answers(self._path):
             self._count(record)
 
     def ask(
@@ -158,7 +160,6 @@ class Ledger:
             DataError: hardly any of the first answers can be used.
             ResourceError: there is a `max_cost` and the service does not say what tokens it used.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(_ATTEMPTS):
             open_names = [
                 name for name in prompts if name not in self.accepted and self.attempts[name] == attempt
@@ -167,7 +168,7 @@ class Ledger:
                 continue
             asked = [Prompt(name, prompts[name](attempt), _seed(name, seed, attempt)) for name in open_names]
             shown = Progress(logger, f"{self._path.stem}, attempt {attempt + 1}", len(asked), unit="requests")
-            with self._path.open("a", encoding="utf-8") as stream:
+            with kept_answers(self._path) as keep:
                 for completion in complete(generator, asked, fields, self._spending):
                     record = vars(completion) | {"value": None, "misfit": completion.failure}
                     del record["text"], record["failure"]
@@ -176,7 +177,7 @@ class Ledger:
                             record["value"] = parse(completion.text)
                     except Misfit as misfit:
                         record["misfit"] = str(misfit)
-                    keep_answer(stream, record)
+                    keep(record)
                     self._count(record)
                     self._spend(completion)
                     self._give_up_in_time()
@@ -239,8 +240,10 @@ def complete(
     if isinstance(config, EndpointGenerator):
         yield from _from_endpoint(config, takewhile(lambda _: not spending.over, prompts), fields)
         return
-    if not (resolve(config.path) / "config.json").is_file():
-        raise DataError(f"generator: {resolve(config.path)} is no Hugging Face model folder")
+    folder = resolve(config.path)
+    if not fetch(folder / "config.json").is_file():
+        raise DataError(f"generator: {location_of(folder)} is no Hugging Face model folder")
+    config = config.model_copy(update={"path": str(folder)})
     size = config.batch_size
     batches = [
         {"prompts": [vars(prompt) for prompt in prompts[start : start + size]]}
@@ -285,7 +288,7 @@ class LocalModel:
         from rayembed.common.device import resolve_device
         from rayembed.model.precision import resolve_precision
 
-        folder, device = resolve(self._config.path), resolve_device("auto")
+        folder, device = fetch(self._config.path), resolve_device("auto")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_precision("auto", device))
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         if tokenizer.pad_token is None:
