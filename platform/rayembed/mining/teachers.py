@@ -199,6 +199,17 @@ class VectorJob:
         count = pq.ParquetFile(fetch(self.texts)).num_row_groups
         return [self.folder / f"{index:05d}.npy" for index in range(count)]
 
+    def take(self, whole: "VectorJob", positions: np.ndarray) -> None:
+        """Write the vectors of these texts of another job, which are those of this one."""
+        vectors = whole.open()
+        starts = np.cumsum([0, *map(len, vectors)])
+        shard_of = np.searchsorted(starts, positions, side="right") - 1
+        for number, path in enumerate(self.shards):
+            mine = slice(number * SHARD_ROWS, (number + 1) * SHARD_ROWS)
+            if not fetch(path).is_file():
+                places = zip(shard_of[mine], positions[mine], strict=True)
+                _save(path, np.stack([vectors[shard][place - starts[shard]] for shard, place in places]))
+
     def open(self, which: slice = slice(None)) -> list[np.ndarray]:
         """These shards, memory-mapped."""
         return [np.load(fetch(path), mmap_mode="r", allow_pickle=False) for path in self.shards[which]]
@@ -228,10 +239,14 @@ class EncodeShard:
             for instruction, indices in members.items()
         ]
         order = np.argsort(np.concatenate(list(members.values())))
-        stream = io.BytesIO()
-        np.save(stream, np.concatenate(parts)[order], allow_pickle=False)
-        atomic_write(job.shards[item["shard"]], stream.getvalue())
+        _save(job.shards[item["shard"]], np.concatenate(parts)[order])
         return {"texts": len(texts)}
+
+
+def _save(path: Path, vectors: np.ndarray) -> None:
+    stream = io.BytesIO()
+    np.save(stream, vectors, allow_pickle=False)
+    atomic_write(path, stream.getvalue())
 
 
 def write_texts(texts: pa.Array, path: Path, instructions: pa.Array | None = None) -> Path:
