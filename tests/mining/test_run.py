@@ -134,12 +134,13 @@ def test_the_window_grows_for_queries_that_the_filters_leave_short(source):
 
 def test_a_window_that_stays_short_ends_and_filters_alone_search_no_further(source, caplog):
     hopeless = {"filters": [{"name": "absolute", "value": 0}], "teachers": ["letters"], "top_k": 1}
-    (result,) = run.mine(recipe(**hopeless))
-    report = json.loads((result.path.parent / "report.json").read_text())
-    assert report["widened"] == {"2": 24, "4": 24, "8": 24, "16": 24}
-    assert report["counts"]["random_fills"] == 48
+    for fill, windows, fills in (("random", [2, 4, 8], 48), ("none", [2, 4, 8, 16], 0)):
+        (result,) = run.mine(recipe(**hopeless, fill=fill))
+        report = json.loads((result.path.parent / "report.json").read_text())
+        assert report["widened"] == {str(window): 24 for window in windows}
+        assert report["counts"]["random_fills"] == fills
     run.mine(recipe(**hopeless | {"filters": [{"name": "naive"}], "top_k": 2}))
-    run.mine(recipe(**hopeless | {"top_k": 2}), filters_only=True)
+    run.mine(recipe(**hopeless | {"top_k": 2}, fill="none"), filters_only=True)
     assert "24 queries have too few negatives among their first 16 candidates; without" in caplog.text
 
 

@@ -174,7 +174,9 @@ def _wider(
     last = windows[-1]
     checked = rescoring.wrong if rescoring is not None else None
     short = short_queries(collection, last.queries, last.candidates(), entry, checked)
-    if not len(short) or last.top_k >= len(collection.documents) or len(windows) == MOST_WINDOWS:
+    # Random documents that fill rows are no candidates, so half of the documents are left to them.
+    most = len(collection.documents) if entry.fill == "none" else len(collection.documents) // 4
+    if not len(short) or last.top_k >= most or len(windows) == MOST_WINDOWS:
         return None
     wider = entry.model_copy(update={"top_k": 2 * last.top_k})
     folder = work / f"top-{wider.top_k}"

@@ -5,8 +5,9 @@ With `top_k` 100 and two queries, of which the filters leave the second too few:
     window 1    queries 0, 1    100 candidates each
     window 2    query 1         200 candidates, in place of its first 100
 
-Windows double until every row has its negatives, all documents are candidates, or `MOST_WINDOWS` were tried:
-where a filter can keep nothing, as where a positive scores below zero, no window is wide enough.
+Windows double until every row has its negatives, all documents are candidates (half of them where rows are
+filled at random), or `MOST_WINDOWS` were tried: where a filter can keep nothing, as where a positive scores
+below zero, no window is wide enough.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
