@@ -78,4 +78,4 @@ def test_rounds_and_a_distillation_from_a_cross_encoder_train_one_model_from_the
     losses = [json.loads(line)["loss"] for line in (folders[2] / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 3
     assert all(torch.isfinite(torch.tensor(losses)))
-    assert rayembed.Embedder(model).encode(["sun 1"]).shape == (1, 32)
+    assert rayembed.Embedder.load(model).encode(["sun 1"]).shape == (1, 32)
