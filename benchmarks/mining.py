@@ -87,7 +87,7 @@ def search_bar(documents: int, queries: int, slices: int) -> Bar:
         "equal_positions": float(np.mean(agreeing)),
     }
     whole = sum(ours) / sum(others)
-    return Bar("mining_search", whole, 1.5, "lower", (min(ratios), max(ratios)), detail)
+    return Bar("mining_search", whole, 1.1, "lower", (min(ratios), max(ratios)), detail)
 
 
 def stream_bar(documents: int, queries: int) -> Bar:

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rayembed.common.embedding_client import vectors_of
 from rayembed.common.endpoint_client import without_reasoning
 from rayembed.common.errors import RequestError, ResourceError, UserError
 from rayembed.evaluation.builtin_tasks import load_task
 from rayembed.evaluation.encoder import EngineEncoder, evaluate_task
-from rayembed.evaluation.endpoint import Endpoint, EndpointEngine, _vectors_of
+from rayembed.evaluation.endpoint import Endpoint, EndpointEngine
 from tests.evaluation.conftest import WordEngine
 
 
@@ -190,9 +191,9 @@ def _answer(*items, **more):
 def test_vectors_follow_their_texts_and_are_whole():
     one, two = [1.0, 0.0], base64.b64encode(np.float32([0, 2]).tobytes()).decode()
     without_index = _answer({"embedding": one}, {"embedding": two})
-    assert np.array_equal(_vectors_of(without_index, 2, "url"), [[1, 0], [0, 2]])
+    assert np.array_equal(vectors_of(without_index, 2, "url"), [[1, 0], [0, 2]])
     turned = _answer({"index": 1, "embedding": one}, {"index": 0, "embedding": two})
-    assert np.array_equal(_vectors_of(turned, 2, "url"), [[0, 2], [1, 0]])
+    assert np.array_equal(vectors_of(turned, 2, "url"), [[0, 2], [1, 0]])
     for answer, message in (
         (_answer({"index": 0, "embedding": one}, {"index": 0, "embedding": two}), r"the indices \[0, 0\]"),
         (_answer({"index": 0, "embedding": one}, {"embedding": two}), r"the indices \[0, None\]"),
@@ -204,7 +205,7 @@ def test_vectors_follow_their_texts_and_are_whole():
         (_answer({"embedding": one}, {"vector": one}), "something that is no vector"),
     ):
         with pytest.raises(UserError, match=message):
-            _vectors_of(answer, 2, "url")
+            vectors_of(answer, 2, "url")
 
 
 @pytest.mark.parametrize(

@@ -223,3 +223,33 @@ def test_actors_that_die_together_as_they_start_do_not_end_the_run(cluster, data
     assert len(list(pool(units, start, 2).run())) == len(TASKS)
     with pytest.raises(RuntimeError, match="evaluation: actors die as they start"):
         list(pool(units, lambda: remote(Stillborn).remote(), 1).run())
+
+
+def test_smaller_vectors_are_scored_beside_whole_ones_and_texts_are_encoded_once(
+    engines, data_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("rayembed.compression.vectors.read_manifest", lambda folder: {"dimensions": 32})
+    own = {"output": tmp_path, "data_dir": data_dir, "tasks": TASKS, "actors": 0}
+    rows = rayembed.evaluate(checkpoint="good", vectors="16-float32,binary", **own)
+    encoded = list(engines["good"].calls)
+    plain = rayembed.evaluate(checkpoint="good", **own | {"output": tmp_path / "plain"})
+    assert engines["good"].calls == 2 * encoded
+    assert {name: row["vector_bytes"] for name, row in rows.items()} == {
+        "float32": 128, "16-float32": 64, "binary": 4,
+    }  # fmt: skip
+    assert rows["float32"]["tasks"] == {task: row["trained"] for task, row in plain.items()}
+    assert rows["binary"]["difference"] == pytest.approx(
+        rows["binary"]["score"] - rows["float32"]["score"], abs=0.05
+    )
+    rates = {row["texts_per_second"] for row in rows.values()}
+    assert len(rates) == 1
+    assert min(rates) > 0
+    assert not (tmp_path / "vectors").exists()
+    assert "<svg" in (tmp_path / "vectors.html").read_text()
+    assert "bytes a vector" in capsys.readouterr().out
+    again = rayembed.evaluate(checkpoint="good", vectors="binary", **own)
+    assert again["binary"]["texts_per_second"] == min(rates)  # nothing was encoded
+    with pytest.raises(UserError, match="'half' is no form of vectors; write DIMENSIONS-FORMAT"):
+        rayembed.evaluate(checkpoint="good", vectors="half", **own)
+    with pytest.raises(UserError, match="--vectors scores smaller vectors of a --checkpoint alone"):
+        rayembed.evaluate(checkpoint="good", vectors="binary", bm25=True, **own)

@@ -118,6 +118,32 @@ def test_filters_run_again_without_encoding(source, node, monkeypatch, request, 
         run.mine(recipe(top_k=9), filters_only=True)
 
 
+def test_the_window_grows_for_queries_that_the_filters_leave_short(source):
+    settings = {"filters": [{"name": "percentage", "value": 0.95}], "teachers": ["letters"], "fill": "none"}
+    whole = pq.read_table(run.mine(recipe(**settings, top_k=24))[0].path)
+    assert all(len(negatives) == 2 for negatives in whole["negatives"].to_pylist())
+    LetterCounts.encoded.clear()
+    (narrow,) = run.mine(recipe(**settings, top_k=2))
+    assert pq.read_table(narrow.path) == whole
+    assert LetterCounts.encoded == []  # queries that are searched again are not encoded again
+    widened = json.loads((narrow.path.parent / "report.json").read_text())["widened"]
+    assert list(widened) == ["4", "8", "16", "32"]
+    assert 24 == widened["4"] >= widened["8"] > widened["32"] > 0
+    assert f"needed 32 candidates | {widened['32']}" in (narrow.path.parent / "report.md").read_text()
+
+
+def test_a_window_that_stays_short_ends_and_filters_alone_search_no_further(source, caplog):
+    hopeless = {"filters": [{"name": "absolute", "value": 0}], "teachers": ["letters"], "top_k": 1}
+    for fill, windows, fills in (("random", [2, 4, 8], 48), ("none", [2, 4, 8, 16], 0)):
+        (result,) = run.mine(recipe(**hopeless, fill=fill))
+        report = json.loads((result.path.parent / "report.json").read_text())
+        assert report["widened"] == {str(window): 24 for window in windows}
+        assert report["counts"]["random_fills"] == fills
+    run.mine(recipe(**hopeless | {"filters": [{"name": "naive"}], "top_k": 2}))
+    run.mine(recipe(**hopeless | {"top_k": 2}, fill="none"), filters_only=True)
+    assert "24 queries have too few negatives among their first 16 candidates; without" in caplog.text
+
+
 def test_a_run_that_was_cut_off_does_only_what_is_missing_and_ends_equal(source, monkeypatch):
     whole = pq.read_table(run.mine(recipe())[0].path)
     work = source / "mined" / "mine" / "work" / "letters"

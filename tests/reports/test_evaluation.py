@@ -27,6 +27,7 @@ def test_a_model_gets_a_page_a_markdown_and_a_table_beside_published_rows(tmp_pa
     assert "http" not in html
     markdown = (folder / "scores.md").read_text()
     assert "| SciFact | main | 0.595 |" in markdown
+    assert "| STS12 | main | 0.600 | none |" in markdown
     assert "over 3 tasks: +0.1000" in markdown
     rows = list(csv.DictReader((folder / "scores.csv").open()))
     assert [row["task"] for row in rows] == list(TASK_TYPES)

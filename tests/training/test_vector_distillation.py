@@ -15,6 +15,7 @@ from rayembed.data.plan_store import PlanReader
 from rayembed.data.stream import local_batches
 from rayembed.engine.engine import Engine
 from rayembed.model.backbone import prepare_backbone
+from rayembed.model.base_model import import_sentence_transformers
 from rayembed.model.checkpoint import load_model, save_model
 from rayembed.model.configuration import ModelConfig
 from rayembed.model.embedding_model import EmbeddingModel
@@ -24,6 +25,7 @@ from rayembed.training.handover import FinishedStage
 from rayembed.training.model import trainable_weights
 from rayembed.training.resources import StepTimer
 from rayembed.training.start import start_model, step_of
+from tests.packaged import PACKAGES, published
 from tests.tiny import make_backbone, make_tokenizer
 from tests.training.models import Unwrapped, gradients, make_embedder
 from tests.training.sources import stage, stream_spec
@@ -151,6 +153,16 @@ def test_a_step_equals_the_formula_over_texts_encoded_alone(run, home, changes, 
     assert any(gradient.abs().max() > 1e-3 for name, gradient in expected.items() if "pooling" in name)
     assert ("projection.vectors.weight" in expected) == ("hidden_size" in changes)
     check(taken(run), expected)
+    check(taken(with_budget(run, BUDGET)), expected)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_published_models_teach(run, home, name):
+    import_sentence_transformers(published(name, home / "files"), home / "teacher")
+    run = with_reader(run)
+    assert run.stream.teacher
+    expected = reference(run, home / "teacher")
+    assert expected["projection.vectors.weight"].abs().max() > 1e-3
     check(taken(with_budget(run, BUDGET)), expected)
 
 

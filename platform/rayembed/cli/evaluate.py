@@ -1,5 +1,7 @@
 """`rayembed evaluate`: score, compare, and leave a page for each model."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +48,12 @@ def evaluate(
         float, typer.Option(min=1, help="Text sets above this many tokens are encoded in shards.")
     ] = 2e6,
     keep_embeddings: Annotated[bool, typer.Option(help="Keep the vectors of finished tasks.")] = False,
+    vectors: Annotated[
+        Names | None,
+        typer.Option(
+            help="Also score smaller vectors, such as 128-float32,int8,128-binary, and say what each costs."
+        ),
+    ] = None,
     data_dir: Annotated[FilePath, typer.Option(help="Folder of the built sources.")] = Path("data"),
     precision: Annotated[
         Precision, typer.Option(help="Number format; with fp32, scores do not depend on how work is divided.")
@@ -75,13 +83,15 @@ def evaluate(
         actors: Ray actors; None takes one per GPU or CPU, 0 runs in this process.
         shard_tokens: text sets above this many tokens are encoded in shards.
         keep_embeddings: keep the vectors of finished tasks.
+        vectors: forms of smaller vectors that the checkpoint is scored with too, such as 128-int8 or binary.
         data_dir: folder of the built sources.
         precision: number format; with fp32, scores do not depend on how work is divided.
         compare: two folders of results; print how they differ and stop.
         list_names: print the known benchmarks and stop.
 
     Returns:
-        Task -> {"metric", "base", "bm25", "trained"}; nothing where nothing was scored.
+        Task -> {"metric", "base", "bm25", "trained"}; with `vectors`, form -> its score, bytes and more;
+        nothing where nothing was scored.
 
     Raises:
         UserError: unknown task or benchmark, unreadable checkpoint or data.
@@ -107,27 +117,52 @@ def evaluate(
     from rayembed.evaluation.run import run
     from rayembed.evaluation.scores import format_table
 
+    options: dict[str, Any] = {
+        "data_dir": data_dir,
+        "benchmark": benchmark,
+        "tasks": names_of(tasks) if tasks is not None else None,
+        "task_files": task_file or (),
+        "mirror": mirror,
+        "instructions": instructions,
+        "actors": actors,
+        "shard_tokens": shard_tokens,
+        "keep_embeddings": keep_embeddings,
+        "precision": precision,
+    }
+    if vectors is not None:
+        if checkpoint is None or endpoint or baseline or bm25:
+            raise UserError("--vectors scores smaller vectors of a --checkpoint alone; leave out the others")
+        return _forms(checkpoint, names_of(vectors), output, name, options)
     scores = run(
         checkpoint,
         output=output,
-        data_dir=data_dir,
         baseline=_labelled(baseline) if baseline else None,
         with_bm25=bm25,
-        benchmark=benchmark,
-        tasks=names_of(tasks) if tasks is not None else None,
-        task_files=task_file or (),
-        mirror=mirror,
-        instructions=instructions,
         endpoint=_endpoint(endpoint) if endpoint else None,
         name=name,
-        actors=actors,
-        shard_tokens=shard_tokens,
-        keep_embeddings=keep_embeddings,
-        precision=precision,
+        **options,
     )
     typer.echo(format_table(scores))
     _report(output, [name, *([_labelled(baseline)[0]] if baseline else [])])
     return scores
+
+
+def _forms(
+    checkpoint: FilePath, forms: Sequence[str], output: FilePath, name: str, options: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Score smaller vectors; returns form -> its row."""
+    from rayembed.common.paths import location_of, resolve
+    from rayembed.compression.vectors import score_vectors
+    from rayembed.engine.vector_formats import VectorForm
+    from rayembed.evaluation.run import run
+    from rayembed.reports.compression import vectors_table, write_vectors_page
+
+    named = [VectorForm.named(form) for form in forms]
+    score = partial(run, **options)
+    rows = score_vectors(checkpoint, named, output, score, name=name, keep=options["keep_embeddings"])
+    page = write_vectors_page(name, rows, resolve(output))
+    typer.echo(f"{vectors_table(rows)}\nreport: {location_of(page)}")
+    return {row["vectors"]: row for row in rows}
 
 
 def _report(output: FilePath, labels: list[str]) -> None:

@@ -11,6 +11,7 @@ from rayembed.common.paths import atomic_write
 from rayembed.compression.run import Measured
 from rayembed.compression.study import AXES, DENSE, CompressionConfig
 from rayembed.evaluation.comparison import Comparison, adjusted, paired
+from rayembed.evaluation.results import ModelRecord
 
 _HEADER = (*AXES, "score", "difference", "p", "MB on disk", "MB in memory", "texts/s", "bytes a vector")
 
@@ -26,16 +27,21 @@ def write_table(study: CompressionConfig, measured: Sequence[Measured], folder: 
 
 def table_rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """One row a cell, compared with the first; p is Holm-corrected over all."""
-    reference = _samples(measured[0])
-    tests = [_paired([(reference, _samples(one))]) for one in measured[1:]]
     rows = []
-    for one, test in zip(measured, [None, *_corrected(tests)], strict=True):
+    for one, test in zip(measured, against_first([one.record for one in measured]), strict=True):
         row: dict[str, Any] = {**one.cell.levels, "score": one.record.categories()["mean"]}
         rows.append(row | (test or {}) | {
             "disk_bytes": one.disk_bytes, "memory_bytes": one.memory_bytes,
-            "texts_per_second": one.texts_per_second, "vector_bytes": one.vector_bytes, "tasks": _scores(one),
+            "texts_per_second": one.texts_per_second, "vector_bytes": one.vector_bytes,
+            "tasks": _scores(one.record),
         })  # fmt: skip
     return rows
+
+
+def against_first(records: Sequence[ModelRecord]) -> list[dict[str, float] | None]:
+    """How each record differs from the first one, with p Holm-corrected over all; None for the first."""
+    reference = _samples(records[0])
+    return [None, *_corrected([_paired([(reference, _samples(record))]) for record in records[1:]])]
 
 
 def effect_rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
@@ -45,7 +51,7 @@ def effect_rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     magnitude is the mean of two differences for every task. Patterns are told apart, dense cells are not
     counted among methods, and each other choice is compared with the first one.
     """
-    by_levels = {tuple(one.cell.levels.items()): _samples(one) for one in measured}
+    by_levels = {tuple(one.cell.levels.items()): _samples(one.record) for one in measured}
     found = []
     for axis in AXES:
         if axis == "pattern":
@@ -70,16 +76,15 @@ def effect_rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     return [row | (test or {}) for (row, _), test in zip(found, tests, strict=True)]
 
 
-def _scores(one: Measured) -> dict[str, float]:
-    return {task.name: task.score for task in one.record.tasks}
+def _scores(record: ModelRecord) -> dict[str, float]:
+    return {task.name: task.score for task in record.tasks}
 
 
-def _samples(one: Measured) -> dict[str, float]:
+def _samples(record: ModelRecord) -> dict[str, float]:
     """What tests pair: scores of queries or rows where each task has them, else those of tasks."""
-    tasks = one.record.tasks
-    if all(task.samples for task in tasks):
-        return {f"{task.name} {name}": score for task in tasks for name, score in task.samples.items()}
-    return _scores(one)
+    if all(task.samples for task in record.tasks):
+        return {f"{task.name} {name}": score for task in record.tasks for name, score in task.samples.items()}
+    return _scores(record)
 
 
 def _paired(pairs: Sequence[tuple[dict[str, float], dict[str, float]]]) -> Comparison | None:

@@ -85,6 +85,21 @@ class VectorForm(Frozen):
     dimensions: int | None = Field(None, ge=1, description="first dimensions that are kept; None: all")
     format: Quantisation = Field("float32", description="number format")
 
+    @classmethod
+    def named(cls, name: str) -> "VectorForm":
+        """The form of a name such as int8, 128-float32 or 128-binary.
+
+        Raises:
+            RequestError: it is none.
+        """
+        dimensions, _, form = name.rpartition("-")
+        if form not in get_args(Quantisation) or not (dimensions.isdecimal() or not dimensions):
+            raise RequestError(
+                f"{name!r} is no form of vectors; write DIMENSIONS-FORMAT or FORMAT, such as 128-int8 or "
+                f"binary; formats are {', '.join(get_args(Quantisation))}"
+            )
+        return cls.model_validate({"dimensions": int(dimensions) if dimensions else None, "format": form})
+
     def __str__(self) -> str:
         return self.format if self.dimensions is None else f"{self.dimensions}-{self.format}"
 

@@ -91,7 +91,7 @@ class TaskComparison:
     Attributes:
         task: of the first model.
         first, second: scores.
-        test: over the samples of the task; None where mteb keeps none.
+        test: over the samples of the task; None where it has none.
         adjusted_p: Holm-corrected for all tasks that have a test.
     """
 
@@ -159,6 +159,8 @@ def format_comparison(result: ModelComparison) -> str:
         if row.test is not None:
             line += f"  {row.test.low:+.3f} to {row.test.high:+.3f}  {row.adjusted_p:8.3f}"
             line += f"  {row.test.detectable:12.3f}"
+        else:
+            line += "  none: this score has no rows to pair"
         lines.append(line)
     if result.overall is not None:
         lines.append(overall_sentence(result.overall))

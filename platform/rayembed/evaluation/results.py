@@ -188,8 +188,8 @@ class TaskRecord:
     Attributes:
         name, type, metric: of mteb.
         score: main score.
-        samples: what the score is the mean of, by name (query id or number of the test row); empty where it
-            is no mean over rows, as for clustering and correlations, and where there are several subsets.
+        samples: what the score is the mean of, by name (query id or number of the test row), as `samples.py`
+            says; empty where it has none, and where there are several subsets.
         instructions: per side, and who chose them.
         revision: of the rows.
         overlap: what the training data had of the task.

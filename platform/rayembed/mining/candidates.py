@@ -76,7 +76,7 @@ class Candidates:
 
         A teacher that does not find the positive itself among its first `top_k` has no opinion on it.
         """
-        outside = len(self.scores) >= top_k and anchor < self.scores[-1]
+        outside = len(self.scores) >= top_k and anchor < self.scores[top_k - 1]
         return self.calibrated and anchor > 0 and not outside
 
 

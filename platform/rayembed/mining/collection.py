@@ -57,6 +57,21 @@ class Collection:
     given: tuple[np.ndarray, np.ndarray]
     excluded: Excluded
 
+    def of_queries(self, chosen: np.ndarray) -> "Collection":
+        """What is searched for some of the queries, in ascending order; it has no rows."""
+        known, none = np.isin(self.positives[0], chosen), np.empty(0, dtype=np.int64)
+        return Collection(
+            self.queries.take(pa.array(chosen)),
+            self.instructions.take(pa.array(chosen)),
+            self.documents,
+            self.document_ids,
+            none,
+            (np.searchsorted(chosen, self.positives[0][known]), self.positives[1][known]),
+            (none, none),
+            (none, none),
+            self.excluded.of_queries(chosen),
+        )
+
 
 def read_pairs(data: DataConfig, name: str) -> pa.Table:
     """Training rows of a source in the pair layout.

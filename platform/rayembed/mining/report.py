@@ -200,6 +200,8 @@ def markdown(name: str, report: MiningReport, negatives_per_query: int, audit: d
         f"| rows short of {negatives_per_query} mined negatives | {report.rows_short:,} |",
         f"| random documents that complete them | {report.random_fills:,} |",
     ]
+    for top_k, queries in audit["widened"].items():
+        lines.append(f"| queries that needed {top_k:,} candidates | {queries:,} |")
     for which, share in audit["false_negatives"].items():
         meaning = "of the first candidates" if which == "unfiltered" else "of the chosen negatives"
         lines.append(f"| {meaning} are known to be right | {_percent(share)} |")

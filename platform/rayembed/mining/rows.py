@@ -4,6 +4,7 @@ Shapes: C candidates of one query by one teacher, best first.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from itertools import islice, zip_longest
 
 import numpy as np
@@ -93,47 +94,105 @@ def complete_rows(
     Raises:
         DataError: a row must be completed at random and the collection is too small.
     """
-    order = np.argsort(collection.query_of_row, kind="stable")
-    bounds = np.searchsorted(collection.query_of_row[order], np.arange(len(collection.queries) + 1))
-    never = collection.excluded.finder()
-    given_by_row = _grouped(*collection.given, table.num_rows)
-    own_by_row = _grouped(*collection.own, table.num_rows)
-    generator = np.random.default_rng(seed)
+    chooser = _Chooser(collection, settings, seed=seed, checked=checked, promoted=promoted)
     for start in range(0, len(collection.queries), chunk):
         stop = min(start + chunk, len(collection.queries))
         kept: list[int] = []
         chosen: list[tuple[list[int], list[int]]] = []
         scores: list[Sequence[float] | None] = []
         for query in range(start, stop):
-            candidates, excluded = next(found), never(query)
-            for row in order[bounds[query] : bounds[query + 1]].tolist():
-                own = own_by_row[row].tolist()
-                if not found_back(candidates, own, settings.round_trip):
-                    continue
-                added = sorted(promoted.get(query, set()) - set(own)) if promoted is not None else []
-                given = [one for one in given_by_row[row].tolist() if one not in added]
-                given = given[: settings.negatives_per_query]
-                choice = choose(
-                    candidates,
-                    settings,
-                    wanted=settings.negatives_per_query - len(given),
-                    taken=set(given),
-                    never=excluded,
-                    size=len(collection.documents),
-                    generator=generator,
-                    own=own,
-                    among=checked.get(query, set()) if checked is not None else None,
-                )
-                choices.append(choice)
+            candidates = next(found)
+            for one in chooser(query, candidates):
+                choices.append(one.choice)
                 if audit is not None:
-                    audit.add(query, candidates, choice)
-                negatives = [*given, *choice.mined, *choice.fills]
-                kept.append(row)
-                chosen.append((added, negatives))
-                documents = [*own, *added, *negatives]
+                    audit.add(query, candidates, one.choice)
+                negatives = [*one.given, *one.choice.mined, *one.choice.fills]
+                kept.append(one.row)
+                chosen.append((one.added, negatives))
+                documents = [*one.own, *one.added, *negatives]
                 scores.append(pair_scores(query, documents) if pair_scores is not None else None)
         if kept:
             yield _with_documents(table.take(kept), collection, chosen, scores)
+
+
+def short_queries(
+    collection: Collection,
+    queries: np.ndarray,
+    found: Iterator[tuple[Candidates, ...]],
+    settings: SourceMining,
+    checked: Mapping[int, Set[int]] | None = None,
+) -> np.ndarray:
+    """Queries of which a row gets fewer negatives than it wants, in their order.
+
+    Args:
+        collection: of all queries.
+        queries: those to look at.
+        found: candidates of each of them, one item a teacher.
+        settings: filters and sampling.
+        checked: as `complete_rows` takes it.
+    """
+    chooser = _Chooser(collection, settings.model_copy(update={"fill": "none"}), seed=0, checked=checked)
+    pairs = zip(queries.tolist(), found, strict=True)
+    return np.array(
+        [query for query, one in pairs if any(row.choice.short for row in chooser(query, one))],
+        dtype=np.int64,
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row: its positives and those it gets, the negatives it keeps, and those that are chosen for it."""
+
+    row: int
+    own: list[int]
+    added: list[int]
+    given: list[int]
+    choice: Choice
+
+
+class _Chooser:
+    """Chooses the negatives of a query's rows; those that fail the round trip are left out."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        settings: SourceMining,
+        *,
+        seed: int,
+        checked: Mapping[int, Set[int]] | None = None,
+        promoted: Mapping[int, Set[int]] | None = None,
+    ):
+        self._settings, self._size = settings, len(collection.documents)
+        self._checked, self._promoted = checked, promoted or {}
+        self._order = np.argsort(collection.query_of_row, kind="stable")
+        queries = np.arange(len(collection.queries) + 1)
+        self._bounds = np.searchsorted(collection.query_of_row[self._order], queries)
+        self._never = collection.excluded.finder()
+        rows = len(collection.query_of_row)
+        self._given, self._own = _grouped(*collection.given, rows), _grouped(*collection.own, rows)
+        self._generator = np.random.default_rng(seed)
+
+    def __call__(self, query: int, candidates: tuple[Candidates, ...]) -> Iterator[_Row]:
+        excluded, settings = self._never(query), self._settings
+        for row in self._order[self._bounds[query] : self._bounds[query + 1]].tolist():
+            own = self._own[row].tolist()
+            if not found_back(candidates, own, settings.round_trip):
+                continue
+            added = sorted(self._promoted.get(query, set()) - set(own))
+            given = [one for one in self._given[row].tolist() if one not in added]
+            given = given[: settings.negatives_per_query]
+            choice = choose(
+                candidates,
+                settings,
+                wanted=settings.negatives_per_query - len(given),
+                taken=set(given),
+                never=excluded,
+                size=self._size,
+                generator=self._generator,
+                own=own,
+                among=self._checked.get(query, set()) if self._checked is not None else None,
+            )
+            yield _Row(row, own, added, given, choice)
 
 
 def found_back(found: Sequence[Candidates], positives: Sequence[int], within: int | None) -> bool:

