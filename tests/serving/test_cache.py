@@ -63,15 +63,21 @@ def test_redis_needs_an_address(monkeypatch):
         make_cache("redis", 1)
 
 
-def test_what_auto_stands_for_tells_vectors_apart(monkeypatch):
-    """Hosts with and without bf16 share a Redis."""
+def test_what_auto_stands_for_and_options_tell_vectors_apart(monkeypatch):
+    """Hosts with and without bf16 share a Redis, and so do models with other weights."""
     shared = MemoryCache(10_000)
     monkeypatch.setattr(replica_module, "make_cache", lambda kind, max_bytes: shared)
     cached = []
-    for precision in ("bf16", "fp32", "bf16"):
+    for precision, options in (
+        ("bf16", {}),
+        ("fp32", {}),
+        ("bf16", {"int8_weights": True}),
+        ("bf16", {"fp32_layers": 1}),
+        ("bf16", {}),
+    ):
         engine = FakeEngine()
         engine.precision = precision
-        config = ServeConfig(checkpoint="unused", model_name="fake", cache="redis")
+        config = ServeConfig(checkpoint="unused", model_name="fake", cache="redis", **options)
 
         async def ask(config=config, engine=engine):
             replica = EmbeddingReplica(config, lambda _: engine)
@@ -80,7 +86,7 @@ def test_what_auto_stands_for_tells_vectors_apart(monkeypatch):
             return answer.cached
 
         cached.append(asyncio.run(ask()))
-    assert cached == [0, 0, 1]
+    assert cached == [0, 0, 0, 0, 1]
 
 
 def test_endpoint_computes_a_text_once_and_answers_the_same(make_client):

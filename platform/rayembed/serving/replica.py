@@ -152,6 +152,8 @@ class EmbeddingReplica:
         rules = (
             self._digests[request.adapter],
             self._engine.precision,
+            self._settings.fp32_layers,
+            self._settings.int8_weights,
             self._settings.query_instruction,
             self._tokenizer.max_length,
         )
