@@ -137,8 +137,11 @@ def test_a_folder_that_was_not_pushed_to_its_end_is_none(node, store):
     failure = pytest.raises(ResourceError, match=r"s3://bucket/model failed \(503 Slow Down\)")
     with failure, atomic_directory(folder) as temporary:
         (temporary / "a").write_text("a")
+    atomic_write(folder.parent / "note", "beside it")
     assert not fetch(folder).exists()
     assert not fetch(folder / "a").exists()
+    node("b")
+    assert listed(fetch(folder.parent)) == {"note": "beside it"}
     with atomic_directory(folder) as temporary:
         (temporary / "b").write_text("b")
     assert listed(fetch(folder)) == {"b": "b"}

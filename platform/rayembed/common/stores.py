@@ -170,7 +170,7 @@ def _store(path: Path) -> tuple[fs.FileSystem, str]:
 
 
 def _stored(filesystem: fs.FileSystem, place: str, *, unfinished: bool = False) -> dict[str, fs.FileInfo]:
-    """Files of a folder by their names in it, or a file under an empty name; none of an unfinished one."""
+    """Files of a folder by their names in it, or a file under an empty name; none of unfinished folders."""
     folder_mark = f"{place.rpartition('/')[0]}/{_UNFINISHED}"
     given, mark = filesystem.get_file_info([place, folder_mark])
     found = {"": given} if given.type == fs.FileType.File else {}
@@ -178,8 +178,11 @@ def _stored(filesystem: fs.FileSystem, place: str, *, unfinished: bool = False) 
         selector = fs.FileSelector(place, allow_not_found=True, recursive=True)
         files = [info for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File]
         found = {info.path.removeprefix(place).lstrip("/"): info for info in files}
-    if not unfinished and (_UNFINISHED in found or mark.type == fs.FileType.File):
-        return {}
+    if not unfinished:
+        if mark.type == fs.FileType.File:
+            return {}
+        halves = tuple(name.removesuffix(_UNFINISHED) for name in found if name.endswith(_UNFINISHED))
+        found = {name: info for name, info in found.items() if not name.startswith(halves)}
     return {name: info for name, info in found.items() if not _is_hidden(name)}
 
 
