@@ -9,7 +9,7 @@ from rayembed.evaluation.ablation import Cell, ablate, cell_config, cells, load_
 from rayembed.evaluation.results import ModelRecord, TaskRecord, write_record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SHIPPED = REPOSITORY / "jobs" / "configs" / "ablation-paper.yaml"
+CONFIGS = REPOSITORY / "jobs" / "configs"
 GRID = """
 name: tiny
 recipe: {recipe}
@@ -150,9 +150,18 @@ def test_a_bad_grid_is_refused_before_anything_runs(grid_file):
         ablate(load_grid(grid_file), grid_file.parent, runner=FakeRunner())
 
 
-def test_the_shipped_grid_is_valid(tmp_path):
-    grid = load_grid(SHIPPED)
-    for cell in cells(grid):
-        cell_config(grid, cell, SHIPPED.parent, tmp_path)
-    assert {"pooling", "mask", "stages", "labels", "negatives"} <= set(grid.factors)
-    assert len(grid.seeds) >= 2
+@pytest.mark.parametrize(
+    ("name", "factors", "count"),
+    [("paper", {"pooling", "mask", "stages", "labels", "negatives"}, 45), ("mntp", {"preparation"}, 6)],
+)
+def test_every_cell_of_the_shipped_grids_trains_something_else(home, name, factors, count):
+    for folder in ("mined", "mined-naive", "mined-random"):
+        (home / folder / "python-docstrings").mkdir(parents=True)
+        (home / folder / "python-docstrings" / "train.parquet").touch()
+    path = CONFIGS / f"ablation-{name}.yaml"
+    grid = load_grid(path)
+    assert set(grid.factors) == factors
+    assert len(grid.seeds) == 3
+    configs = [cell_config(grid, cell, path.parent, home) for cell in cells(grid)]
+    contents = {config.model_copy(update={"name": "cell"}).to_yaml() for config in configs}
+    assert len(configs) == len(contents) == count
