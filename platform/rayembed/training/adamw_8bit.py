@@ -14,7 +14,7 @@ from rayembed.common.errors import ResourceError
 BYTES_PER_MOMENT = 1 + 4 / 256
 
 
-def adamw_8bit() -> type[torch.optim.Optimizer]:
+def adamw_8bit() -> Any:
     """The optimizer's class.
 
     Raises:
