@@ -64,9 +64,7 @@ def unbroken_and_resumed(rank, world_size, zero_stage, dtype):
     take_steps(wrapped, STEPS, rank, world_size, dtype)
     found["unbroken"], _ = read_state(wrapped)
     adam = getattr(wrapped.optimizer, "optimizer", wrapped.optimizer)
-    found["bytes"] = sum(
-        state[name].nbytes for state in adam.state.values() for name in ("state1", "state2")
-    )
+    found["bytes"] = sum(state[name].nbytes for state in adam.state.values() for name in ("state1", "state2"))
     wrapped.destroy()
 
     wrapped = wrap_model(zero_stage, dtype, "adamw_8bit", weights)
@@ -94,7 +92,9 @@ def test_moments_are_near_those_of_adamw_and_a_resumed_run_is_an_unbroken_one(tm
                 wanted = found["plain"][name]
                 error = float((moment - wanted).norm() / wanted.norm())
                 assert error < (0.02 if dtype is torch.float32 else 0.05), (zero_stage, dtype, name, error)
-            assert any(not torch.equal(found["moments"][name], found["plain"][name]) for name in found["plain"])
+            assert any(
+                not torch.equal(found["moments"][name], found["plain"][name]) for name in found["plain"]
+            )
             assert found["bytes"] < 4 * size, "8 bytes a weight in fp32"
 
 

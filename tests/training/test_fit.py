@@ -13,7 +13,9 @@ from tests.training.recipes import tiny_recipe
 def decided(monkeypatch, device: str, gpus: ClusterGpus, *, joins: bool = True, kind: str | None = None):
     monkeypatch.setattr(fit, "cluster_gpus", lambda _: gpus)
     monkeypatch.setattr(fit, "joins_cluster", lambda: joins)
-    return fit.with_device(tiny_recipe(training={"device": device, "workers": 2, "accelerator_type": kind}).training).device
+    return fit.with_device(
+        tiny_recipe(training={"device": device, "workers": 2, "accelerator_type": kind}).training
+    ).device
 
 
 def test_auto_takes_gpus_that_are_there_or_can_be_started(monkeypatch, caplog):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rayembed.config.training import TrainingConfig
 from rayembed.contract.packing import pack_ids
 from tests.tiny import make_backbone, make_tokenizer
 from tests.training.recipes import tiny_recipe
