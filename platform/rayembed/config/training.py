@@ -78,7 +78,8 @@ class TrainingConfig(Frozen):
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw",
         description=(
-            "adamw_8bit keeps Adam's moments in 8 bits, a quarter of the memory (needs rayembed[bitsandbytes])"
+            "adamw_8bit keeps Adam's moments in 8 bits, a quarter of the memory (needs "
+            "rayembed[bitsandbytes])"
         ),
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")

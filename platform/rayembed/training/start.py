@@ -84,8 +84,8 @@ def start_model(
         }
         begins = {name: value for name, value in taken.items() if name not in left}
         load_trainable_weights(model, begins, "the stages before", partly=True)
-        # DeepSpeed makes its masters from rounded weights. In fp32 nothing is rounded, and weights that lie in
-        # parts were rounded as they were read.
+        # DeepSpeed makes its masters from rounded weights. In fp32 nothing is rounded, and weights that lie
+        # in parts were rounded as they were read.
         weights = {} if dtype is torch.float32 else trainable_weights(model) | begins
     prepare_for_stage(model, stage.settings, stage.training)
     model.train()
