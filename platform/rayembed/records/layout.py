@@ -94,7 +94,7 @@ def refuse_tables(origin: str, files: Sequence[StoredFile]) -> None:
         if _has(files, rf"(^|/){pattern}"):
             raise DataError(
                 f"{origin} has files of a table of {name.title()}, which also hold rows that were deleted; "
-                "give the folder of the table as a source without format, or write its present rows as Parquet"
+                "give the folder of the table as a source without format, or write its rows as Parquet"
             )
 
 

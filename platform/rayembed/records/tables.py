@@ -113,8 +113,8 @@ def _told(name: str, location: str, ask: Callable[..., Any], *arguments: Any) ->
         return ask(location, *arguments)
     except ImportError as error:
         raise ResourceError(
-            f"{location} is a table of {name.title()} and needs {_LIBRARIES[name].package} ({error}); run "
-            f"`pip install 'rayembed[{name}]'`, or write its rows as Parquet"
+            f"{location} is a table of {name.title()} and needs {_LIBRARIES[name].package} ({error}); "
+            f"run `pip install 'rayembed[{name}]'`, or write its rows as Parquet"
         ) from error
     except Exception as error:
         raise DataError(
