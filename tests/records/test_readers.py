@@ -10,7 +10,7 @@ from rayembed.common.paths import resolve
 from rayembed.config.data import UserSourceConfig
 from rayembed.data import build
 from rayembed.data.store import read_split
-from rayembed.records import judged, mteb_tasks
+from rayembed.records import judged, mteb_tasks, text_files
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,22 @@ def test_a_disk_that_fills_up_while_texts_are_indexed(tmp_path, beir, monkeypatc
             load(tmp_path / "data", beir)
     assert [path.name for path in tmp_path.rglob("corpus.*") if path.parent != beir] == []
     assert len(load(tmp_path / "data", beir, largest_bad_share=0.5)) == 1
+
+
+def test_lines_of_plain_text(tmp_path, monkeypatch):
+    columns = {"query": "text", "positives": "text"}
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("about")
+    path = tmp_path / "notes" / "a.txt"
+    path.write_bytes('\ufeffone text\r\n\nanother, with "marks"\n'.encode() + b"caf\xe9\nlast")
+    monkeypatch.setattr(text_files, "PART_BYTES", 7)
+    expected = ["one text", 'another, with "marks"', "last"]
+    settings = {"columns": columns, "largest_bad_share": 0.5}
+    assert [row["query"] for row in load(tmp_path / "data", path, **settings)] == expected
+    rows = load(tmp_path / "data", path.parent, format="text", **settings)
+    assert [row["positives"] for row in rows] == [[text] for text in expected]
+    with pytest.raises(DataError, match="nothing to read as format auto"):
+        load(tmp_path / "data", path.parent, columns=columns)
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from rayembed.common.settings import Frozen, refuse
 
 SourceKind = Literal["pairs", "labels", "scores", "nli", "duplicates"]
-SourceFormat = Literal["auto", "parquet", "json-lines", "csv", "beir", "hugging-face", "mteb", "triples"]
+SourceFormat = Literal[
+    "auto", "parquet", "json-lines", "csv", "text", "beir", "hugging-face", "mteb", "triples"
+]  # fmt: skip
 
 
 class UserSourceConfig(Frozen):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rayembed.common.errors import DataError
 from rayembed.config.data import UserSourceConfig
-from rayembed.records import columnar, judged, mteb_tasks, text_files
+from rayembed.records import columnar, judged, mteb_tasks, tables, text_files
 from rayembed.records.base import Part, Reader, Row, Unreadable
-from rayembed.records.layout import choose_files, is_bookkeeping
+from rayembed.records.layout import choose_files, is_bookkeeping, table_format
 from rayembed.records.locations import StoredFile, hub_location, list_files
 
 _ALL = (
@@ -18,10 +18,13 @@ _ALL = (
     judged.BEIR,
     judged.TRIPLES,
     mteb_tasks.READER,
+    tables.READER,
+    text_files.TEXT,
 )
 
 READERS: dict[str, Reader] = {reader.name: reader for reader in _ALL}
-SUFFIXES = tuple(suffix for reader in _ALL for suffix in reader.suffixes)
+SUFFIXES = tuple(suffix for reader in _ALL for suffix in reader.suffixes if reader is not text_files.TEXT)
+"""Of files that are data wherever they lie; plain text may be a note or a licence."""
 
 __all__ = [
     "READERS", "Part", "Reader", "Row", "Unreadable", "find_files", "find_parts", "read_part", "unread_files"
@@ -44,7 +47,7 @@ def find_files(source: UserSourceConfig) -> list[StoredFile]:
 def find_parts(source: UserSourceConfig, work: Path) -> list[Part]:
     """Cut a source into parts, in a fixed order.
 
-    `auto` takes a BEIR folder as such, and else every file by its suffix.
+    `auto` takes a BEIR folder or a table as such, and else every file by its suffix.
 
     Args:
         source: what the user declared.
@@ -60,6 +63,8 @@ def find_parts(source: UserSourceConfig, work: Path) -> list[Part]:
     files = list_files(_location(source))
     if source.format == "beir" or (source.format == "auto" and judged.is_beir(files)):
         return READERS["beir"].parts(source, files, work)
+    if source.format == "auto" and table_format(files):
+        return READERS["table"].parts(source, files, work)
     if source.format in ("auto", "hugging-face"):
         parts = [
             part
@@ -81,6 +86,8 @@ def find_parts(source: UserSourceConfig, work: Path) -> list[Part]:
 
 def unread_files(files: Sequence[StoredFile], parts: Sequence[Part]) -> list[str]:
     """Names of files next to the parts that look like data and belong to no format."""
+    if table_format(files):
+        return []
     read = {part.file.uri for part in parts}
     passed = (".md", ".txt", ".py", ".yaml", ".png", ".svg", *SUFFIXES)
     return [

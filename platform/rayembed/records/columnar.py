@@ -87,7 +87,7 @@ def _read_parquet(part: Part) -> Iterator[Row]:
     with open_parquet(part.file.uri) as opened:
         groups = range(part.start, part.stop or opened.metadata.num_row_groups)
         try:
-            yield from _rows(opened.schema_arrow, opened.iter_batches(_ROWS, row_groups=list(groups)))
+            yield from rows_of(opened.schema_arrow, opened.iter_batches(_ROWS, row_groups=list(groups)))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{part.file.uri} is damaged ({error}); write or download it again") from error
 
@@ -102,16 +102,16 @@ def _read_arrow(part: Part) -> Iterator[Row]:
         with part.file.open() as opened:
             if opened.read(6) == b"ARROW1":
                 file = pa.ipc.open_file(opened)
-                yield from _rows(file.schema, map(file.get_batch, range(file.num_record_batches)))
+                yield from rows_of(file.schema, map(file.get_batch, range(file.num_record_batches)))
                 return
             opened.seek(0)
             stream = pa.ipc.open_stream(opened)
-            yield from _rows(stream.schema, stream)
+            yield from rows_of(stream.schema, stream)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{part.file.uri} is not a complete Arrow file ({error}); save it again") from error
 
 
-def _rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
+def rows_of(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
     """Rows with the names of classes in place of their numbers."""
     names = ClassNames.of(schema)
     stored_as_bytes = [field.name for field in schema if is_bytes(field.type)]

@@ -34,9 +34,9 @@ _BOOKKEEPING = (
     "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"
 )  # fmt: skip
 _TABLE_FORMATS = {
-    "Delta": r"_delta_log/",
-    "Iceberg": r"metadata/[^/]*metadata\.json$",
-    "Lance": r"_versions/",
+    "delta": r"_delta_log/",
+    "iceberg": r"metadata/v?\d+[^/]*\.metadata\.json$",
+    "lance": r"_versions/",
 }
 
 
@@ -57,12 +57,7 @@ def choose_files(
         DataError: there are several and none is chosen, or not the chosen one; some of its files are missing;
             or the folder is a table of a format that keeps deleted rows in its files.
     """
-    for name, pattern in _TABLE_FORMATS.items():
-        if any(re.search(rf"(^|/){pattern}", file.name) for file in files):
-            raise DataError(
-                f"{source.origin} is a {name} table, whose files also hold rows that were deleted; write its "
-                "present rows as Parquet"
-            )
+    refuse_tables(source.origin, files)
     card = next((file for file in files if file.name == "README.md"), None)
     readable = dict.fromkeys(file for file in files if len(files) == 1 or file.plain_name.endswith(suffixes))
     declared = _declared(card, files) if card else ()
@@ -86,6 +81,25 @@ def choose_files(
             "missing; download all of it, or give a pattern of the files that are meant as path"
         )
     return chosen
+
+
+def table_format(files: Sequence[StoredFile]) -> str | None:
+    """Which format of tables that keep deleted rows in their files a folder is of, if any."""
+    return next((name for name, start in _TABLE_FORMATS.items() if _has(files, rf"^{start}")), None)
+
+
+def refuse_tables(origin: str, files: Sequence[StoredFile]) -> None:
+    """Raise DataError where files are of such tables, whose present rows only a reader of tables knows."""
+    for name, pattern in _TABLE_FORMATS.items():
+        if _has(files, rf"(^|/){pattern}"):
+            raise DataError(
+                f"{origin} has files of a table of {name.title()}, which also hold rows that were deleted; "
+                "give the folder of the table as a source without format, or write its rows as Parquet"
+            )
+
+
+def _has(files: Sequence[StoredFile], pattern: str) -> bool:
+    return any(re.search(pattern, file.name) for file in files)
 
 
 def _missing_shards(files: Sequence[StoredFile]) -> list[str]:

@@ -1,4 +1,4 @@
-"""JSON lines, JSON arrays, CSV and TSV, compressed or not.
+"""JSON lines, JSON arrays, CSV, TSV and plain text, compressed or not.
 
 An uncompressed file of JSON lines is cut at line ends. The layouts of FlagEmbedding (`query`, `pos`, `neg`)
 and Tevatron (`query`, `positive_passages`, `negative_passages`) need no mapping of columns.
@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,28 @@ def decoded_text(file: StoredFile) -> io.TextIOWrapper:
 
 
 JSON = Reader("json-lines", (".jsonl", ".json", ".ndjson", ".jsonlines", ".jl"), _json_parts, _read_json)
+
+
+def _text_parts(source: UserSourceConfig, files: Sequence[StoredFile], work: Path) -> list[Part]:
+    return [replace(part, format="text") for part in _json_parts(source, files, work)]
+
+
+def _read_text(part: Part) -> Iterator[Row]:
+    """The lines that begin inside the part, as a column `text`."""
+    for number, line in enumerate(lines(part), start=1):
+        if number == 1 and part.start == 0 and line[:2] in _UTF_16:
+            raise DataError(f"{part.file.uri} is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
+        try:
+            text = line.decode().strip("\ufeff\r\n")
+        except UnicodeDecodeError:
+            yield Row(
+                number, Unreadable("broken encoding", "the line is not UTF-8", line.decode(errors="replace"))
+            )
+            continue
+        yield Row(number, {"text": text} if text.strip() else None)
+
+
+TEXT = Reader("text", (".txt",), _text_parts, _read_text)
 
 _LONGEST_FIELD = 2**27  # the default of the csv module, 128 KiB, is below what documents need
 

@@ -112,13 +112,13 @@ def test_a_digest_is_taken_again_only_when_size_or_time_differ(tmp_path, monkeyp
 
 def test_unusable_inputs_are_refused_with_the_remedy(tmp_path):
     good = write_parquet(tmp_path / "good.parquet", 0, 3)
-    (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "notes.md").write_text("text")
     (tmp_path / "torn.parquet").write_bytes(good.read_bytes()[:-10])
     (tmp_path / "empty.jsonl").write_text("\n")
     for pattern, message in [
-        (tmp_path / "*.*", r"notes\.txt does not end in"),
+        (tmp_path / "*.*", r"notes\.md does not end in"),
         (tmp_path / "nothing.parquet", "does not exist"),
-        (tmp_path / "notes.txt", "does not end in"),
+        (tmp_path / "notes.md", "does not end in"),
     ]:
         with pytest.raises(DataError, match=message):
             find_files(pattern)

@@ -19,7 +19,7 @@ from rayembed.common.errors import DataError
 from rayembed.config.data import UserSourceConfig
 from rayembed.records import READERS, SUFFIXES, find_parts, read_part
 from rayembed.records.columnar import PARQUET, open_parquet
-from rayembed.records.layout import is_bookkeeping
+from rayembed.records.layout import is_bookkeeping, refuse_tables
 from rayembed.records.locations import StoredFile, list_files, names_files
 from rayembed.records.text_files import JSON, is_array
 
@@ -102,11 +102,15 @@ def find_files(pattern: str | Path) -> list[StoredFile]:
             or a glob such as `texts/2026-*.parquet`; or the URI of one in any store that training reads.
 
     Raises:
-        DataError: there are none, or a file has another suffix.
+        DataError: there are none, a file has another suffix, or they are of a table that has deleted rows.
         ResourceError: the store does not answer.
     """
     pattern, stored = str(pattern), list_files(str(pattern))
-    readable = [file for file in stored if any(reader.takes(file) for reader in READERS.values())]
+    refuse_tables(pattern, stored)
+    if names_files(pattern, stored):
+        readable = [file for file in stored if any(reader.takes(file) for reader in READERS.values())]
+    else:
+        readable = [file for file in stored if file.plain_name.endswith(SUFFIXES)]
     if len(readable) < len(stored) and names_files(pattern, stored):
         other = next(file.uri for file in stored if file not in readable)
         raise DataError(f"{other} does not end in {', '.join(SUFFIXES)}; convert it or leave it out")
