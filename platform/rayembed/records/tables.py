@@ -118,8 +118,8 @@ def _told(name: str, location: str, ask: Callable[..., Any], *arguments: Any) ->
         ) from error
     except Exception as error:
         raise DataError(
-            f"{location} cannot be read as a table of {name.title()} ({first_line(error)}); write its rows as "
-            "Parquet"
+            f"{location} cannot be read as a table of {name.title()} ({first_line(error)}); write its rows "
+            "as Parquet"
         ) from error
 
 
