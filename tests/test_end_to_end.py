@@ -107,7 +107,9 @@ def test_a_run_that_is_resubmitted_killed_and_told_to_end_is_as_an_unbroken_one(
     run_folder, log = home / "runs" / recipe.stem, home / f"{recipe.stem}.log"
     process = start_training(home, recipe)
     wait_for_step(run_folder, 6, process)
+    [worker] = training_workers(process)
     process.send_signal(signal.SIGKILL)
+    worker.kill()  # Ray ends it seconds later, when it may have taken all steps
     process.wait()
     assert len(trace(run_folder)) < STEPS[0]
     assert "continues at step" not in log.read_text()
