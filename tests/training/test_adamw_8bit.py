@@ -1,16 +1,17 @@
 """Adam's moments in 8 bits: near those of plain AdamW, and continued as if there had been no stop."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from rayembed.common.errors import ConfigError
-from rayembed.config.training import TrainingConfig
 from rayembed.training.adamw_8bit import BYTES_PER_MOMENT, adamw_8bit, pack, unpacked
 from rayembed.training.model import ModelSpec
 from rayembed.training.preflight import memory_of_worker, parameter_counts
 from tests.training.recipes import tiny_recipe
-from tests.training.sources import stage
 from tests.training.spawn import run_ranks
+from tests.training.test_deepspeed import take_steps, wrap_model
 
 pytest.importorskip("bitsandbytes")
 
@@ -27,51 +28,29 @@ def make_model():
     return model
 
 
-def wrap_model(zero_stage, dtype, optimizer, weights=None):
-    from rayembed.training.deepspeed import wrap, write_weights
-
-    model = make_model()
-    if weights:
-        model.load_state_dict(weights)
-    training = TrainingConfig(zero_stage=zero_stage, optimizer=optimizer)
-    wrapped = wrap(model, stage(weight_decay=0.1), training, rows_per_rank=6, dtype=dtype)
-    if weights:
-        write_weights(wrapped, weights)
-    return wrapped
-
-
-def take_steps(wrapped, first, rank, world_size, dtype):
-    from rayembed.training.deepspeed import set_learning_rate
-
-    for step in range(first, first + STEPS):
-        rows = torch.randn(12, 101, generator=torch.Generator().manual_seed(step)).to(dtype)[rank::world_size]
-        set_learning_rate(wrapped, 1.0 - step / 10)
-        wrapped.backward(wrapped(rows).float().pow(2).mean())
-        wrapped.step()
-
-
 def unbroken_and_resumed(rank, world_size, zero_stage, dtype):
     from rayembed.training.deepspeed import prime_optimizer, read_state, write_moments, write_weights
 
-    plain = wrap_model(zero_stage, dtype, "adamw")
-    take_steps(plain, 0, rank, world_size, dtype)
+    wrapping = partial(wrap_model, zero_stage, dtype, world_size, make=make_model)
+    plain = wrapping()
+    take_steps(plain, 0, STEPS, rank, world_size, dtype)
     found = {"plain": read_state(plain)[1]}
     plain.destroy()
 
-    wrapped = wrap_model(zero_stage, dtype, "adamw_8bit")
-    take_steps(wrapped, 0, rank, world_size, dtype)
+    wrapped = wrapping(optimizer="adamw_8bit")
+    take_steps(wrapped, 0, STEPS, rank, world_size, dtype)
     weights, found["moments"] = read_state(wrapped)
-    take_steps(wrapped, STEPS, rank, world_size, dtype)
+    take_steps(wrapped, STEPS, STEPS, rank, world_size, dtype)
     found["unbroken"], _ = read_state(wrapped)
     adam = getattr(wrapped.optimizer, "optimizer", wrapped.optimizer)
     found["bytes"] = sum(state[name].nbytes for state in adam.state.values() for name in ("state1", "state2"))
     wrapped.destroy()
 
-    wrapped = wrap_model(zero_stage, dtype, "adamw_8bit", weights)
+    wrapped = wrapping(weights, optimizer="adamw_8bit")
     prime_optimizer(wrapped, wrapped(torch.zeros(1, 101, dtype=dtype)))
     write_weights(wrapped, weights)
     write_moments(wrapped, found["moments"], STEPS)
-    take_steps(wrapped, STEPS, rank, world_size, dtype)
+    take_steps(wrapped, STEPS, STEPS, rank, world_size, dtype)
     found["resumed"], _ = read_state(wrapped)
     wrapped.destroy()
     return found

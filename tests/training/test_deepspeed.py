@@ -111,14 +111,14 @@ def test_gradients_of_chunks_add_up_in_fp32_from_zero_2_on(tmp_path):
         assert errors[f"{zero_stage} 64"] < errors[f"{zero_stage} None"] / 2
 
 
-def wrap_model(zero_stage, dtype, world_size, weights=None):
+def wrap_model(zero_stage, dtype, world_size, weights=None, make=make_model, optimizer="adamw"):
     from rayembed.training.deepspeed import wrap, write_weights
 
-    model = make_model()
+    model = make()
     if weights:
         model.load_state_dict(weights)
     settings = stage(batch_size=12, weight_decay=0.1, pooling_learning_rate=2e-2)
-    training = TrainingConfig(zero_stage=zero_stage)
+    training = TrainingConfig(zero_stage=zero_stage, optimizer=optimizer)
     wrapped = wrap(model, settings, training, rows_per_rank=12 // world_size, dtype=dtype)
     if weights:
         write_weights(wrapped, weights)
@@ -129,8 +129,10 @@ def take_steps(wrapped, first, count, rank, world_size, dtype):
     """Each rank sees its share of the same twelve rows of a step."""
     from rayembed.training.deepspeed import set_learning_rate
 
+    width = wrapped.module.body.in_features
     for step in range(first, first + count):
-        rows = torch.randn(12, 7, generator=torch.Generator().manual_seed(step)).to(dtype)[rank::world_size]
+        rows = torch.randn(12, width, generator=torch.Generator().manual_seed(step))
+        rows = rows.to(dtype)[rank::world_size]
         set_learning_rate(wrapped, 1.0 - step / 10)
         wrapped.backward(wrapped(rows).float().pow(2).mean())
         wrapped.step()
