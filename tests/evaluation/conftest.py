@@ -25,6 +25,7 @@ class WordEngine:
     """Bag-of-words vectors from hashed words: deterministic, and equal words make texts similar."""
 
     dimensions = DIMENSIONS
+    precision = "fp32"
 
     def __init__(self, digest: str = "0" * 64, instructions: dict[str, str] | None = None):
         self.digest = digest

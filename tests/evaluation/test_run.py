@@ -26,7 +26,7 @@ from tests.evaluation.conftest import WordEngine, WordWorker, pool, units_of
 TASKS = ["DocstringRetrieval", "VaderTweets", "WordSim353"]
 
 
-def evaluate(data_dir: Path, output: Path, tasks: list[str] = TASKS):
+def evaluate(data_dir: Path, output: Path, tasks: list[str] = TASKS, precision="auto"):
     return run.run(
         "good",
         output=output,
@@ -35,6 +35,7 @@ def evaluate(data_dir: Path, output: Path, tasks: list[str] = TASKS):
         with_bm25=True,
         tasks=tasks,
         actors=0,
+        precision=precision,
     )
 
 
@@ -109,6 +110,22 @@ def test_other_rows_make_a_stored_result_stale(data_dir, tmp_path):
     assert store.load(candidate, task) is not None
     task.metadata = task.metadata.model_copy(update={"dataset": {"path": "wordsim353", "revision": "other"}})
     assert store.load(candidate, task) is None
+
+
+def test_a_result_in_another_number_format_is_stale_unless_any_will_do(engines, data_dir, tmp_path):
+    def formats():
+        [details] = tmp_path.glob("trained/*/WordSim353.details.json")
+        [entries] = json.loads(details.read_text()).values()
+        return {entry["precision"] for entry in entries}
+
+    evaluate(data_dir, tmp_path, tasks=["WordSim353"])
+    assert formats() == {"fp32"}
+    engines["good"].precision = "bf16"  # what `auto` means on another node
+    for precision, made_again in (("auto", False), ("fp32", False), ("bf16", True)):
+        engines["good"].calls.clear()
+        evaluate(data_dir, tmp_path, tasks=["WordSim353"], precision=precision)
+        assert bool(engines["good"].calls) is made_again, precision
+    assert formats() == {"bf16"}
 
 
 def test_bad_requests_say_what_to_do(engines, data_dir, tmp_path):

@@ -136,7 +136,8 @@ class ReducedEngine:
 
     def __init__(self, engine: Any, form: VectorForm):
         self._engine, self._form = engine, form
-        self.contract, self.digest = engine.contract, f"{engine.digest}-{form}"
+        self.contract, self.precision = engine.contract, engine.precision
+        self.digest = f"{engine.digest}-{form}"
         self.dimensions = form.dimensions or engine.dimensions
 
     def encode(self, texts: Sequence[str], **options: Any) -> Any:

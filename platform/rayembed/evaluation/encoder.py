@@ -93,19 +93,16 @@ class EngineEncoder(AbsEncoder):
         return encoded.vectors
 
 
-def evaluate_task(
-    model: Any, task: mteb.AbsTask, instructions: Instructions | None = None, *, precision: str = "auto"
-) -> TaskResult:
+def evaluate_task(model: Any, task: mteb.AbsTask, encoder: EngineEncoder | None = None) -> TaskResult:
     """Score one mteb model on one task in this process.
 
-    The entries of the result have a key `rayembed` with the instructions used, the precision, and what the
-    score is the mean of. mteb's files must not have it: some metrics of mteb are called precision, too.
+    The entries of the result have a key `rayembed` with the instructions used, the number format, and what
+    the score is the mean of. mteb's files must not have it: some metrics of mteb are called precision, too.
 
     Args:
         model: an mteb encoder or search model.
         task: a task of any type.
-        instructions: what the model was given; by default those of an `EngineEncoder`.
-        precision: number format that was asked for, for the record.
+        encoder: what made the vectors that `model` searches; by default `model` itself, where it is one.
     """
     samples, predicted = keep_samples(task)
     evaluation = mteb.evaluate(
@@ -118,11 +115,12 @@ def evaluate_task(
         prediction_folder=Path() if predicted else None,  # lets mteb hand its predictions over
     )
     result = evaluation.task_results[0]
-    if instructions is None and isinstance(model, EngineEncoder):
-        instructions = model.instructions(task.metadata)
+    if encoder is None and isinstance(model, EngineEncoder):
+        encoder = model
     for split, entries in result.scores.items():
         for entry in cast(list[dict[str, Any]], entries):
-            entry[OURS] = {"precision": precision, "samples": samples.get((split, entry["hf_subset"]), {})}
-            if instructions is not None:
-                entry[OURS]["instructions"] = asdict(instructions)
+            entry[OURS] = {"samples": samples.get((split, entry["hf_subset"]), {})}
+            if encoder is not None:
+                entry[OURS]["precision"] = encoder.engine.precision
+                entry[OURS]["instructions"] = asdict(encoder.instructions(task.metadata))
     return result

@@ -41,7 +41,7 @@ class Endpoint:
 
 
 class EndpointEngine:
-    """What an evaluation needs of an engine, over HTTP.
+    """What an evaluation needs of an engine, over HTTP; which number format it has is the service's matter.
 
     Args:
         client: client of the endpoint.
@@ -50,6 +50,8 @@ class EndpointEngine:
         dimensions: width of the vectors.
         named: whether the service takes the field `instruction`; else it is put in front of the text.
     """
+
+    precision = None
 
     def __init__(
         self, client: EmbeddingClient, contract: Contract, digest: str, dimensions: int, named: bool

@@ -26,6 +26,7 @@ from mteb.results import TaskResult
 
 from rayembed.common.errors import DataError, ResourceError
 from rayembed.common.paths import atomic_write, fetch, push, remove
+from rayembed.common.settings import Precision
 from rayembed.evaluation.builtin_tasks import TASKS
 from rayembed.evaluation.encoder import ENCODE_OPTIONS, OURS
 from rayembed.evaluation.endpoint import Endpoint
@@ -109,9 +110,12 @@ class ResultStore:
         candidate: Candidate,
         task: mteb.AbsTask,
         instructions: Instructions | None = None,
-        precision: str = "auto",
+        precision: Precision = "auto",
     ) -> TaskResult | None:
-        """A stored result of the same rows and instructions; None where the task has to be run (again)."""
+        """A stored result of the same rows and instructions; None where the task has to be run (again).
+
+        `auto` takes a result in any number format; which one it was is in the record.
+        """
         path, details = (
             fetch(place(candidate, task.metadata.name)) for place in (self.path, self.details_path)
         )
@@ -129,7 +133,7 @@ class ResultStore:
         if result.dataset_revision != task.metadata.revision or result.get_missing_evaluations(task):
             logger.info("%s is of another revision of the task; the task is run again", path)
             return None
-        if instructions is not None and _recorded(result) != [(asdict(instructions), precision)]:
+        if instructions is not None and not _made_so(result, instructions, precision):
             logger.info("%s was made with other instructions or precision; the task is run again", path)
             return None
         return result
@@ -165,13 +169,14 @@ def model_meta(candidate: Candidate) -> ModelMeta:
     )
 
 
-def _recorded(result: TaskResult) -> list[tuple[dict[str, Any], str]]:
-    """The distinct instructions and precisions of a result's entries."""
-    found: list[tuple[dict[str, Any], str]] = []
-    for ours in map(_ours, (entry for entries in result.scores.values() for entry in entries)):
-        if (used := (ours.get("instructions", {}), ours.get("precision", ""))) not in found:
-            found.append(used)
-    return found
+def _made_so(result: TaskResult, instructions: Instructions, precision: Precision) -> bool:
+    entries = [_ours(entry) for entries in result.scores.values() for entry in entries]
+    return all(
+        entry.get("instructions") == asdict(instructions)
+        # A service has no precision that we set.
+        and (precision == "auto" or entry.get("precision") in (precision, None))
+        for entry in entries
+    )
 
 
 def _ours(entry: Any) -> dict[str, Any]:

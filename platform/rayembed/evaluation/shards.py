@@ -51,7 +51,7 @@ class EmbeddingStore:
     output: Path
     digest: str
     contract: Contract
-    precision: str = "auto"
+    precision: str | None = None
 
     def task_folder(self, task: TaskMetadata) -> Path:
         """Folder of all shards of one revision of a task."""
@@ -121,14 +121,14 @@ class CachedEngine:
     A list is what mteb asks for at a time. To score vectors in another form it asks for the same.
     """
 
-    def __init__(self, engine: Any, folder: Path, precision: str):
-        self._engine, self._folder, self._precision = engine, folder, precision
+    def __init__(self, engine: Any, folder: Path):
+        self._engine, self._folder, self.precision = engine, folder, engine.precision
         self.contract, self.digest, self.dimensions = engine.contract, engine.digest, engine.dimensions
 
     def encode(self, texts: Sequence[str], *, instruction: str | None = None) -> Encoded:
         """As the engine's."""
         # The digest covers the contract.
-        made_under = f"{self.digest}\n{self._precision}\n{instruction or ''}\n"
+        made_under = f"{self.digest}\n{self.precision}\n{instruction or ''}\n"
         key = hashlib.sha256(made_under.encode() + text_digests(texts).tobytes()).hexdigest()
         path = self._folder / f"{key[:32]}.safetensors"
         if (stored := read_arrays(path)) is None:
@@ -157,11 +157,9 @@ def texts_per_second(folder: Path) -> float | None:
 class ShardEncoder(EngineEncoder):
     """An engine encoder that keeps and finds the vectors of shards in a store."""
 
-    def __init__(
-        self, engine: Any, label: str, policy: InstructionPolicy, output: Path, precision: str = "auto"
-    ):
+    def __init__(self, engine: Any, label: str, policy: InstructionPolicy, output: Path):
         super().__init__(engine, label, policy)
-        self.store = EmbeddingStore(output, engine.digest, engine.contract, precision)
+        self.store = EmbeddingStore(output, engine.digest, engine.contract, engine.precision)
         self._known: dict[str | None, dict[bytes, np.ndarray]] = {}
 
     def encode_shard(self, task: mteb.AbsTask, shard: Shard) -> None:

@@ -148,7 +148,7 @@ class EvaluationWorker:
     def _score(self, encoder: ShardEncoder, task: Any, unit: Unit) -> TaskResult:
         searched = [shard for shard in unit.shards if is_searched(task, shard)]
         model = encoder.found(task, searched) if searched else encoder
-        return evaluate_task(model, task, encoder.instructions(task.metadata), precision=self.setup.precision)
+        return evaluate_task(model, task, encoder)
 
     def _task(self, reference: TaskReference) -> Any:
         if reference not in self._tasks:
@@ -168,10 +168,10 @@ class EvaluationWorker:
             engine = load_engine(candidate, self.setup.precision)
             setup = self.setup
             if setup.cache is not None and candidate.checkpoint is not None:
-                engine = CachedEngine(engine, setup.cache, setup.precision)
+                engine = CachedEngine(engine, setup.cache)
             if setup.vectors is not None:
                 engine = ReducedEngine(engine, setup.vectors)
-            encoder = ShardEncoder(engine, candidate.label, setup.policy, setup.output, setup.precision)
+            encoder = ShardEncoder(engine, candidate.label, setup.policy, setup.output)
             self._loaded = candidate, encoder
         return self._loaded[1]
 
