@@ -85,9 +85,9 @@ def test_rows_are_shared_by_entries_that_need_the_same(home):
     first = prepare(home, recipe(PAIRS, LABELS))
     other = PAIRS | {"weight": 1, "instruction": "Find", "cap": 20, "epochs": 9, "negatives_per_query": 1}
     changed = recipe(other, LABELS | {"negatives_per_query": 1}).model_copy(update={"name": "second"})
-    second = prepare(home, changed)
-    assert second.sources[0] == first.sources[0]
-    assert second.sources[1] != first.sources[1]
+    assert prepare(home, changed).sources == first.sources
+    named = recipe(PAIRS, LABELS | {"labels": "label"}).model_copy(update={"name": "third"})
+    assert prepare(home, named).sources[1] != first.sources[1]
 
 
 def test_rows_that_share_a_document_are_planned_apart(home):
@@ -196,7 +196,8 @@ def test_rows_that_resemble_an_evaluation_are_left_out_and_counted(home):
     assert counted["examples"] == [["held-out", "What is 7, please?", "what is 7 please"]]
 
 
-def test_a_source_of_several_files_is_prepared_in_pieces_that_outlive_an_error(home, monkeypatch):
+def on_actors(monkeypatch) -> list[str]:
+    """Do work of several jobs as actors would; returns its titles, as they come."""
     titles = []
 
     def elsewhere(function, jobs, title, *, here):
@@ -205,6 +206,57 @@ def test_a_source_of_several_files_is_prepared_in_pieces_that_outlive_an_error(h
 
     monkeypatch.setattr(build, "on_all_cpus", elsewhere)
     monkeypatch.setattr(prepared_source, "on_all_cpus", elsewhere)
+    return titles
+
+
+@pytest.mark.parametrize("labels", ["example", "label"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_labels_of_several_files_are_one_source(home, monkeypatch, labels, parts):
+    """Repeats, a text of two classes and a class of one text are found wherever they lie."""
+    titles = on_actors(monkeypatch)
+    lines = [{"text": f"{label} {number}", "label": label} for number in range(6) for label in "abc"]
+    lines += [{"text": "both", "label": "a"}, {"text": "d 0", "label": "d"}, {"text": "both", "label": "b"}]
+    (home / "labels.jsonl").unlink()
+    (home / "many").mkdir()
+    for part, of_part in enumerate(np.array_split(lines, parts)):
+        text = "".join(json.dumps(line) + "\n" for line in of_part.tolist())
+        (home / "many" / f"{part}.jsonl").write_text(text)
+    raw = recipe(LABELS | {"labels": labels}).model_dump(mode="json")
+    raw["data"]["sources"]["labels"]["path"] = "many"
+    spec = prepare(home, validate_config(raw, origin="here"))
+    rows = PreparedRows.open(spec.sources[0])
+    kept = rows.take(np.arange(len(rows)), ["query", "cluster"])
+    wanted = [(line["text"], line["label"]) for line in lines if line["text"] != "both"]
+    if labels == "example":
+        wanted.remove(("d 0", "d"))
+    assert [(row["query"], row["cluster"]) for row in kept] == wanted
+    assert ("leaving out rows" in titles) is (parts == 3)
+    plan, chooser = PlanReader(spec.plan), spec.chooser()
+    drawn = [row for step in range(plan.steps) for row in chooser.choose(plan.read(step))]
+    for row in drawn:
+        own = row.query[0]
+        documents = [row.texts[key][0] for key in (row.target, *row.negatives)]
+        assert (documents[0], own in documents[1:], len(documents)) == (own, False, 3)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_single_texts_of_several_files_come_once(home, monkeypatch, parts):
+    on_actors(monkeypatch)
+    lines = [{"query": f"q{row}", "positive": f"p{row % 7}"} for row in range(24)]
+    (home / "pairs.jsonl").unlink()
+    (home / "many").mkdir()
+    for part, of_part in enumerate(np.array_split(lines, parts)):
+        text = "".join(json.dumps(line) + "\n" for line in of_part.tolist())
+        (home / "many" / f"{part}.jsonl").write_text(text)
+    raw = recipe(PAIRS, kind="simcse", texts="documents", attention_dropout=0.1).model_dump(mode="json")
+    raw["data"]["sources"]["pairs"]["path"] = "many"
+    spec = prepare(home, validate_config(raw, origin="here"))
+    rows = PreparedRows.open(spec.sources[0])
+    assert [row["query"] for row in rows.take(np.arange(len(rows)), ["query"])] == [f"p{n}" for n in range(7)]
+
+
+def test_a_source_of_several_files_is_prepared_in_pieces_that_outlive_an_error(home, monkeypatch):
+    titles = on_actors(monkeypatch)
     (home / "many").mkdir()
     for part in range(3):
         write_pairs(home, 24)

@@ -16,9 +16,11 @@ from rayembed.common.errors import ResourceError
 from rayembed.common.ray_cluster import ClusterGpus, connect
 from rayembed.config.loading import validate_config
 from rayembed.contract.packing import pack_ids
+from rayembed.data.classes import Classes
 from rayembed.data.plan_store import PlanReader
 from rayembed.data.prepared import PreparedRows
 from rayembed.data.stream import local_batches
+from rayembed.records.schema import pair_row, to_table
 from rayembed.training import dry_run, trial
 from rayembed.training.preflight import GIBIBYTE, memory_of_worker
 from rayembed.training.resources import advising_on_memory
@@ -85,6 +87,19 @@ def test_a_rows_own_instruction_counts_in_its_characters(run, tmp_path):
     longer = len("Much longer than the other") - len("Sort")
     assert entry.symmetric, "so query, positive and two negatives carry it"
     np.testing.assert_array_equal((own - plain)[:4], [4 * longer, 0, 4 * longer, 0])
+
+
+@pytest.mark.parametrize(("class_texts", "documents"), [(None, 4 * 3.5), (("good", "bad"), 2 * 3.5)])
+def test_a_labelled_row_counts_documents_of_mean_length(run, class_texts, documents):
+    texts = ["abc", "abcd", "ab", "abcde"]
+    rows = [pair_row(text, [], [], dataset="d", task_type="sts", cluster="c") for text in texts]
+    classes = Classes(np.zeros(4, np.int32), np.arange(4), np.array([0, 4]), class_texts)
+    prepared = PreparedRows(to_table(rows, "pairs").to_batches(), classes)
+    entry = run.stream.blend[1].model_copy(
+        update={"negatives_per_query": 3 if class_texts is None else 1, "symmetric": False, "instruction": ""}
+    )
+    found = row_characters(prepared, entry, run.stream.contract)
+    np.testing.assert_allclose(found, np.array([3, 4, 2, 5]) + documents)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from rayembed.common.errors import DataError
 from rayembed.config.blend import SourceConfig
+from rayembed.data.classes import Classes
 from rayembed.data.plan import PlannedBatch
 from rayembed.data.prepared import PreparedRows
+from rayembed.records.schema import document_id
 
 DocumentKey = tuple[str, str]
 """Content hash of a document and the instruction in front of it ("" for none): what makes its vector."""
@@ -45,20 +48,33 @@ class RowChooser:
 
     def choose(self, batch: PlannedBatch) -> list[ChosenRow]:
         """The rows of a batch in the order of the plan."""
+        generators = [
+            np.random.default_rng([self._seed, batch.step, source, number])
+            for source, number in batch.pairs()
+        ]
         values: list[dict[str, Any]] = [{}] * len(batch.rows)
         for source in np.unique(batch.sources).tolist():
             [places] = np.nonzero(batch.sources == source)
-            found = self._sources[source].take(batch.rows[places], _COLUMNS)
+            rows, numbers = self._sources[source], batch.rows[places]
+            found = rows.take(numbers, _COLUMNS)
+            if (classes := rows.classes) is not None:
+                negatives = self._blend[source].negatives_per_query
+                drawn = [
+                    classes.draw(number, negatives, generators[place])
+                    for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
+                ]
+                found = _with_documents(found, rows, classes, drawn)
             for place, row in zip(places.tolist(), found, strict=True):
                 values[place] = row
         return [
-            self._draw(batch.step, source, number, row)
-            for (source, number), row in zip(batch.pairs(), values, strict=True)
+            self._draw(source, number, row, generator)
+            for (source, number), row, generator in zip(batch.pairs(), values, generators, strict=True)
         ]
 
-    def _draw(self, step: int, source: int, number: int, values: dict[str, Any]) -> ChosenRow:
+    def _draw(
+        self, source: int, number: int, values: dict[str, Any], generator: np.random.Generator
+    ) -> ChosenRow:
         entry = self._blend[source]
-        generator = np.random.default_rng([self._seed, step, source, number])
         num_positives = len(values["positives"])
         target = int(generator.integers(num_positives))
         num_negatives = len(values["negatives"])
@@ -87,3 +103,19 @@ class RowChooser:
             texts={keys[index]: documents[index] for index in used},
             teacher_scores={keys[index]: scores[index] for index in used} if scores else {},
         )
+
+
+def _with_documents(
+    found: Sequence[dict[str, Any]], rows: PreparedRows, classes: Classes, drawn: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """Rows with what `Classes.draw` drew for each: a positive and negatives."""
+    numbers = np.fromiter(chain.from_iterable(drawn), np.int64)
+    if classes.texts is None:
+        others = ((row["query"], row["query_id"]) for row in rows.take(numbers, ("query", "query_id")))
+    else:
+        others = ((text, document_id(text)) for text in map(classes.texts.__getitem__, numbers.tolist()))
+    completed = []
+    for row, of_row in zip(found, drawn, strict=True):
+        texts, ids = zip(*islice(others, len(of_row)), strict=True)
+        completed.append(row | {"positives": texts[:1], "negatives": texts[1:], "document_ids": ids})
+    return completed

@@ -1,11 +1,8 @@
 """From a checked table of any layout to the rows that training contrasts."""
 
-import logging
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import coo_array
@@ -14,55 +11,31 @@ from scipy.sparse.csgraph import connected_components
 from rayembed.common.errors import DataError
 from rayembed.records.schema import Kind, pair_row, to_table
 
-logger = logging.getLogger(__name__)
-
 LabelStyle = Literal["example", "label", "auto"]
+ALIKE = 4.0
+"""Score of 5 from which NV-Embed takes two sentences for alike."""
 
 
-def contrastive_rows(
-    table: pa.Table,
-    kind: Kind,
-    *,
-    labels: LabelStyle,
-    label_texts: Mapping[str, str] | None = None,
-    least_score: float | None = None,
-    negatives_per_query: int,
-    seed: int,
-) -> pa.Table:
+def contrastive_rows(table: pa.Table, kind: Kind, *, least_score: float | None = None) -> pa.Table:
     """A table of the pair layout; of a table of pairs, itself.
 
     Args:
-        table: rows of the layout `kind`.
-        labels: documents of labelled rows: examples of a class, label texts, or NV-Embed's rule: label texts
-            for two classes, examples for more.
-        label_texts: label -> text that stands for it; None or empty for the labels themselves.
+        table: rows of the layout `kind`; of labels, scores and pairs any part of a source.
+        kind: layout.
         least_score: from which scored sentences are alike; None: 4, of 5.
-        negatives_per_query: of labelled rows; the other layouts bring their own or leave them to mining.
-        seed: decides examples and negatives.
 
     Raises:
-        DataError: nothing can be contrasted.
+        DataError: nothing can be contrasted, or 4 of 5 is no measure of the scores.
     """
+    if kind == "labels":
+        return labelled_rows(table)
     if kind == "scores":
         return similarity_rows(table, least_score=least_score)
     if kind == "nli":
         return entailment_rows(table)
     if kind == "duplicates":
         return duplicate_rows(table)
-    if kind == "pairs":
-        return table
-    if labels == "auto":
-        labels = label_style(table)
-    if labels == "label":
-        return label_based_rows(
-            table, label_texts=label_texts or None, negatives_per_query=negatives_per_query, seed=seed
-        )
-    return example_based_rows(table, negatives_per_query=negatives_per_query, seed=seed)
-
-
-def label_style(table: pa.Table) -> Literal["example", "label"]:
-    """NV-Embed's choice of documents for a labelled table: label texts for two classes, else examples."""
-    return "label" if pc.count_distinct(table["label"]).as_py() == 2 else "example"
+    return table
 
 
 def is_symmetric(kind: Kind, task_type: str, labels: LabelStyle) -> bool:
@@ -77,100 +50,15 @@ def is_symmetric(kind: Kind, task_type: str, labels: LabelStyle) -> bool:
     return kind in ("scores", "duplicates", "nli") or task_type in ("sts", "bitext", "clustering")
 
 
-def example_based_rows(table: pa.Table, *, negatives_per_query: int, seed: int) -> pa.Table:
-    """One pair row for each text that has another of its class.
-
-    NV-Embed, for classes and clusters alike: the positive is a random other text of the class, the negatives
-    are random texts of other classes. Query and documents are the same kind of text, so both carry the
-    instruction.
-
-    Fewer than `negatives_per_query` negatives are given only where the other classes have fewer texts.
-    Raises DataError when there are fewer than two classes or no class has two texts.
-    """
-    texts_of, dataset, task_type = _classes(table)
-    generator = np.random.default_rng(seed)
-    # Texts of a class lie side by side, so "any other class" is everything outside one slice.
-    texts = [text for members in texts_of.values() for text in members]
-    rows, lonely, start = [], [], 0
-    for label, members in texts_of.items():
-        if len(members) == 1:
-            lonely.append(label)
-        else:
-            others = len(texts) - len(members)
-            for position, text in enumerate(members):
-                step = generator.integers(1, len(members))
-                positive = members[(position + step) % len(members)]
-                picks = generator.choice(others, min(negatives_per_query, others), replace=False)
-                negatives = [texts[pick if pick < start else pick + len(members)] for pick in picks]
-                rows.append(
-                    pair_row(text, [positive], negatives, dataset=dataset, task_type=task_type, cluster=label)
-                )
-        start += len(members)
-    if lonely:
-        logger.warning(
-            "source %s: %d classes have one text and give no row: %s", dataset, len(lonely), lonely
+def labelled_rows(table: pa.Table) -> pa.Table:
+    """One row for each text, with its class as the cluster; its documents are drawn anew by every step."""
+    rows = (
+        pair_row(
+            row["text"], [], [], dataset=row["dataset"], task_type=row["task_type"], cluster=row["label"]
         )
-    if not rows:
-        raise DataError(f"source {dataset}: no class has two texts; use label-based rows or more data")
+        for row in table.to_pylist()
+    )
     return to_table(rows, "pairs")
-
-
-def label_based_rows(
-    table: pa.Table,
-    *,
-    label_texts: Mapping[str, str] | None = None,
-    negatives_per_query: int,
-    seed: int,
-) -> pa.Table:
-    """One pair row for each text: its class name is the positive, other class names are the negatives.
-
-    NV-Embed, for two classes, and its first version for all: the text of the label is the document. Only the
-    query carries the instruction.
-
-    `label_texts` maps a label to the text that stands for it; without it the labels themselves are used.
-    Raises DataError when there are fewer than two classes or a label has no text.
-    """
-    texts_of, dataset, task_type = _classes(table)
-    names = {label: label for label in texts_of} if label_texts is None else dict(label_texts)
-    if label_texts is None and all(label.isdigit() for label in texts_of):
-        raise DataError(
-            f"source {dataset}: its labels are the numbers {', '.join(sorted(texts_of)[:5])}, which as "
-            "documents say nothing; give each a text in label_texts, or use labels: example"
-        )
-    if missing := sorted(set(texts_of) - set(names)):
-        raise DataError(f"source {dataset}: label_texts lacks the labels {missing}; add a text for each")
-    generator = np.random.default_rng(seed)
-    rows = []
-    for label, members in texts_of.items():
-        others = sorted({names[other] for other in texts_of} - {names[label]})
-        for text in members:
-            picks = generator.choice(len(others), min(negatives_per_query, len(others)), replace=False)
-            negatives = [others[pick] for pick in picks]
-            rows.append(
-                pair_row(text, [names[label]], negatives, dataset=dataset, task_type=task_type, cluster=label)
-            )
-    return to_table(rows, "pairs")
-
-
-def _classes(table: pa.Table) -> tuple[dict[str, list[str]], str, str]:
-    """Distinct texts of each class, the dataset and the task type."""
-    labels_of: dict[str, set[str]] = defaultdict(set)
-    for text, label in zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True):
-        labels_of[text].add(label)
-    texts_of: dict[str, list[str]] = defaultdict(list)
-    for text, labels in labels_of.items():
-        if len(labels) == 1:
-            texts_of[min(labels)].append(text)
-    dataset, task_type = table["dataset"][0].as_py(), table["task_type"][0].as_py()
-    ambiguous = sum(len(labels) > 1 for labels in labels_of.values())
-    if ambiguous:
-        logger.warning("source %s: %d texts have two classes and are left out", dataset, ambiguous)
-    if len(texts_of) < 2:
-        raise DataError(
-            f"source {dataset} has {len(texts_of)} class(es) ({', '.join(texts_of)}); "
-            "contrastive rows need two or more"
-        )
-    return dict(texts_of), dataset, task_type
 
 
 def similarity_rows(table: pa.Table, *, least_score: float | None = None) -> pa.Table:
@@ -180,7 +68,7 @@ def similarity_rows(table: pa.Table, *, least_score: float | None = None) -> pa.
     direction; negatives are mined as for retrieval. Pairs below the score give no row.
 
     Raises:
-        DataError: no pair reaches the score, or none is given and the scores go beyond 5.
+        DataError: no score is given and the scores go beyond 5.
     """
     scores = pc.min_max(table["score"]).as_py()
     if least_score is None and scores["max"] > 5:
@@ -188,17 +76,12 @@ def similarity_rows(table: pa.Table, *, least_score: float | None = None) -> pa.
             f"the scores go from {scores['min']:g} to {scores['max']:g}, so 4 of 5 does not say which "
             "sentences are alike; set least_score"
         )
-    least_score = 4.0 if least_score is None else least_score
+    least_score = ALIKE if least_score is None else least_score
     rows = []
     for row in table.to_pylist():
         if row["score"] >= least_score and row["sentence1"] != row["sentence2"]:
             rows += _both_ways(row, cluster=None, negatives={})
-    return _table(
-        rows,
-        table,
-        f"no pair of different sentences has a score of {least_score:g} or more; its scores go from "
-        f"{scores['min']:g} to {scores['max']:g}: set least_score",
-    )
+    return to_table(rows, "pairs")
 
 
 def entailment_rows(table: pa.Table) -> pa.Table:

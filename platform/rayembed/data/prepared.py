@@ -6,6 +6,7 @@ memory of a process does not grow with the source.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from rayembed.common.errors import DataError
 from rayembed.common.paths import atomic_file, atomic_write, fetch, file_digest
+from rayembed.data.classes import Classes
 from rayembed.records.schema import PAIR_SCHEMA, document_id
 
 ROWS_PER_BATCH = 1 << 14
@@ -40,16 +42,27 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> RowsFile:
         return RowsFile(path.name, rows, file_digest(temporary))
 
 
-def write_index(files: Iterable[RowsFile], path: Path) -> None:
-    """Write what `PreparedRows.open` reads; it says that all files are complete."""
-    atomic_write(path, json.dumps([asdict(file) for file in files], indent=2) + "\n")
+def write_index(
+    files: Iterable[RowsFile], path: Path, *, labelled: bool = False, class_texts: Sequence[str] | None = None
+) -> None:
+    """Write what `PreparedRows.open` reads; it says that all files are complete.
+
+    Args:
+        files: of the rows, in order.
+        path: of the index.
+        labelled: rows have no documents, each step draws them by `Classes`, which are written next to them.
+        class_texts: texts that stand for the classes, where these are the documents.
+    """
+    index = {"files": [asdict(file) for file in files], "labelled": labelled, "class_texts": class_texts}
+    atomic_write(path, json.dumps(index, indent=2) + "\n")
 
 
 class PreparedRows:
-    """Random access to rows of the pair layout."""
+    """Random access to rows of the pair layout; those of a labelled source are a text and its class alone."""
 
-    def __init__(self, batches: Sequence[pa.RecordBatch]):
+    def __init__(self, batches: Sequence[pa.RecordBatch], classes: Classes | None = None):
         self._batches = batches
+        self.classes = classes
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
 
     @staticmethod
@@ -60,17 +73,21 @@ class PreparedRows:
             DataError: a file is missing or cut short.
         """
         index = fetch(index)
+        content = json.loads(index.read_text())
+        rows = PreparedRows.of(index.parent, [RowsFile(**file) for file in content["files"]])
+        if content["labelled"]:
+            with _named_damage(index.parent):
+                rows.classes = Classes.open(index.parent, content["class_texts"])
+        return rows
+
+    @staticmethod
+    def of(folder: Path, files: Iterable[RowsFile]) -> "PreparedRows":
+        """Map files of rows that are not in an index yet; errors as of `open`."""
         batches: list[pa.RecordBatch] = []
-        try:
-            for entry in json.loads(index.read_text()):
-                path = fetch(index.parent / entry["name"])
-                file = pa.ipc.open_file(pa.memory_map(str(path)))
+        with _named_damage(folder):
+            for entry in files:
+                file = pa.ipc.open_file(pa.memory_map(str(fetch(folder / entry.name))))
                 batches += [file.get_batch(number) for number in range(file.num_record_batches)]
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"the rows in {index.parent} are not complete ({error}); remove that folder, it is prepared "
-                "again"
-            ) from error
         return PreparedRows(batches)
 
     def __len__(self) -> int:
@@ -102,9 +119,16 @@ class PreparedRows:
         return {instruction for part in found for instruction in part if instruction}
 
     def rows_without_negatives(self) -> int:
-        """How many rows bring no negatives."""
+        """How many rows bring no negatives and get none from other classes."""
+        if self.classes is not None:
+            return 0
         counts = (np.asarray(batch["negatives"].value_lengths()) for batch in self._batches)
         return sum(int((lengths == 0).sum()) for lengths in counts)
+
+    def query_keys(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The query of every row as a key, see `KeyReader`."""
+        for start, batch in zip(self._starts.tolist(), self._batches, strict=False):
+            yield np.arange(start, start + batch.num_rows), _as_keys(batch["query_id"])
 
     def clash_keys(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Texts and cluster of every row as keys, see `KeyReader`; only columns of ids are touched."""
@@ -118,6 +142,16 @@ class PreparedRows:
             keys = np.concatenate([queries, positives, clusters])
             by_row = np.argsort(rows, kind="stable")
             yield rows[by_row], keys[by_row]
+
+
+@contextmanager
+def _named_damage(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # Arrow's and numpy's errors are of these
+        raise DataError(
+            f"the rows in {folder} are not complete ({error}); remove that folder, it is prepared again"
+        ) from error
 
 
 def _first_of_each(lists: pa.ListArray, counts: np.ndarray) -> pa.StringArray:

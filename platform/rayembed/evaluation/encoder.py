@@ -26,10 +26,14 @@ OURS = "rayembed"
 
 
 class TextEngine(Protocol):
-    """An `inference.engine.Engine`, or an endpoint that looks like one."""
+    """An `rayembed.engine.Engine`, or an endpoint that looks like one."""
 
     contract: Contract
     digest: str
+
+    @property
+    def precision(self) -> str | None:
+        """Number format of the weights, where it is known."""
 
     @property
     def dimensions(self) -> int:

@@ -3,9 +3,10 @@
 They lie in `<data directory>/prepared/<source>-<digest>/`, where the digest is that of the source's files and
 of all settings that decide the rows. Such a folder may be removed at any time: it is prepared again.
 
-Pairs that bring their negatives are prepared file by file, on all CPUs of the cluster: a source that was
-built in 40 parts has 40 files of rows. Classes, sentences and mining need all rows of their source, so each
-of these is one piece of work. Pieces that are complete outlive an error.
+They are prepared file by file, on all CPUs of the cluster: a source that was built in 40 parts has 40 files
+of rows. What no file alone can tell, which texts are repeated and which rows are of a class, is then found
+with some bytes a row. Inference, duplicates and mining need all rows of their source, so each of these is one
+piece of work. Pieces that are complete outlive an error.
 """
 
 import json
@@ -17,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from rayembed.common.errors import ConfigError, DataError
@@ -24,6 +26,7 @@ from rayembed.common.paths import atomic_write, clear_disk_errors, fetch, file_d
 from rayembed.config.blend import SourceConfig
 from rayembed.config.data import DataConfig
 from rayembed.data.build import build_any, declared_source, on_all_cpus
+from rayembed.data.classes import write_classes
 from rayembed.data.contamination import (
     ContaminationGuard,
     ContaminationReport,
@@ -31,9 +34,10 @@ from rayembed.data.contamination import (
     compared_sources,
     make_guard,
 )
-from rayembed.data.contrastive import contrastive_rows, is_symmetric, text_rows
+from rayembed.data.contrastive import ALIKE, contrastive_rows, is_symmetric, text_rows
+from rayembed.data.distinct import distinct_texts, group_by_class
 from rayembed.data.plan import fingerprint
-from rayembed.data.prepared import RowsFile, write_index, write_rows
+from rayembed.data.prepared import PreparedRows, RowsFile, write_index, write_rows
 from rayembed.data.sources import SOURCES
 from rayembed.data.store import read_parquet, split_files
 from rayembed.mining.rows import mine_bm25
@@ -46,7 +50,7 @@ StageTexts = Literal["queries", "documents"]
 PREPARED = "prepared"
 INDEX_FILE = "rows.json"
 CONTAMINATION_FILE = "contamination.json"
-_LAYOUT = 2  # of the prepared files; raise it when equal sources give other rows
+_LAYOUT = 3  # of the prepared files; raise it when equal sources give other rows
 
 
 class EvaluationTexts:
@@ -136,15 +140,14 @@ class PreparedSource:
         if self.texts is not None:
             settings |= {"texts": self.texts}
         elif self.kind == "labels":
-            settings |= {"labels": entry.labels, "negatives_per_query": entry.negatives_per_query}
+            settings |= {"labels": entry.labels}
             settings |= {"label_texts": self.label_texts} if self.label_texts else {}
         elif entry.mining:
             settings |= {
                 "mining": entry.mining.model_dump(),
                 "negatives_per_query": entry.negatives_per_query,
+                "seed": self.seed,
             }
-        if len(settings) > 1:
-            settings["seed"] = self.seed
         if self.kind == "scores" and self.name in self.data.sources:
             settings["least_score"] = self.least_score
         settings |= self.against.origin()
@@ -164,14 +167,12 @@ class PreparedSource:
         What resembles an evaluation is left out and added to the report.
         """
         tables = self._without_evaluation_rows(files, guard, report)
-        if not self._needs_all_rows():
-            yield from tables
-            return
-        table = pa.concat_tables(tables)
-        self.check(report)
-        if self.texts is None or self.kind not in ("labels", "pairs"):
-            table = self._with_negatives(table)
-        yield table if self.texts is None else text_rows(table, self.texts)
+        if self._needs_all_rows():
+            tables = iter([pa.concat_tables(tables)])
+            self.check(report)
+        for table in tables:
+            if table.num_rows:
+                yield self._made_of(table)
 
     def check(self, report: ContaminationReport) -> None:
         """Raise DataError where no row is left to train on."""
@@ -182,7 +183,8 @@ class PreparedSource:
             )
 
     def _needs_all_rows(self) -> bool:
-        return self.kind != "pairs" or self.entry.mining is not None or self.texts is not None
+        mined = self.entry.mining is not None and self.texts is None
+        return self.kind in ("nli", "duplicates") or mined
 
     def _files(self) -> list[Path]:
         """Files that hold the training rows; the source is built where that is due."""
@@ -197,18 +199,14 @@ class PreparedSource:
             report.add(found)
             yield kept
 
-    def _with_negatives(self, table: pa.Table) -> pa.Table:
+    def _made_of(self, table: pa.Table) -> pa.Table:
         entry = self.entry
-        table = contrastive_rows(
-            table,
-            self.kind,
-            labels=entry.labels,
-            label_texts=self.label_texts,
-            least_score=self.least_score,
-            negatives_per_query=entry.negatives_per_query,
-            seed=self.seed,
-        )
-        if self.kind == "labels" or entry.mining is None:
+        if self.texts is not None and self.kind == "labels":
+            return text_rows(table, self.texts)
+        table = contrastive_rows(table, self.kind, least_score=self.least_score)
+        if self.texts is not None:
+            return text_rows(table, self.texts)
+        if entry.mining is None:
             return table
         mined, report = mine_bm25(
             table,
@@ -322,8 +320,45 @@ def _complete(folder: Path, done: Sequence[tuple[SourcePiece, dict[str, Any]]]) 
     for _, result in done:
         report.add(ContaminationReport.of_json(result["report"]))
     source.check(report)
+    if not any(file.rows for file in files):
+        least = ALIKE if source.least_score is None else source.least_score
+        raise DataError(
+            f"source {source.name}: no pair of different sentences has a score of {least:g} or more; set "
+            "least_score"
+        )
     with clear_disk_errors(folder):
         text = json.dumps(report.as_json(), indent=2) + "\n"
         atomic_write(folder / CONTAMINATION_FILE, text)
-        write_index(files, folder / INDEX_FILE)
+        rows = PreparedRows.of(folder, files)
+        if source.texts is not None:
+            files = _kept(folder, files, distinct_texts(rows))
+            write_index(files, folder / INDEX_FILE)
+        elif source.kind == "labels":
+            grouping = group_by_class(rows, source.name, source.entry.labels, source.label_texts)
+            files = _kept(folder, files, grouping.keep_R)
+            write_classes(folder, grouping.of_row)
+            write_index(files, folder / INDEX_FILE, labelled=True, class_texts=grouping.texts)
+        else:
+            write_index(files, folder / INDEX_FILE)
     logger.info("source %s: %d rows ready; %s", source.name, sum(file.rows for file in files), report)
+
+
+def _kept(folder: Path, files: Sequence[RowsFile], keep_R: np.ndarray) -> list[RowsFile]:
+    """Files without the rows that are left out: where there are none, the same."""
+    ends = np.cumsum([file.rows for file in files])
+    jobs = [(folder, *job) for job in zip(files, np.split(keep_R, ends[:-1]), strict=True)]
+    return list(on_all_cpus(_write_kept, jobs, "leaving out rows", here=len(jobs) == 1 or bool(keep_R.all())))
+
+
+def _write_kept(job: tuple[Path, RowsFile, np.ndarray]) -> RowsFile:
+    folder, file, keep = job
+    if keep.all():
+        return file
+    batches = PreparedRows.of(folder, [file]).batches()
+    masks = np.split(keep, np.cumsum([batch.num_rows for batch in batches])[:-1])
+    tables = (
+        pa.Table.from_batches([batch.filter(pa.array(mask))])
+        for batch, mask in zip(batches, masks, strict=True)
+    )
+    with clear_disk_errors(folder):
+        return write_rows(tables, here(folder) / f"kept-{file.name}")

@@ -259,7 +259,16 @@ def row_characters(rows: PreparedRows, entry: SourceConfig, contract: Contract) 
     a step draws is not known here, so their mean length counts.
     """
     most = contract.max_length * _CHARACTERS_PER_TOKEN
-    return np.concatenate([_encoded_characters(batch, entry, contract, most) for batch in rows.batches()])
+    characters = np.concatenate(
+        [_encoded_characters(batch, entry, contract, most) for batch in rows.batches()]
+    )
+    if rows.classes is None:
+        return characters
+    # Documents of a labelled row are class texts, or other texts like its own.
+    prefix = len(contract.prefix(entry.instruction)) if entry.symmetric else 0
+    texts = rows.classes.texts
+    document = np.mean([min(len(text) + prefix, most) for text in texts]) if texts else characters.mean()
+    return characters + document * (1 + entry.negatives_per_query)
 
 
 def _encoded_characters(
