@@ -1,6 +1,7 @@
 """Items of work, in this process and on actors that fail in every way."""
 
 import os
+import threading
 from functools import partial
 
 import pytest
@@ -79,6 +80,41 @@ def test_what_kills_every_actor_is_given_up(tmp_path):
     with pytest.raises(ItemsFailed, match=f"0: RuntimeError: its actor died {ATTEMPTS} times"):
         results.extend(run(tmp_path, ["dies 9", "a", "b"], actors=1))
     assert sorted(results) == ["A", "B"]
+
+
+class Meeting(Worker):
+    """Waits until some other item is at work on the same actor."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.barrier = threading.Barrier(2, timeout=20)
+
+    def __call__(self, item):
+        if item.startswith("meets"):
+            self.barrier.wait()
+        return super().__call__(item)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("two_cpus")
+def test_an_actor_has_two_items_at_once_where_many_wait(tmp_path):
+    items = ["meets-a", "meets-b", "c", "d"]
+    done = run_items(partial(Meeting, tmp_path), items, title="work", actors=1, overlapping=True)
+    assert sorted(done) == sorted(item.upper() for item in items)
+    with pytest.raises(ItemsFailed, match="BrokenBarrierError"):
+        list(run_items(partial(Meeting, tmp_path), ["meets-e"], title="work", actors=1, overlapping=True))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.parametrize("actors", [1, 2])
+def test_of_two_items_the_one_that_kills_is_given_up_and_the_other_done(tmp_path, actors):
+    results = []
+    items = ["a", "dies 9", "b", "dies 1", "c", "fails 1", "d"]
+    with pytest.raises(ItemsFailed, match=f"1: RuntimeError: its actor died {ATTEMPTS} times") as raised:
+        results.extend(run(tmp_path, items, actors=actors, overlapping=True))
+    assert list(raised.value.failures) == [1]
+    assert sorted(results) == sorted(item.upper() for item in items if item != "dies 9")
 
 
 @pytest.mark.ray

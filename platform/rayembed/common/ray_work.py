@@ -1,12 +1,14 @@
 """The one way to do many items of work: on a pool of Ray actors, or in this process.
 
-An actor has one item at a time. When an actor dies, another takes its place, and its item goes to whichever
-is idle first. A user's mistake ends the work at once and is raised as it is. Any other error makes an item be
-tried again; what fails for good is named when all others are done. Workers leave large results on disk: work
-that is cut off continues with the items that are missing.
+An actor has one item at a time, or two, so that it reads the second while it computes the first. When an
+actor dies, another takes its place, and its item goes to whichever is idle first. A user's mistake ends the
+work at once and is raised as it is. Any other error makes an item be tried again; what fails for good is
+named when all others are done. Workers leave large results on disk: work that is cut off continues with the
+items that are missing.
 """
 
 import logging
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +53,7 @@ def run_items(
     ordered: bool = False,
     progress: bool = True,
     environment: Mapping[str, str] | None = None,
+    overlapping: bool = False,
 ) -> Iterator[Result]:
     """Yield what a worker makes of each item; connects to Ray, or starts a local one, where that is needed.
 
@@ -63,6 +66,8 @@ def run_items(
         ordered: yield the results in the order of the items, in place of the order in which they are done.
         progress: log how many items are done and about how long the others take.
         environment: environment variables of the actors.
+        overlapping: an actor's worker is called with a second item, in another thread, before the first is
+            done, while many items wait.
 
     Raises:
         UserError: a worker raised it; nothing else is started.
@@ -75,7 +80,7 @@ def run_items(
         done = _run_here(make_worker, items, queue, title)
     else:
         connect()
-        done = _run_there(make_worker, items, queue, title, actors, gpus, environment or {})
+        done = _run_there(make_worker, items, queue, title, actors, gpus, environment or {}, overlapping)
     shown = Progress(logger, title, len(items))
     early: dict[int, Result] = {}
     following = 0
@@ -157,12 +162,18 @@ class _Place:
 
     Attributes:
         actor: fills it.
-        before: items that this actor has had.
+        is_up: whether the actor takes items.
+        running: items that it has now.
+        before: items that it has had.
+        tries_suspect: whether it has an item that may have made an actor die.
         failed_starts: actors that died here in a row before they were up.
     """
 
     actor: Any
+    is_up: bool = False
+    running: list[Any] = field(default_factory=list)
     before: list[Any] = field(default_factory=list)
+    tries_suspect: bool = False
     failed_starts: int = 0
 
 
@@ -177,6 +188,8 @@ class ActorPool:
         message: item -> what its actor gets.
         try_again: whether an item that raised an error gets further attempts, as one whose actor died does.
         heartbeat: told of the running items when nothing was done for half a minute.
+        items_at_once: most items of an actor; a second one it gets only while every actor has one and as many
+            wait.
     """
 
     def __init__(
@@ -189,11 +202,13 @@ class ActorPool:
         message: Callable[[Any], Any] = lambda item: item,
         try_again: bool = True,
         heartbeat: Callable[[Sequence[Any]], None] = lambda running: None,
+        items_at_once: int = 1,
     ):
         self._title, self._queue, self._start_actor = title, queue, start_actor
         self._message, self._try_again, self._heartbeat = message, try_again, heartbeat
+        self._items_at_once = items_at_once
         self._places = [_Place(start_actor()) for _ in range(min(size, len(queue)))]
-        self._idle: list[_Place] = []
+        self._suspects: deque[Any] = deque()  # one of them made an actor die, so each is tried alone
         self._running: dict[Any, tuple[_Place, Any]] = {}  # an item of None: the actor starts
         self._attempts = _Attempts(title, queue)
 
@@ -208,7 +223,7 @@ class ActorPool:
         try:
             for place in self._places:
                 self._running[place.actor.ready.remote()] = place, None
-            while len(self._queue) or any(item is not None for _, item in self._running.values()):
+            while len(self._queue) or self._suspects or any(place.running for place in self._places):
                 yield from self._next_done()
         finally:
             for place in self._places:
@@ -225,45 +240,55 @@ class ActorPool:
             result = ray.get(done[0])
         except (RayActorError, ObjectLostError) as error:
             # A lost node takes along results that were not read yet.
-            self._replace(place, item, error)
+            self._replace(place, error)
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             assert item is not None, "ready() has nothing that can fail"
+            place.running.remove(item)
             self._attempts.failed(item, error, final=not self._try_again)
-            self._idle.append(place)
         else:
             if item is None:
-                place.failed_starts = 0
+                place.is_up, place.failed_starts = True, 0
             else:
+                place.running.remove(item)
                 self._queue.done(item)
                 yield item, result
-            self._idle.append(place)
         self._assign()
 
     def _assign(self) -> None:
-        """Give every idle actor its next item; it stays idle while all items wait for others."""
-        for place in tuple(self._idle):
-            item = self._queue.take(place.before)
-            if item is None:
-                return
-            self._idle.remove(place)
-            place.before.append(item)
-            self._running[place.actor.run.remote(self._message(item))] = place, item
+        """Give the actors their next items; they stay idle while all items wait for others."""
+        for held in range(self._items_at_once):
+            for place in self._places:
+                if not place.is_up or len(place.running) != held:
+                    continue
+                if held and (place.tries_suspect or len(self._queue) < len(self._places)):
+                    continue
+                place.tries_suspect = bool(self._suspects) and not held
+                item = self._suspects.popleft() if place.tries_suspect else self._queue.take(place.before)
+                if item is None:
+                    return
+                place.running.append(item)
+                place.before.append(item)
+                self._running[place.actor.run.remote(self._message(item))] = place, item
 
-    def _replace(self, place: _Place, item: Any, error: Exception) -> None:
+    def _replace(self, place: _Place, error: Exception) -> None:
         """Put another actor in a dead one's place.
 
-        Its item does not wait for that actor, which may find no free CPU: an idle one takes it.
+        Its items do not wait for that actor, which may find no free CPU: idle ones take them.
         """
-        if item is None:
+        if not place.is_up:
             # Counted by place: a node that is lost while many actors start on it is one failure of each.
             place.failed_starts += 1
             if place.failed_starts >= ATTEMPTS:
                 raise RuntimeError(f"{self._title}: actors die as they start: {error}") from error
+        elif len(place.running) == 1:
+            self._attempts.failed(place.running[0], error, died=True)
         else:
-            self._attempts.failed(item, error, died=True)
-        place.actor, place.before = self._start_actor(), []
+            logger.warning("%s: an actor died; %s are tried again", self._title, place.running)
+            self._suspects.extend(place.running)
+        self._running = {call: (of, item) for call, (of, item) in self._running.items() if of is not place}
+        place.actor, place.is_up, place.running, place.before = self._start_actor(), False, [], []
         self._running[place.actor.ready.remote()] = place, None
 
 
@@ -305,13 +330,15 @@ class _Actor:
     def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]):
         self._make_worker = make_worker
         self._worker: Callable[[Any], Any] | None = None
+        self._making = threading.Lock()
 
     def ready(self) -> None:
         """Return once the actor is up."""
 
     def run(self, item: Any) -> Any:
-        if self._worker is None:
-            self._worker = self._make_worker()
+        with self._making:
+            if self._worker is None:
+                self._worker = self._make_worker()
         return self._worker(item)
 
 
@@ -323,12 +350,23 @@ def _run_there(
     actors: int | None,
     gpus: bool,
     environment: Mapping[str, str],
+    overlapping: bool,
 ) -> Iterator[tuple[int, Result]]:
     size, resources = pool_resources(len(items), actors, gpus=gpus)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(resources["num_cpus"]))
-    remote = ray.remote(_Actor).options(runtime_env={"env_vars": threads | dict(environment)}, **resources)
+    at_once = 2 if overlapping else 1
+    remote = ray.remote(_Actor).options(
+        runtime_env={"env_vars": threads | dict(environment)}, max_concurrency=at_once, **resources
+    )
     shared = ray.put(make_worker)
-    pool = ActorPool(title, queue, lambda: remote.remote(shared), size, message=items.__getitem__)
+    pool = ActorPool(
+        title,
+        queue,
+        lambda: remote.remote(shared),
+        size,
+        message=items.__getitem__,
+        items_at_once=at_once,
+    )
     yield from pool.run()
 
 

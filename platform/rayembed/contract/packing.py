@@ -46,7 +46,7 @@ class PackedLengths:
 
     def to(self, device: torch.device | str) -> "PackedLengths":
         """Copy with its tensor on `device`."""
-        return replace(self, cumulative=self.cumulative.to(device, non_blocking=True))
+        return replace(self, cumulative=_moved(self.cumulative, device))
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,21 @@ class PackedBatch:
         """Copy with all tensors on `device`."""
         return replace(
             self,
-            input_ids_T=self.input_ids_T.to(device, non_blocking=True),
-            position_ids_T=self.position_ids_T.to(device, non_blocking=True),
-            pooled_P=self.pooled_P.to(device, non_blocking=True),
-            text_index_P=self.text_index_P.to(device, non_blocking=True),
+            input_ids_T=_moved(self.input_ids_T, device),
+            position_ids_T=_moved(self.position_ids_T, device),
+            pooled_P=_moved(self.pooled_P, device),
+            text_index_P=_moved(self.text_index_P, device),
             lengths=self.lengths.to(device),
             pooled_lengths=self.pooled_lengths.to(device),
-            order_N=self.order_N.to(device, non_blocking=True),
+            order_N=_moved(self.order_N, device),
         )
+
+
+def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Copy on `device`. Only from pinned memory does a GPU copy while it computes and the host goes on."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def split_packed(batch: PackedBatch, tokens: int) -> list[PackedBatch]:

@@ -4,8 +4,10 @@ Shapes: N texts, D width of the vectors.
 """
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.contract.vectors import cut
 from rayembed.engine.int8_weights import check_torchao, use_int8_weights
 from rayembed.engine.memory import keep_freed_memory
-from rayembed.engine.openvino import SHORT_PASS, OpenVinoDecoder, short_passes
+from rayembed.engine.openvino import OpenVinoDecoder, short_passes
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.compilation import check_compiler, compile_token_wise_parts
 from rayembed.model.mixed_precision import use_mixed_precision
@@ -47,7 +49,7 @@ class Encoded:
 
 
 class Engine:
-    """A loaded model and the batching around it."""
+    """A loaded model and the batching around it; threads take turns in it."""
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Engine:
 
         self._adapters = Adapters(self._embedder.backbone)
         self._short_passes = short_passes
+        self._tokenising, self._computing = threading.Lock(), threading.Lock()
 
     @classmethod
     def load(
@@ -162,7 +165,8 @@ class Engine:
 
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenizedTexts:
         """Tokenise under the checkpoint's contract."""
-        return self.contract.tokenize(self.tokenizer, texts, instruction)
+        with self._tokenising:
+            return self.contract.tokenize(self.tokenizer, texts, instruction)
 
     def encode(
         self,
@@ -211,13 +215,18 @@ class Engine:
             RequestError: `dimensions` is out of range.
         """
         width = self._checked_width(dimensions)
-        self._adapters.choose(adapter)
         vectors = np.empty((len(tokenized), width), dtype=np.float32)
         progress = tqdm(total=sum(tokenized.lengths), unit="tok", disable=not show_progress, desc="embedding")
-        with progress:
-            for members, batch in self.packed_batches(tokenized):
-                vectors[members] = cut(self.forward(batch), width).cpu().numpy()
-                progress.update(batch.num_tokens)
+        passes = (
+            (members, batch.num_tokens, cut(self.forward(batch), width))
+            for members, batch in self.packed_batches(tokenized)
+        )
+        with progress, self._computing:
+            self._adapters.choose(adapter)
+            # A GPU has the next pass to compute while the vectors of the one before are waited for.
+            for (members, tokens, found), _ in pairwise(chain(passes, [None])):
+                vectors[members] = found.cpu().numpy()
+                progress.update(tokens)
         return vectors
 
     def packed_batches(self, tokenized: TokenizedTexts) -> Iterator[tuple[list[int], PackedBatch]]:
@@ -236,7 +245,7 @@ class Engine:
     @torch.inference_mode()
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Vectors of one packed batch on the engine's device, fp32 of unit length (N, D)."""
-        if self._short_passes and batch.num_tokens <= SHORT_PASS and not self._adapters.chosen:
+        if self._short_passes and self._short_passes.takes(batch) and not self._adapters.chosen:
             return self._embedder.pool(self._short_passes(batch), batch)
         return self._embedder(batch.to(self.device))
 

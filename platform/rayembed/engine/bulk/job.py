@@ -150,7 +150,9 @@ def _embed(
     progress = Progress(
         logger, "vectors", len(work.rows), unit="rows", done=sum(shard.rows for shard in done.values())
     )
-    made = run_items(partial(worker, work), missing, title="vectors", actors=actors, progress=False)
+    made = run_items(
+        partial(worker, work), missing, title="vectors", actors=actors, progress=False, overlapping=True
+    )
     try:
         for shard, statistics in made:
             done[shard] = statistics

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -175,15 +174,11 @@ def plan_work(
 
 
 class ShardWorker:
-    """Embeds shards; the model is loaded with the first one."""
+    """Embeds shards; threads read, tokenise and write theirs while another computes."""
 
     def __init__(self, work: EmbeddingWork):
         self.work = work
-
-    @cached_property
-    def engine(self) -> Engine:
-        """The engine."""
-        return Engine.load(self.work.checkpoint, precision=self.work.precision)
+        self.engine = Engine.load(work.checkpoint, precision=work.precision)
 
     def __call__(self, shard: int) -> tuple[int, ShardStatistics]:
         """Embed a shard and write its file; returns its number and what it is made of."""
