@@ -224,7 +224,7 @@ class Engine:
         with progress, self._computing:
             self._adapters.choose(adapter)
             # A GPU has the next pass to compute while the vectors of the one before are waited for.
-            for (members, tokens, found), _ in pairwise(chain(passes, [None])):
+            for (members, tokens, found), _ in pairwise(chain(passes, [([], 0, torch.empty(0))])):
                 vectors[members] = found.cpu().numpy()
                 progress.update(tokens)
         return vectors
