@@ -155,3 +155,8 @@ def test_voyage(url, expected):
     np.testing.assert_allclose(answer.embeddings, expected, rtol=1e-6)
     quantised = client.embed(TEXTS, model="fake", output_dtype="int8", output_dimension=8)
     assert np.shape(quantised.embeddings) == (2, 8)
+    ranked = client.rerank("one", TEXTS, model="fake")
+    [best] = client.rerank("one", TEXTS, model="fake", top_k=1).results
+    assert {result.index for result in ranked.results} == {0, 1}
+    assert (best, best.document) == (ranked.results[0], TEXTS[best.index])
+    assert ranked.total_tokens > 0

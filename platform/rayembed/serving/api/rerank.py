@@ -1,4 +1,4 @@
-"""Documents in the order of their cosine to a query, for the clients of Cohere, Jina, TEI and NIM."""
+"""Documents in the order of their cosine to a query, for the clients of Cohere, Jina, Voyage, TEI and NIM."""
 
 import uuid
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -72,6 +72,8 @@ class RerankRequest(Body):
         InputsNextToQuery,
     ]
     top_n: Count | None = None
+    top_k: Count | None = Field(None, description="Voyage's top_n")
+    truncation: StrictBool | None = Field(None, description="Voyage's truncate")
     return_documents: StrictBool = False
     rank_fields: Annotated[list[StrictStr], Field(fail_fast=True, max_length=32)] = Field(
         [], description="fields of documents that are objects; default: text"
@@ -85,8 +87,16 @@ class RerankRequest(Body):
 
     @classmethod
     def translate(cls, values: dict[str, Any]) -> None:
-        """Fields of vLLM and Jina."""
+        """Fields of vLLM, Jina and Voyage."""
+        truncation = values.get("truncation")
         truncation_of(values)
+        if truncation is not None:
+            values["truncation"] = truncation
+
+    @property
+    def is_voyages(self) -> bool:
+        """Whether it has a field that only Voyage's clients send; they expect `data` in the answer."""
+        return self.top_k is not None or self.truncation is not None
 
     @model_validator(mode="after")
     def _fields_are_texts(self) -> Self:
@@ -138,13 +148,22 @@ class RerankResult(BaseModel):
     document: RerankDocument | None = None
 
 
+class VoyageResult(BaseModel):
+    """The same in Voyage's dialect."""
+
+    index: int
+    relevance_score: float
+    document: str | None = None
+
+
 class RerankResponse(BaseModel):
-    """Body of a successful rerank request, best document first."""
+    """Body of a successful rerank request, best document first; `data` where the request is Voyage's."""
 
     id: str
     object: Literal["list"] = "list"
     model: str
     results: list[RerankResult]
+    data: list[VoyageResult] | None = None
     usage: EmbeddingUsage
     meta: dict[str, Any]
 
@@ -225,7 +244,7 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
         results = [
             {"index": index, "relevance_score": score}
             | ({"document": {"text": texts[index]}} if request.return_documents else {})
-            for index, score in ranks[: request.top_n]
+            for index, score in ranks[: request.top_n or request.top_k]
         ]
         body = {
             "id": str(uuid.uuid4()),
@@ -235,6 +254,11 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             "usage": usage(answer),
             "meta": meta(answer),
         }
+        if request.is_voyages:
+            body["data"] = [
+                one | ({"document": texts[one["index"]]} if request.return_documents else {})
+                for one in results
+            ]
         return json_response(body, answer, request)
 
     @router.post("/rerank", response_model=RerankResponse | list[TeiRank])
