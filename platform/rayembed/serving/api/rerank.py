@@ -1,6 +1,7 @@
 """Documents in the order of their cosine to a query, for the clients of Cohere, Jina, Voyage, TEI and NIM."""
 
 import uuid
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fastapi import APIRouter
@@ -241,24 +242,25 @@ def routes(models: ModelRouter, config: ServeConfig) -> APIRouter:
             max_tokens=request.max_tokens,
         )
         answer, ranks = await scores(query, documents, request.truncate, request.model, record, priority)
-        results = [
-            {"index": index, "relevance_score": score}
-            | ({"document": {"text": texts[index]}} if request.return_documents else {})
-            for index, score in ranks[: request.top_n or request.top_k]
-        ]
+        ranks = ranks[: request.top_n or request.top_k]
+
+        def results(document: Callable[[str], Any]) -> list[dict[str, Any]]:
+            return [
+                {"index": index, "relevance_score": score}
+                | ({"document": document(texts[index])} if request.return_documents else {})
+                for index, score in ranks
+            ]
+
         body = {
             "id": str(uuid.uuid4()),
             "object": "list",
             "model": request.model or config.served_name,
-            "results": results,
+            "results": results(lambda text: {"text": text}),
             "usage": usage(answer),
             "meta": meta(answer),
         }
         if request.is_voyages:
-            body["data"] = [
-                one | ({"document": texts[one["index"]]} if request.return_documents else {})
-                for one in results
-            ]
+            body["data"] = results(lambda text: text)
         return json_response(body, answer, request)
 
     @router.post("/rerank", response_model=RerankResponse | list[TeiRank])
