@@ -292,6 +292,12 @@ def test_sentences_of_equal_meaning_become_rows_in_both_directions(home):
     config = validate_config(raw, origin="here")
     check_sources(config)
     assert len(PreparedRows.open(prepare(home, config).sources[0])) == 4
+    raw["data"]["sources"]["scores"]["least_score"] = 9
+    for mining in (None, {"top_k": 2}):
+        raw["stages"][0]["blend"][0] |= {"mining": mining, "negatives_per_query": 1}
+        raw["name"] = f"mined-{mining is not None}".lower()
+        with pytest.raises(DataError, match=r"no pair of different .* score of 9 or more; set least_score"):
+            prepare(home, validate_config(raw, origin="here"))
 
 
 def test_scores_to_learn_from_must_be_there(home):

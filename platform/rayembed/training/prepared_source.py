@@ -206,7 +206,7 @@ class PreparedSource:
         table = contrastive_rows(table, self.kind, least_score=self.least_score)
         if self.texts is not None:
             return text_rows(table, self.texts)
-        if entry.mining is None:
+        if entry.mining is None or not table.num_rows:
             return table
         mined, report = mine_bm25(
             table,
