@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help=f"tasks instead of all of {OFFLINE}")
     options = parser.parse_args()
     tasks = options.tasks or (["PerlQuestionRetrieval", "SimLex999"] if options.quick else list(TASKS))
-    options.run = options.run.resolve()
+    options.run = resolve(options.run)
     minilm = minilm_scores(options, tasks)
     scores = run(
         options.run / "model",
