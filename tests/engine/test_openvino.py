@@ -70,17 +70,24 @@ def test_vectors_of_short_passes_are_those_of_long_ones(checkpoint, precision):
     np.testing.assert_allclose(ours, torchs, atol=tolerance)
 
 
-def test_long_passes_and_adapters_stay_with_torch(checkpoint):
+def test_long_passes_of_many_lengths_and_adapters_stay_with_torch(checkpoint):
     engine = Engine.load(checkpoint, precision="fp32", backend="torch")
     passes = []
 
-    def decoder(batch):
-        passes.append(batch.num_tokens)
-        return torch.zeros(len(batch.pooled_P), 32)
+    class Decoder(OpenVinoDecoder):
+        def __init__(self):
+            pass
 
-    engine._short_passes = decoder
+        def __call__(self, batch):
+            passes.append(batch.num_tokens)
+            return torch.zeros(len(batch.pooled_P), 32)
+
+    engine._openvino = Decoder()
     engine.encode(["short"])
-    engine.encode(["x" * 60 + str(n) for n in range(SHORT_PASS // 60 + 1)])
+    engine.encode(["x" * length for length in range(30, 60)])
+    engine.encode(["x" * 60 + str(n) for n in range(10, SHORT_PASS // 60 + 12)])
     engine._adapters.chosen = "some"
     engine.forward(next(engine.packed_batches(engine.tokenize(["short"])))[1])
-    assert passes == [6]
+    assert passes[0] == 6
+    assert len(passes) == 2
+    assert passes[1] > SHORT_PASS

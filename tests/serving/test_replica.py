@@ -41,8 +41,8 @@ def test_compiled_kernels(load):
 
 def test_torch_alone(load):
     pytest.importorskip("openvino", reason="needs the package openvino")
-    assert load(precision="fp32")._short_passes is not None
-    assert load(precision="fp32", backend="torch")._short_passes is None
+    assert load(precision="fp32")._openvino is not None
+    assert load(precision="fp32", backend="torch")._openvino is None
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.contract.vectors import cut
 from rayembed.engine.int8_weights import check_torchao, use_int8_weights
 from rayembed.engine.memory import keep_freed_memory
-from rayembed.engine.openvino import OpenVinoDecoder, short_passes
+from rayembed.engine.openvino import OpenVinoDecoder, openvino_decoder
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.compilation import check_compiler, compile_token_wise_parts
 from rayembed.model.mixed_precision import use_mixed_precision
@@ -59,7 +59,7 @@ class Engine:
         device: torch.device | None = None,
         precision: Precision = "fp32",
         token_budget: int | None = None,
-        short_passes: OpenVinoDecoder | None = None,
+        openvino: OpenVinoDecoder | None = None,
     ):
         self.contract: Contract = model.contract
         self.tokenizer: PreTrainedTokenizerBase = model.tokenizer
@@ -73,7 +73,7 @@ class Engine:
         from rayembed.model.adapters import Adapters  # peft takes seconds to import
 
         self._adapters = Adapters(self._embedder.backbone)
-        self._short_passes = short_passes
+        self._openvino = openvino
         self._tokenising, self._computing = threading.Lock(), threading.Lock()
 
     @classmethod
@@ -123,14 +123,14 @@ class Engine:
             check_compiler(target.type)
         model = load_model(folder, dtype="auto" if fp32_layers else dtype, device=target)
         plain = backend == "auto" and not (fp32_layers or int8_weights or compiled)
-        short = short_passes(model.embedder, dtype, target) if plain else None
+        decoder = openvino_decoder(model.embedder, dtype, target) if plain else None
         engine = cls(
             model,
             name=folder.name,
             device=target,
             precision=precision,
             token_budget=token_budget,
-            short_passes=short,
+            openvino=decoder,
         )
         if dtype is not torch.float32:
             use_mixed_precision(engine._embedder, dtype=dtype, fp32_layers=fp32_layers)
@@ -245,8 +245,8 @@ class Engine:
     @torch.inference_mode()
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Vectors of one packed batch on the engine's device, fp32 of unit length (N, D)."""
-        if self._short_passes and self._short_passes.takes(batch) and not self._adapters.chosen:
-            return self._embedder.pool(self._short_passes(batch), batch)
+        if self._openvino and self._openvino.takes(batch) and not self._adapters.chosen:
+            return self._embedder.pool(self._openvino(batch), batch)
         return self._embedder(batch.to(self.device))
 
     def _checked_width(self, dimensions: int | None) -> int:
