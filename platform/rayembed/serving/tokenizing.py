@@ -47,6 +47,8 @@ class RequestTokenizer:
         if truncate == "END" or not any(tokenized.truncated):
             return tokenized
         if truncate == "NONE":
+            if limit < self.max_length:  # the request's own limit says where to cut
+                return tokenized
             raise ApiError(
                 Problem(
                     400,
