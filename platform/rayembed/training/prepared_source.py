@@ -329,17 +329,16 @@ def _complete(folder: Path, done: Sequence[tuple[SourcePiece, dict[str, Any]]]) 
     with clear_disk_errors(folder):
         text = json.dumps(report.as_json(), indent=2) + "\n"
         atomic_write(folder / CONTAMINATION_FILE, text)
-        rows = PreparedRows.of(folder, files)
+        classes: dict[str, Any] = {}
         if source.texts is not None:
-            files = _kept(folder, files, distinct_texts(rows))
-            write_index(files, folder / INDEX_FILE)
+            files = _kept(folder, files, distinct_texts(PreparedRows.of(folder, files)))
         elif source.kind == "labels":
+            rows = PreparedRows.of(folder, files)
             grouping = group_by_class(rows, source.name, source.entry.labels, source.label_texts)
             files = _kept(folder, files, grouping.keep_R)
             write_classes(folder, grouping.of_row)
-            write_index(files, folder / INDEX_FILE, labelled=True, class_texts=grouping.texts)
-        else:
-            write_index(files, folder / INDEX_FILE)
+            classes = {"labelled": True, "class_texts": grouping.texts}
+        write_index(files, folder / INDEX_FILE, **classes)
     logger.info("source %s: %d rows ready; %s", source.name, sum(file.rows for file in files), report)
 
 
