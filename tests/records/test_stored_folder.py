@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import threading
 
 from rayembed.records.stored_folder import StoredFolder
 
@@ -34,3 +35,23 @@ def test_a_block_that_fails_leaves_nothing(tmp_path):
         stream.write(b"whole")
     assert (folder.names(), folder.names("b"), folder.get("b/d")) == (["b"], ["d"], b"whole")
     assert not list(tmp_path.glob("a/.*"))
+
+
+def test_a_folder_that_comes_and_goes_is_listed(tmp_path):
+    """pyarrow alone fails in some of 10,000 calls: the folder appears after it was not found."""
+    folder = StoredFolder(str(tmp_path))
+    ended = threading.Event()
+
+    def come_and_go():
+        while not ended.is_set():
+            (tmp_path / "parts").mkdir()
+            (tmp_path / "parts").rmdir()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        found = {tuple(folder.names("parts")) for _ in range(10_000)}
+    finally:
+        ended.set()
+        other.join()
+    assert found == {()}

@@ -103,6 +103,19 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:300]
 
 
+def listed(filesystem: fs.FileSystem, path: str, *, recursive: bool = False) -> list[fs.FileInfo]:
+    """What is in a folder; nothing where it is not there.
+
+    `allow_not_found` is not enough: pyarrow opens the folder, and only after a failure asks whether it is
+    there. One that another process makes between the two raises FileNotFoundError.
+    """
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
+    for _ in range(9):
+        with contextlib.suppress(FileNotFoundError):
+            return filesystem.get_file_info(selector)
+    return filesystem.get_file_info(selector)
+
+
 def fetch(path: Path, *, weights: bool) -> None:
     """Make a path of the cache what it stands for; see `paths.fetch`."""
     _drop_unused()
@@ -175,8 +188,7 @@ def _stored(filesystem: fs.FileSystem, place: str, *, unfinished: bool = False) 
     given, mark = filesystem.get_file_info([place, folder_mark])
     found = {"": given} if given.type == fs.FileType.File else {}
     if given.type == fs.FileType.Directory:
-        selector = fs.FileSelector(place, allow_not_found=True, recursive=True)
-        files = [info for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        files = [info for info in listed(filesystem, place, recursive=True) if info.type == fs.FileType.File]
         found = {info.path.removeprefix(place).lstrip("/"): info for info in files}
     if not unfinished:
         if mark.type == fs.FileType.File:

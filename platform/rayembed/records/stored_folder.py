@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rayembed.common.paths import clear_disk_errors
-from rayembed.common.stores import open_location, patiently
+from rayembed.common.stores import listed, open_location, patiently
 
 _ABANDONED_NS = 24 * 3600 * 10**9
 
@@ -89,8 +89,7 @@ class StoredFolder:
 
     def names(self, folder: str = "") -> list[str]:
         """Sorted names of the files and folders in a folder; none where it is not there."""
-        selector = fs.FileSelector(folder, allow_not_found=True)
-        found = patiently(self._location, lambda: self.files.get_file_info(selector))
+        found = patiently(self._location, lambda: listed(self.files, folder))
         return sorted(info.base_name for info in found if not info.base_name.startswith("."))
 
     def has(self, name: str) -> bool:

@@ -15,7 +15,7 @@ from pyarrow import fs
 from rayembed.common.errors import DataError
 from rayembed.common.paths import fetch, location_of, resolve
 from rayembed.common.progress import duration
-from rayembed.common.stores import open_location, patiently
+from rayembed.common.stores import listed, open_location, patiently
 from rayembed.reports.metrics import read_metrics
 from rayembed.reports.page import aligned
 from rayembed.reports.run_report import SUMMARY_FILE
@@ -224,8 +224,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
     filesystem, root = open_location(folder)
 
     def search(path: str) -> Iterator[Path]:
-        selector = fs.FileSelector(path, allow_not_found=True)
-        found = patiently(folder, lambda: filesystem.get_file_info(selector))
+        found = patiently(folder, lambda: listed(filesystem, path))
         if any(info.base_name == RECIPE_FILE for info in found):
             yield folder / path.removeprefix(root).strip("/")
             return

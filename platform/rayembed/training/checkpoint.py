@@ -24,14 +24,14 @@ from typing import Any
 import ray.train
 import torch
 from pyarrow import ArrowException
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+from pyarrow.fs import FileSystem, FileType, LocalFileSystem, copy_files
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayembed.common.errors import CheckpointError, ConfigError, DataError, ResourceError
 from rayembed.common.paths import atomic_write, fetch, file_digest, here
 from rayembed.common.ray_compat import checkpoint_list_file
-from rayembed.common.stores import open_location
+from rayembed.common.stores import listed, open_location
 from rayembed.training.run_folder import RECIPE_FILE, check_recipe
 
 WEIGHTS_FILE = "trainable.safetensors"
@@ -179,8 +179,7 @@ class CheckpointStore:
 
     def names(self) -> list[str]:
         """Names of the checkpoint folders, complete or not, the newest first."""
-        selector = FileSelector(self.path, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
+        found = listed(self.filesystem, self.path)
         names = [info.base_name for info in found if info.type == FileType.Directory]
         return sorted((name for name in names if name.startswith("step-")), reverse=True)
 
