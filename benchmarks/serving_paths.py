@@ -1,12 +1,11 @@
-"""One endpoint by four paths, to tell what Ray Serve adds to this machine alone.
+"""One endpoint by three paths, to tell what Ray Serve adds to this machine alone.
 
     python benchmarks/serving_paths.py [--quick] [--precision auto|bf16|fp32] --json OUT
 
 Each serves the model of benchmarks/serving.py, with one thread and one replica. A request passes
     local       front -> replica, over a socket
-    proxy       Serve's proxy -> ingress -> replica
-    haproxy     HAProxy -> ingress -> replica
-    answering   HAProxy -> replica, which answers HTTP itself
+    proxy       Serve's proxy -> front end -> replica, as Ray is started without settings
+    haproxy     HAProxy -> front end -> replica, as `rayembed serve` starts Ray
 Each path of Serve runs next to the local one, and the two take turns.
 
 The bars are the goals at which the local path would not be needed: of its added latency at most 1.5 times,
@@ -36,12 +35,11 @@ from serving import (
     workloads,
 )
 
-SERVE = ["--on", "ray"]
+SERVE = ["--on", "ray", "--set", "ingress_replicas=1"]
 PATHS = {
     "local": ([], ["--on", "local"]),
-    "proxy": (["RAY_SERVE_ENABLE_HA_PROXY=0"], [*SERVE, "--set", "ingress_replicas=1"]),
-    "haproxy": ([], [*SERVE, "--set", "ingress_replicas=1"]),
-    "answering": ([], SERVE),
+    "proxy": (["RAY_SERVE_ENABLE_HA_PROXY=0", "RAY_SERVE_THROUGHPUT_OPTIMIZED=0"], SERVE),
+    "haproxy": ([], SERVE),
 }
 
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from ray import serve
 
+from rayembed.common.ray_compat import haproxy_settings
 from rayembed.serving.app import create_app
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.replica import EmbeddingReplica
@@ -63,17 +64,20 @@ def _listening(app: FastAPI) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def serve_url() -> Iterator[str]:
-    """Base URL of a Ray Serve instance without applications."""
+    """Base URL of a Ray Serve instance without applications, behind HAProxy as `rayembed serve` has it."""
     root = Path(__file__).resolve().parents[2]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        runtime_env={"env_vars": {"PYTHONPATH": f"{root}/platform:{root}"}},
-    )
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in haproxy_settings().items():
+            environment.setenv(name, value)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            runtime_env={"env_vars": {"PYTHONPATH": f"{root}/platform:{root}"}},
+        )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -82,8 +86,8 @@ def serve_url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def drill_url(serve_url: str) -> Iterator[str]:
-    """Base URL of an endpoint on Ray Serve with two model replicas and two ingress replicas."""
-    twice = application(load_fake, min_replicas=2, max_replicas=2, ingress_replicas=2)
+    """Base URL of an endpoint on Ray Serve with two model replicas and two front ends."""
+    twice = application(load_fake, min_replicas=2, max_replicas=2)
     serve.run(twice, name="drill", route_prefix="/drill")
     yield f"{serve_url}/drill"
     serve.delete("drill")

@@ -93,10 +93,25 @@ def test_killed_ingress_costs_the_client_a_retry(drill_url):
     processes("ServeReplica:drill:Ingress", 2)
 
 
-def test_killed_proxy_costs_the_client_retries(drill_url):
-    """A node has one, which is gone for some seconds: longer than the 1.5 s of the client's default of 2."""
-    [victim] = processes("ProxyActor", 1)
+def test_killed_haproxy_is_replaced(drill_url):
+    """A node has one. Another one starts in some seconds, and for half of one it knows no application."""
+    [victim] = processes("bin/haproxy", 1)
     with Load(drill_url, max_retries=8).running() as load:
+        load.wait_for(50)
+        answered = load.outcomes[200]
+        victim.kill()
+        while load.outcomes[200] < answered + 100:
+            load.wait_for(1)
+        failed = load.outcomes.total() - load.outcomes[200]
+        load.wait_for(100)
+    assert set(load.outcomes) <= {200, "NotFoundError('Error code: 404')"}, load.outcomes
+    assert load.outcomes.total() - load.outcomes[200] == failed, load.outcomes
+
+
+def test_killed_proxy_behind_haproxy(drill_url):
+    """It answers only where no front end runs."""
+    [victim] = processes("ProxyActor", 1)
+    with Load(drill_url, max_retries=0).running() as load:
         load.wait_for(50)
         victim.kill()
         load.wait_for(200)

@@ -41,7 +41,7 @@ def test_broken_model(serve_url, tmp_path):
 def test_rolling_update(drill_url):
     with Load(drill_url, max_retries=0).running() as load:
         load.wait_for(50)
-        updated = application(load_updated_fake, min_replicas=2, max_replicas=2, ingress_replicas=2)
+        updated = application(load_updated_fake, min_replicas=2, max_replicas=2)
         serve.run(updated, name="drill", route_prefix="/drill")
         load.wait_for(50)
     assert set(load.outcomes) == {200}, load.outcomes

@@ -1,6 +1,6 @@
-"""The HTTP side: the FastAPI application with all routes, errors and pages, and the Serve deployments around it."""
+"""The HTTP side: the FastAPI application with all routes, errors and pages, and its Ray Serve deployment."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,7 +12,6 @@ from starlette.middleware.cors import CORSMiddleware
 
 import rayembed
 from rayembed.common import logs, ray_compat
-from rayembed.engine.engine import Engine
 from rayembed.serving import api, middleware, tracing
 from rayembed.serving.api import batches, operations
 from rayembed.serving.api.dialect import describe_served_models
@@ -21,11 +20,13 @@ from rayembed.serving.authentication import Keyring, load_keyring
 from rayembed.serving.batch_store import BatchStore
 from rayembed.serving.batch_worker import BatchWorker
 from rayembed.serving.body import BodyLimitMiddleware
-from rayembed.serving.config import ModelSettings, ServeConfig
+from rayembed.serving.config import ServeConfig
 from rayembed.serving.errors import install_handlers
 from rayembed.serving.metrics import IngressMetrics
-from rayembed.serving.replica import EmbeddingReplica, process_name
-from rayembed.serving.router import ModelRouter, OwnReplica, ServeReplicas
+from rayembed.serving.replica import process_name
+from rayembed.serving.router import ModelRouter, ServeReplicas
+
+INGRESS_NAME = "Ingress"
 
 
 def create_app(
@@ -79,65 +80,45 @@ def create_app(
     return app
 
 
-class FrontEnd:
-    """What one process that answers HTTP has: the application, its keys and its counts."""
-
-    def __init__(self, config: ServeConfig, replicas: Mapping[str, ServeReplicas]):
-        """Raises ConfigError when keys are needed and there are none."""
-        metrics = IngressMetrics()
-        self.peers = IngressPeers(process_name(), metrics, ServeReplicas(_own_deployment()))
-        host = ray_compat.serve_http_host()
-        keyring = load_keyring(
-            config.authentication, config.api_keys_file, host, 1 / config.answering_processes
-        )
-        self.app = create_app(config, replicas, keyring=keyring, metrics=metrics, peers=self.peers)
-
-
-class _AnswersHttp:
-    """Methods of a Ray Serve deployment whose replicas answer HTTP."""
-
-    _front: FrontEnd
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Ray Serve in each replica."""
-        return self._front.app
-
-    async def own_metrics(self) -> tuple[str, list[Metric]]:
-        """Name and metrics of this front end."""
-        return self._front.peers.own_metrics()
-
-    async def own_summary(self) -> IngressSummary:
-        """What this front end answered."""
-        return self._front.peers.own_summary()
-
-    async def drain(self) -> None:
-        """Make the readiness probe fail; requests are answered as before."""
-        self._front.peers.draining = True
-
-
 @serve.ingress()
-class Ingress(_AnswersHttp):
-    """Answers HTTP in front of the replicas of several models, or of one whose number of replicas changes."""
+class Ingress:
+    """Ray Serve deployment that owns the HTTP routes."""
 
     def __init__(self, config: ServeConfig, replicas: Mapping[str, DeploymentHandle]):
         """Raises ConfigError when keys are needed and there are none."""
         logs.configure()
         tracing.configure()
-        self._front = FrontEnd(config, {model: ServeReplicas(handle) for model, handle in replicas.items()})
+        self._config = config
+        self._replicas = {model: ServeReplicas(handle) for model, handle in replicas.items()}
+        self._metrics = IngressMetrics()
+        application = serve.get_replica_context().app_name
+        peers = ServeReplicas(serve.get_deployment_handle(INGRESS_NAME, application))
+        self._peers = IngressPeers(process_name(), self._metrics, peers)
+        self._keyring = load_keyring(
+            config.authentication,
+            config.api_keys_file,
+            ray_compat.serve_http_host(),
+            1 / config.front_ends,
+        )
 
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray Serve in each ingress replica."""
+        return create_app(
+            self._config,
+            self._replicas,
+            keyring=self._keyring,
+            metrics=self._metrics,
+            peers=self._peers,
+        )
 
-@serve.ingress()
-class AnsweringReplica(_AnswersHttp, EmbeddingReplica):
-    """A model replica that answers HTTP itself, which saves a call between two processes."""
+    async def own_metrics(self) -> tuple[str, list[Metric]]:
+        """Name and metrics of this front end."""
+        return self._peers.own_metrics()
 
-    def __init__(self, config: ServeConfig, load: Callable[[ModelSettings], Engine]):
-        """Raises ConfigError when keys are needed and there are none."""
-        [model] = config.all_models
-        super().__init__(model, load)
-        self._front = FrontEnd(config, {model.served_name: OwnReplica(self, _own_deployment())})
+    async def own_summary(self) -> IngressSummary:
+        """What this front end answered."""
+        return self._peers.own_summary()
 
-
-def _own_deployment() -> DeploymentHandle:
-    """Handle of the deployment that this replica is of."""
-    context = serve.get_replica_context()
-    return serve.get_deployment_handle(context.deployment, context.app_name)
+    async def drain(self) -> None:
+        """Make the readiness probe fail; requests are answered as before."""
+        self._peers.draining = True

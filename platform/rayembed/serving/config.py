@@ -11,7 +11,6 @@ from rayembed.common.paths import resolve
 from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Backend, Frozen, Precision
 from rayembed.serving.cache import CacheKind
 
-_FRONT_ENDS = 2  # one is left while the other is replaced
 Authentication = Literal["auto", "required", "off"]
 
 
@@ -198,9 +197,8 @@ class ServeConfig(ModelSettings):
     max_body_bytes: int = Field(8 * 2**20, ge=1, description="largest request body; above it status 413")
     ingress_replicas: int | None = Field(
         None,
-        ge=0,
-        description="HTTP front ends apart from the model replicas; 0: these answer HTTP themselves; empty: 0 "
-        "for one model whose min_replicas is its max_replicas, else 2",
+        ge=1,
+        description="number of HTTP front ends on Ray Serve; empty: 2, one while the other is replaced",
     )
     surge_percent: int = Field(
         100,
@@ -239,30 +237,6 @@ class ServeConfig(ModelSettings):
         return {**values, "models": entries}
 
     @model_validator(mode="after")
-    def _someone_answers_http(self) -> "ServeConfig":
-        if self.ingress_replicas == 0 and not self._is_fixed:
-            raise ValueError(
-                "ingress_replicas 0 is for one model whose min_replicas is its max_replicas; leave it out"
-            )
-        return self
-
-    @property
-    def _is_fixed(self) -> bool:
-        return not self.models and self.min_replicas == self.max_replicas
-
-    @property
-    def front_ends(self) -> int:
-        """HTTP front ends apart from the model replicas, which answer HTTP themselves where there is none."""
-        if self.ingress_replicas is None:
-            return 0 if self._is_fixed else _FRONT_ENDS
-        return self.ingress_replicas
-
-    @property
-    def answering_processes(self) -> int:
-        """Processes that answer HTTP."""
-        return self.front_ends or self.max_replicas
-
-    @model_validator(mode="after")
     def _names_are_distinct(self) -> "ServeConfig":
         names = [name for model in self.all_models for served in model.served for name in served.names]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -273,8 +247,12 @@ class ServeConfig(ModelSettings):
     def with_absolute_paths(self) -> "ServeConfig":
         """The same settings for a process with another workspace."""
         location = str(resolve(self.batches)) if self.batches and "://" not in self.batches else self.batches
-        models = tuple(model.with_absolute_paths() for model in self.models)
-        return super().with_absolute_paths().model_copy(update={"batches": location, "models": models})
+        return self.model_copy(update={"batches": location})
+
+    @property
+    def front_ends(self) -> int:
+        """Processes that answer HTTP on Ray Serve."""
+        return self.ingress_replicas or 2
 
     @property
     def all_models(self) -> tuple[ModelSettings, ...]:

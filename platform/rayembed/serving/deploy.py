@@ -22,7 +22,7 @@ from rayembed.common.ray_cluster import connect, counted_gpus, joins_cluster, li
 from rayembed.common.ray_compat import haproxy_settings
 from rayembed.engine.engine import Engine
 from rayembed.model.checkpoint import read_manifest
-from rayembed.serving.app import AnsweringReplica, Ingress
+from rayembed.serving.app import INGRESS_NAME, Ingress
 from rayembed.serving.authentication import load_keyring
 from rayembed.serving.autoscaling import autoscaling_settings
 from rayembed.serving.config import ModelSettings, ServeConfig
@@ -32,7 +32,6 @@ from rayembed.serving.token_routing import FewestTokensRouter
 logger = logging.getLogger(__name__)
 
 APPLICATION_NAME = "rayembed"
-INGRESS_NAME = "Ingress"
 
 _POLL_S = 0.5
 _PROGRESS_EVERY_S = 10
@@ -42,14 +41,7 @@ _MODEL_REQUESTS_IN_PROGRESS = 4096
 _INGRESS_REQUESTS_IN_PROGRESS = 16_384
 _REQUESTS_WAITING_FOR_A_REPLICA = 1024
 _DRAIN_S = 60
-# What all deployments have, and those that answer HTTP.
-_ALL = {
-    "max_queued_requests": _REQUESTS_WAITING_FOR_A_REPLICA,
-    "graceful_shutdown_timeout_s": _DRAIN_S,
-    # a line a request, in each deployment, costs more than a short text
-    "logging_config": {"enable_access_log": False},
-}
-_HTTP = {"backpressure_config": {"status_code": 429, "retry_after_s": 1}}
+_LOGGING = {"enable_access_log": False}  # a line a request, in both deployments, costs more than a short text
 
 
 def build(arguments: Mapping[str, Any]) -> Application:
@@ -67,7 +59,7 @@ def build_application(
     load: Callable[[ModelSettings], Engine] = load_engine,
     runtime_env: Mapping[str, Any] | None = None,
 ) -> Application:
-    """The replicas of one model, which answer HTTP, or front ends bound to the replicas of each model.
+    """Bind the ingress to the replicas of each model.
 
     Args:
         config: settings; a relative checkpoint path is taken from this process's workspace.
@@ -75,11 +67,8 @@ def build_application(
         runtime_env: Ray runtime environment of all replicas, needed where the package is not installed.
     """
     environment = {"runtime_env": dict(runtime_env)} if runtime_env else {}
-    config = config.with_absolute_paths()
-    if not config.front_ends:
-        return _replicas(AnsweringReplica, config, 0, environment, **_HTTP).bind(config, load)
     replicas = {
-        model.served_name: _replicas(EmbeddingReplica, config, number, environment).bind(model, load)
+        model.served_name: _bind_replica(config, number, load, environment)
         for number, model in enumerate(config.all_models)
     }
     return serve.deployment(
@@ -88,14 +77,17 @@ def build_application(
         # It mostly waits; a reserved core would be missing for the model on a small machine.
         ray_actor_options={"num_cpus": 0, **environment},
         max_ongoing_requests=_INGRESS_REQUESTS_IN_PROGRESS,
+        max_queued_requests=_REQUESTS_WAITING_FOR_A_REPLICA,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
         max_surge_percent=100,
-        **_HTTP,
-        **_ALL,
-    )(Ingress).bind(config, replicas)
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        logging_config=_LOGGING,
+    )(Ingress).bind(config.with_absolute_paths(), replicas)
 
 
-def _replicas(kind: type, config: ServeConfig, number: int, environment: dict, **http: Any) -> Any:
-    """The deployment of a model's replicas."""
+def _bind_replica(
+    config: ServeConfig, number: int, load: Callable[[ModelSettings], Engine], environment: dict
+) -> Application:
     model = config.all_models[number]
     suffix = f"-{number}-{re.sub('[^A-Za-z0-9_-]', '_', model.served_name)}" if config.models else ""
     return serve.deployment(
@@ -104,11 +96,12 @@ def _replicas(kind: type, config: ServeConfig, number: int, environment: dict, *
         autoscaling_config=autoscaling_settings(model),
         request_router_config={"request_router_class": FewestTokensRouter},
         max_ongoing_requests=_MODEL_REQUESTS_IN_PROGRESS,
+        max_queued_requests=_REQUESTS_WAITING_FOR_A_REPLICA,
         max_constructor_retry_count=2,
         max_surge_percent=config.surge_percent,
-        **http,
-        **_ALL,
-    )(kind)
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        logging_config=_LOGGING,
+    )(EmbeddingReplica).bind(model.with_absolute_paths(), load)
 
 
 def deploy(
@@ -134,6 +127,9 @@ def deploy(
     config = ServeConfig.parse(arguments)
     load_keyring(config.authentication, config.api_keys_file, host)
     check_models(config)
+    if not joins_cluster():
+        for name, value in haproxy_settings().items():
+            os.environ.setdefault(name, value)
     connect_for_serving()
     config = with_fitting_resources(config, arguments)
     if "surge_percent" not in arguments and not _has_room_for_two(config):
@@ -158,19 +154,16 @@ def base_url(host: str, port: int) -> str:
 
 
 def connect_for_serving() -> None:
-    """`connect`, and where that starts Ray on this machine, with HAProxy and workers of the usual priority.
+    """`connect`, and where that starts Ray on this machine, with workers of the usual priority.
 
     Ray runs workers behind everything else on a machine; an endpoint's replicas are what it is there for.
     """
-    if not joins_cluster():
-        for name, value in haproxy_settings().items():
-            os.environ.setdefault(name, value)
     connect(worker_niceness=0)
 
 
 def drain() -> None:
     """Make the readiness probe of every HTTP front end fail; requests are answered as before."""
-    serve.get_app_handle(APPLICATION_NAME).broadcast("drain").results()
+    serve.get_deployment_handle(INGRESS_NAME, APPLICATION_NAME).broadcast("drain").results()
 
 
 def shut_down() -> None:

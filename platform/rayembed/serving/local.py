@@ -64,7 +64,7 @@ def why_not_locally(config: ServeConfig) -> str:
         return "RAY_ADDRESS names a cluster"
     if any(model.min_replicas != model.max_replicas for model in config.all_models):
         return "min_replicas is below max_replicas"
-    return "there are several ingress_replicas" if config.front_ends else ""
+    return "ingress_replicas is set" if config.ingress_replicas else ""
 
 
 def serve_locally(

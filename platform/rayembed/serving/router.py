@@ -5,8 +5,6 @@ import logging
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, WorkerCrashedError
@@ -26,7 +24,6 @@ from rayembed.serving.messages import (
 )
 from rayembed.serving.metrics import IngressMetrics
 from rayembed.serving.middleware import RequestRecord
-from rayembed.serving.token_routing import avoided_by
 
 logger = logging.getLogger(__name__)
 
@@ -68,23 +65,6 @@ class ServeReplicas:
             return []
 
 
-class OwnReplica(ServeReplicas):
-    """The replica in this process, and for what it has refused or failed on the others of its deployment."""
-
-    def __init__(self, replica: Any, handle: Any):
-        super().__init__(handle)
-        self._replica = replica
-
-    def __getattr__(self, method: str) -> Any:
-        """`replicas.METHOD.remote(...)` is awaitable, as with a Serve handle."""
-        return SimpleNamespace(remote=partial(self._call, method))
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        if self._replica.name in avoided_by(arguments):
-            return await getattr(self._handle, method).remote(*arguments)
-        return await getattr(self._replica, method)(*arguments)
-
-
 @dataclass(frozen=True)
 class Target:
     """What a name in a request stands for.
@@ -104,7 +84,7 @@ class ModelRouter:
     """Knows the served models and asks their replicas."""
 
     def __init__(self, config: ServeConfig, replicas: Mapping[str, Any], metrics: IngressMetrics):
-        """`replicas` maps each model's name to its `ServeReplicas`."""
+        """`replicas` maps each model's name to its `ServeReplicas` or its `ReplicaPool`."""
         self._config = config
         self._replicas = replicas
         self._metrics = metrics
