@@ -1,9 +1,10 @@
-"""The endpoint under mixed load for a quarter of an hour: no unexpected answer, and memory that stays flat.
+"""The endpoint under mixed and hostile load for an hour: no unexpected answer, and memory that stays flat.
 
-    python benchmarks/serving_soak.py [--quick] [--seconds 900] --json OUT
+    python benchmarks/serving_soak.py [--quick] [--seconds 3600] --json OUT
 
 Clients take turns without a break: short texts, texts of very different lengths, batches of 32, requests that
-are refused for what they say, and requests whose client leaves after 20 ms.
+are refused for what they say, requests whose client leaves after 20 ms, bodies made to take time or memory,
+and a sender who stops in the middle.
 
 serve_soak_failures: answers that were not expected
 serve_soak_http_mib_per_hour, serve_soak_replica_mib_per_hour: slope of a straight line through the resident
@@ -11,9 +12,10 @@ serve_soak_http_mib_per_hour, serve_soak_replica_mib_per_hour: slope of a straig
 """
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,22 @@ REFUSED: Sequence[tuple[dict[str, Any], int]] = [
     ({"model": NAME, "input": ["x"] * 2049}, 400),
     ({"model": NAME, "input": 7}, 400),
     ({"model": NAME, "input": "x", "dimensions": 100_000}, 400),
-    ({"model": NAME, "input": [[10**9]]}, 400),
+    ({"model": NAME, "input": [[10**9]]}, 400),  # token ids are refused
 ]
+HOSTILE: Sequence[tuple[str, str]] = [
+    ("negative ids", "[" + "-1, " * 500_000 + "-1]"),
+    ("lists", "[" + "[], " * 50_000 + "[]]"),
+    ("depth", "[" * 60_000),
+    ("a long text", '"' + "some words " * 700_000 + '"'),
+    ("a long word", '"' + "a" * 4_000_000 + '"'),
+    ("nulls", '["x", ' + "null, " * 200_000 + "null]"),
+    ("objects", "[" + '{"text": 1}, ' * 100_000 + "{}]"),
+    ("a long number", "9" * 4_000_000),
+    ("escapes", '"' + "\\u00e9" * 1_000_000 + '"'),
+    ("many long texts", "[" + ", ".join(['"' + "some words " * 370 + '"'] * 500) + "]"),
+    ("too large", '"' + "x" * 9_000_000 + '"'),
+]
+_JSON = {"Content-Type": "application/json"}
 SAMPLE_S = 5.0
 
 
@@ -85,6 +101,28 @@ async def soak(server: Server, pid: int, seconds: float) -> tuple[Counter, list[
                 await asyncio.sleep(0.2)
             return "expected"
 
+        async def hostile(number: int) -> str:
+            kind, value = HOSTILE[number % len(HOSTILE)]
+            body = f'{{"model": "{NAME}", "input": {value}}}'.encode()
+            try:
+                async with session.post(f"{server.url}/embeddings", data=body, headers=_JSON) as response:
+                    await response.read()
+                    status = response.status
+            except aiohttp.ClientConnectionError:  # refused before all of it was sent
+                status = 413
+            await asyncio.sleep(0.5)
+            return "expected" if status == 200 or 400 <= status < 500 else f"{status} for {kind}"
+
+        async def stops(number: int) -> str:
+            async def half() -> AsyncIterator[bytes]:
+                yield b'{"model": "bench", "input": "' + b"x" * 1_000_000
+                await asyncio.sleep(3600)
+
+            with contextlib.suppress(TimeoutError):
+                request = session.post(f"{server.url}/embeddings", data=half(), headers=_JSON)
+                await asyncio.wait_for(request, 10)
+            return "expected"
+
         _, batches = workloads(quick=False)["batch"]
         _, skewed = workloads(quick=False)["skewed"]
         short = texts_of([12] * 256, 1)
@@ -95,6 +133,8 @@ async def soak(server: Server, pid: int, seconds: float) -> tuple[Counter, list[
             client(embeds(batches)),
             client(refused),
             client(leaves),
+            client(hostile),
+            *(client(stops) for _ in range(4)),
         )
     return answers, memory
 
@@ -108,7 +148,7 @@ def slope(times: Sequence[float], sizes: Sequence[float]) -> float:
 def main() -> None:
     """Serve, load, watch, report."""
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=900)
+    parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "rayembed" / "peers")
     options = parser.parse_args()
     seconds = 20.0 if options.quick else options.seconds

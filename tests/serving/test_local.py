@@ -1,6 +1,7 @@
 """The endpoint of one machine: real actors and HTTP, without Ray Serve."""
 
 import asyncio
+import gc
 import os
 import re
 import signal
@@ -164,6 +165,14 @@ def test_readiness_ends_before_the_endpoint(start):
     endpoint.drain()
     assert requests.get(f"{endpoint.url}/health/ready", timeout=60).status_code == 503
     assert ask(endpoint).status_code == 200
+
+
+@pytest.mark.ray
+def test_what_is_loaded_is_left_out_of_garbage_collections(start):
+    gc.unfreeze()
+    start(load_fake)
+    assert gc.get_freeze_count()
+    gc.unfreeze()
 
 
 @pytest.mark.ray
