@@ -14,6 +14,7 @@ from ray.autoscaler._private.kuberay.node_provider import IN_CLUSTER_TOKEN_PATH
 from ray.serve.schema import ServeDeploySchema
 
 from rayembed.common.ray_cluster import node_types
+from rayembed.common.ray_compat import haproxy_settings
 from rayembed.serving.config import ServeConfig
 from rayembed.serving.metrics import IngressMetrics, ReplicaMetrics
 
@@ -161,11 +162,21 @@ def test_served_application_is_valid_and_asks_for_keys():
     worker = load("service.yaml")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
     [container] = worker["template"]["spec"]["containers"]
     assert settings.num_cpus <= float(container["resources"]["requests"]["cpu"])
-    assert worker["minReplicas"] >= settings.min_replicas >= 2 <= settings.ingress_replicas
+    assert worker["minReplicas"] >= settings.min_replicas >= 2 <= settings.front_ends
     labels = worker["template"]["metadata"]["labels"]
     budget = load("disruption.yaml")["spec"]
     assert budget["selector"]["matchLabels"].items() <= labels.items()
     assert budget["minAvailable"] < worker["minReplicas"]
+
+
+@pytest.mark.parametrize(
+    ("file", "starts"),
+    [("cluster.yaml", 2), ("deploy/docker/Dockerfile.cpu", 1), ("deploy/docker/Dockerfile.gpu", 1)],
+)
+def test_every_ray_that_is_started_has_haproxy(file, starts):
+    text = (Path(__file__).parents[2] / file).read_text()
+    for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"):
+        assert text.count(f"{name}={haproxy_settings()[name]}") == starts
 
 
 def test_only_the_endpoint_is_open_to_everybody():
