@@ -30,9 +30,10 @@ from rayembed.model.base_model import prepare_base_model, save_untrained
 SETTINGS = {
     "engine_bf16": {"precision": "bf16", "fp32_layers": 3},
     "engine_bf16_plain": {"precision": "bf16"},
-    "engine_int8": {"precision": "bf16", "int8_weights": True},
+    "engine_int8": {"precision": "bf16", "quantization": "int8"},
+    "engine_fp8": {"precision": "bf16", "quantization": "fp8"},
 }
-GOALS = {"engine_bf16": 0.999, "engine_bf16_plain": 0.998, "engine_int8": 0.95}
+GOALS = {"engine_bf16": 0.999, "engine_bf16_plain": 0.998, "engine_int8": 0.95, "engine_fp8": 0.95}
 
 
 def ndcg_at_10(queries: np.ndarray, documents: np.ndarray) -> float:
@@ -52,7 +53,7 @@ def measure(checkpoint: Path, pairs: int) -> list[Bar]:
     expected = ndcg_at_10(reference[:pairs], reference[pairs:])
     bars, scores = [], {}
     for name, options in SETTINGS.items():
-        if "int8_weights" in options and not importlib.util.find_spec("torchao"):
+        if "quantization" in options and not importlib.util.find_spec("torchao"):
             print(f"without {name}: torchao is not installed")
             continue
         vectors = Engine.load(checkpoint, **options).encode(texts).vectors

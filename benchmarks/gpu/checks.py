@@ -29,7 +29,7 @@ from rayembed.config.training import TrainingConfig
 from rayembed.contract import Contract
 from rayembed.contract.packing import PackedBatch, PackedLengths, split_packed
 from rayembed.engine.engine import Engine
-from rayembed.engine.int8_weights import use_int8_weights
+from rayembed.engine.quantization import quantize_weights
 from rayembed.model.attention import _attend_grouped, _attend_varlen
 from rayembed.model.checkpoint import LoadedModel
 from rayembed.model.compilation import compile_token_wise_parts
@@ -294,7 +294,11 @@ def engine(work: Workload) -> Iterator[Row]:
     if work.on_gpu:
         yield row("too little memory, then halves", lambda: _halves(work, ours, budget))
     plain = copy.deepcopy(embedder)
-    for name, quantise in {"int8 weights": use_int8_weights, "fp8": _use_fp8}.items():
+    for name, quantise in {
+        "int8 weights": partial(quantize_weights, quantization="int8"),
+        "fp8 weights": partial(quantize_weights, quantization="fp8"),
+        "fp8": _use_fp8,
+    }.items():
 
         def eight_bits(name: str = name, quantise: Callable = quantise) -> Row:
             ours._embedder = copy.deepcopy(plain)

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu" / "run.py"
-MEASURED = {"attention": 2, "head": 3, "training": 6, "gradcache": 2, "deepspeed": 4, "engine": 8}
-NEEDS_TORCHAO = {"int8 weights", "fp8"}
+MEASURED = {"attention": 2, "head": 3, "training": 6, "gradcache": 2, "deepspeed": 4, "engine": 9}
+NEEDS_TORCHAO = {"int8 weights", "fp8 weights", "fp8"}
 
 
 def test_every_check_measures_on_a_cpu_and_writes_what_it_found(tmp_path):

@@ -42,20 +42,21 @@ def test_fp32_layers_belong_to_bf16(checkpoint):
         Engine.load(checkpoint, precision="bf16", fp32_layers=9)
 
 
-def test_int8_weights(checkpoint):
+@pytest.mark.parametrize(("quantization", "kind"), [("int8", "int8"), ("fp8", "float8")])
+def test_weights_in_8_bits(checkpoint, quantization, kind):
     pytest.importorskip("torchao")
     exact = Engine.load(checkpoint, precision="fp32").encode(TEXTS).vectors
-    small = Engine.load(checkpoint, precision="fp32", int8_weights=True)
+    small = Engine.load(checkpoint, precision="fp32", quantization=quantization)
     weight = small._embedder.backbone.layers[0].mlp.up_proj.weight
-    assert "int8" in str(weight).lower()
+    assert kind in str(weight).lower()
     vectors = small.encode(TEXTS).vectors
     assert 0.99 < (vectors * exact).sum(axis=1).min() < 0.999999
 
 
 def test_what_is_missing_is_told_before_weights_are_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ResourceError, match=r"rayembed\[int8\]"):
-        Engine.load(tmp_path, int8_weights=True)
+    with pytest.raises(ResourceError, match=r"rayembed\[torchao\]"):
+        Engine.load(tmp_path, quantization="int8")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ResourceError, match="C\\+\\+ compiler g\\+\\+ on a CPU"):
         Engine.load(tmp_path, device="cpu", compiled=True)

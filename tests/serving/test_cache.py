@@ -71,7 +71,7 @@ def test_what_auto_stands_for_and_options_tell_vectors_apart(monkeypatch):
     for precision, options in (
         ("bf16", {}),
         ("fp32", {}),
-        ("bf16", {"int8_weights": True}),
+        ("bf16", {"quantization": "int8"}),
         ("bf16", {"fp32_layers": 1}),
         ("bf16", {}),
     ):

@@ -91,8 +91,12 @@ def test_replicas_must_fit_the_machine():
 def test_packages_of_the_engines_options_must_be_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setenv("PATH", "")
-    for option, message in (("int8_weights", r"rayembed\[int8\]"), ("compiled", r"C\+\+ compiler g\+\+")):
-        config = ServeConfig.parse({"checkpoint": "x", "models": [{"checkpoint": "y", option: True}]})
+    options = (
+        ({"quantization": "fp8"}, r"rayembed\[torchao\]"),
+        ({"compiled": True}, r"C\+\+ compiler g\+\+"),
+    )
+    for option, message in options:
+        config = ServeConfig.parse({"checkpoint": "x", "models": [{"checkpoint": "y", **option}]})
         with pytest.raises(ResourceError, match=message):
             check_packages(config)
 

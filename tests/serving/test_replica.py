@@ -28,8 +28,8 @@ def test_first_layers_in_fp32(load):
 
 def test_weights_in_8_bits(load):
     pytest.importorskip("torchao", reason="needs the package torchao")
-    engine = load(precision="fp32", int8_weights="true")
-    assert "int8" in str(engine._embedder.backbone.layers[0].mlp.up_proj.weight).lower()
+    engine = load(precision="fp32", quantization="fp8")
+    assert "float8" in str(engine._embedder.backbone.layers[0].mlp.up_proj.weight).lower()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

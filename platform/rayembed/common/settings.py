@@ -11,6 +11,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 """Number format of the weights; auto takes bf16 where the processor multiplies it natively."""
 
 Backend = Literal["auto", "torch"]
+Quantization = Literal["none", "int8", "fp8"]
 """What computes a model; auto: OpenVINO too, where it is installed and faster."""
 
 DEFAULT_TOKEN_BUDGETS = {"cpu": 4096, "cuda": 16384}

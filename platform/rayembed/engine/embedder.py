@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rayembed.common.errors import RequestError
-from rayembed.common.settings import Backend, Precision
+from rayembed.common.settings import Backend, Precision, Quantization
 from rayembed.contract import Contract
 from rayembed.contract.instructions import Side, chosen_instruction
 from rayembed.engine.engine import Engine
@@ -41,7 +41,7 @@ class Embedder:
         device: str = "auto",
         precision: Precision = "auto",
         fp32_layers: int = 0,
-        int8_weights: bool = False,
+        quantization: Quantization = "none",
         compiled: bool = False,
         token_budget: int | None = None,
         backend: Backend = "auto",
@@ -53,7 +53,7 @@ class Embedder:
             device: auto, cpu, cuda or cuda:N.
             precision: auto takes bf16 where the processor has it.
             fp32_layers: in 16 bits, first layers that compute in fp32 altogether.
-            int8_weights: hold the decoder's weights as 8-bit integers; needs the package torchao.
+            quantization: hold the decoder's weights in 8 bits, as int8 or fp8; needs the package torchao.
             compiled: build kernels for norms and feed-forward networks with torch's compiler, which takes up
                 to a minute in the first forward pass and needs a C++ compiler on a CPU.
             token_budget: most tokens in one forward pass; bounds memory. None takes what suits the device.
@@ -68,7 +68,7 @@ class Embedder:
             device=device,
             precision=precision,
             fp32_layers=fp32_layers,
-            int8_weights=int8_weights,
+            quantization=quantization,
             compiled=compiled,
             token_budget=token_budget,
             backend=backend,

@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from rayembed.common.device import resolve_device
 from rayembed.common.errors import ConfigError, RequestError
 from rayembed.common.paths import resolve
-from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Backend, Precision
+from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Backend, Precision, Quantization
 from rayembed.contract import Contract, TokenizedTexts
 from rayembed.contract.packing import PackedBatch, pack_ids
 from rayembed.contract.vectors import cut
-from rayembed.engine.int8_weights import check_torchao, use_int8_weights
 from rayembed.engine.memory import keep_freed_memory
 from rayembed.engine.openvino import OpenVinoDecoder, openvino_decoder
+from rayembed.engine.quantization import check_torchao, quantize_weights
 from rayembed.model.checkpoint import LoadedModel, load_model
 from rayembed.model.compilation import check_compiler, compile_token_wise_parts
 from rayembed.model.mixed_precision import use_mixed_precision
@@ -84,7 +84,7 @@ class Engine:
         device: str = "auto",
         precision: Precision = "auto",
         fp32_layers: int = 0,
-        int8_weights: bool = False,
+        quantization: Quantization = "none",
         compiled: bool = False,
         token_budget: int | None = None,
         backend: Backend = "auto",
@@ -97,7 +97,7 @@ class Engine:
             precision: auto takes bf16 where the processor has it. In 16 bits the residual stream, the norms
                 and the pooled states are fp32.
             fp32_layers: in 16 bits, first layers that compute in fp32 altogether.
-            int8_weights: hold the decoder's weights as 8-bit integers; needs the package torchao.
+            quantization: hold the decoder's weights in 8 bits, as int8 or fp8; needs the package torchao.
             compiled: build kernels for norms and feed-forward networks with torch's compiler, which takes up
                 to a minute in the first forward pass and needs a C++ compiler on a CPU.
             token_budget: most tokens in one forward pass; bounds memory. None: 4096 on a CPU, whose caches
@@ -107,7 +107,7 @@ class Engine:
         Raises:
             CheckpointError: the folder is incomplete, damaged or of another shape.
             ConfigError: there is no such device, `fp32_layers` is set in fp32, or the model has fewer layers.
-            ResourceError: `int8_weights` without torchao, or `compiled` on a CPU without a C++ compiler.
+            ResourceError: 8 bits without torchao, or `compiled` on a CPU without a C++ compiler.
         """
         folder = resolve(checkpoint)
         target = resolve_device(device)
@@ -117,12 +117,11 @@ class Engine:
             raise ConfigError(
                 "fp32_layers belongs to precision bf16 and fp16; in fp32 all layers compute in fp32"
             )
-        if int8_weights:
-            check_torchao()
+        check_torchao(quantization)
         if compiled:
             check_compiler(target.type)
         model = load_model(folder, dtype="auto" if fp32_layers else dtype, device=target)
-        plain = backend == "auto" and not (fp32_layers or int8_weights or compiled)
+        plain = backend == "auto" and quantization == "none" and not (fp32_layers or compiled)
         decoder = openvino_decoder(model.embedder, dtype, target) if plain else None
         engine = cls(
             model,
@@ -134,8 +133,7 @@ class Engine:
         )
         if dtype is not torch.float32:
             use_mixed_precision(engine._embedder, dtype=dtype, fp32_layers=fp32_layers)
-        if int8_weights:
-            use_int8_weights(engine._embedder.backbone)
+        quantize_weights(engine._embedder.backbone, quantization)
         if compiled:
             compile_token_wise_parts(engine._embedder.backbone)
         return engine

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rayembed.common.paths import resolve
-from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Backend, Frozen, Precision
+from rayembed.common.settings import DEFAULT_TOKEN_BUDGETS, Backend, Frozen, Precision, Quantization
 from rayembed.serving.cache import CacheKind
 
 Authentication = Literal["auto", "required", "off"]
@@ -83,8 +83,8 @@ class ModelSettings(Frozen):
     fp32_layers: int = Field(
         0, ge=0, description="in 16 bits, first layers that compute in fp32 altogether; for decoders"
     )
-    int8_weights: bool = Field(
-        False, description="hold the layers' weights as 8-bit integers; needs the package torchao"
+    quantization: Quantization = Field(
+        "none", description="hold the layers' weights in 8 bits: int8 or fp8; needs the package torchao"
     )
     compiled: bool = Field(
         False, description="compile norms and feed-forward networks; the start takes up to a minute longer"

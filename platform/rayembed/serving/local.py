@@ -26,7 +26,7 @@ from ray.serve.exceptions import BackPressureError
 from rayembed.common.errors import CheckpointError, ResourceError
 from rayembed.common.ray_compat import runs_inside_job
 from rayembed.engine.engine import Engine
-from rayembed.engine.int8_weights import check_torchao
+from rayembed.engine.quantization import check_torchao
 from rayembed.model.compilation import check_compiler
 from rayembed.serving.api.operations import IngressPeers
 from rayembed.serving.app import create_app
@@ -105,8 +105,7 @@ def check_room(config: ServeConfig, there: Mapping[str, float]) -> None:
 def check_packages(config: ServeConfig) -> None:
     """Raise ResourceError unless this machine has what the options of the models' engines need."""
     for model in config.all_models:
-        if model.int8_weights:
-            check_torchao()
+        check_torchao(model.quantization)
         if model.compiled:
             check_compiler("cuda" if model.num_gpus else "cpu")
 

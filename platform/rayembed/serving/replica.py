@@ -64,7 +64,7 @@ def load_engine(settings: ModelSettings) -> Engine:
         settings.checkpoint_path,
         precision=settings.precision,
         fp32_layers=settings.fp32_layers,
-        int8_weights=settings.int8_weights,
+        quantization=settings.quantization,
         compiled=settings.compiled,
         token_budget=settings.tokens_per_pass,
         backend=settings.backend,
@@ -153,7 +153,7 @@ class EmbeddingReplica:
             self._digests[request.adapter],
             self._engine.precision,
             self._settings.fp32_layers,
-            self._settings.int8_weights,
+            self._settings.quantization,
             self._settings.query_instruction,
             self._tokenizer.max_length,
         )
