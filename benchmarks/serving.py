@@ -229,6 +229,14 @@ def computed(server: Server) -> tuple[float, float]:
     return total("sum"), total("count")
 
 
+def latencies(server: Server, texts: list[str]) -> tuple[float, float]:
+    """Milliseconds of one request at a time, the median, and of its forward pass, the mean."""
+    seconds, passes = computed(server)
+    served = asyncio.run(idle_latency(server, texts))
+    seconds_after, passes_after = computed(server)
+    return served, (seconds_after - seconds) / (passes_after - passes) * 1000
+
+
 def precision_here(asked: Literal["auto", "fp32", "bf16"]) -> Precision:
     """The number format that `auto` is on this machine's processor; any other as it is."""
     import torch
@@ -333,10 +341,7 @@ def main() -> None:
         for server, process in zip(servers, processes, strict=True):
             wait_for(server, process)
         cosine = asyncio.run(compare(servers, texts_of([3, 12, 80, 300], 9), LEAST_COSINE[precision]))
-        seconds_before, passes_before = computed(servers[0])
-        latency = asyncio.run(idle_latency(servers[0], texts_of([12] * 40, 5)))
-        seconds_after, passes_after = computed(servers[0])
-        model_ms = (seconds_after - seconds_before) / (passes_after - passes_before) * 1000
+        latency, model_ms = latencies(servers[0], texts_of([12] * 40, 5))
         for _ in range(rounds):
             for workload, (clients, requests) in chosen.items():
                 for server in servers:

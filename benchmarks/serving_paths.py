@@ -16,6 +16,7 @@ import asyncio
 import statistics
 import time
 from pathlib import Path
+from typing import Literal
 
 import aiohttp
 from harness import Bar, arguments, ratio_bar, write_report
@@ -23,8 +24,7 @@ from serving import (
     LEAST_COSINE,
     Server,
     compare,
-    computed,
-    idle_latency,
+    latencies,
     load,
     own_command,
     precision_here,
@@ -43,16 +43,8 @@ PATHS = {
 }
 
 
-async def added_latency(server: Server, texts: list[str]) -> float:
-    """Median milliseconds of one request at a time, less the mean of its forward pass."""
-    seconds, passes = computed(server)
-    latency = await idle_latency(server, texts)
-    seconds_after, passes_after = computed(server)
-    return latency - (seconds_after - seconds) / (passes_after - passes) * 1000
-
-
-async def idle_requests(server: Server, clients: int, seconds: float) -> float:
-    """Requests a second that compute nothing, in a closed loop."""
+async def requests_of_nothing(server: Server, seconds: float) -> float:
+    """Requests a second that compute nothing, of 16 clients in a closed loop."""
     done = 0
     url = server.url.removesuffix("/v1") + "/health/live"
     async with aiohttp.ClientSession() as session:
@@ -66,8 +58,46 @@ async def idle_requests(server: Server, clients: int, seconds: float) -> float:
                     assert response.status == 200, (server.name, response.status)
                 done += 1
 
-        await asyncio.gather(*(client() for _ in range(clients)))
+        await asyncio.gather(*(client() for _ in range(16)))
         return done / (time.perf_counter() - started)
+
+
+def measure(server: Server, chosen: dict, seconds: float) -> None:
+    """One turn of a server."""
+    served, model = latencies(server, texts_of([12] * 60, 5))
+    found = {"latency": served - model, "requests": asyncio.run(requests_of_nothing(server, seconds))}
+    for workload, (clients, requests) in chosen.items():
+        found[workload], tail = asyncio.run(load(server, clients, requests, seconds))
+        server.tails.setdefault(workload, []).append(tail)
+    for name, value in found.items():
+        server.rates.setdefault(name, []).append(value)
+    print(server.name, {name: round(value, 2) for name, value in found.items()}, flush=True)
+
+
+def compared(served: Server, local: Server, chosen: dict, setting: dict) -> list[Bar]:
+    """The bars of one path of Ray Serve."""
+
+    def ratio(name: str, goal: float, better: Literal["higher", "lower"] = "higher") -> Bar:
+        detail = setting | {
+            each.name: {"rounds": each.rates[name], "p99_ms": each.tails.get(name)}
+            for each in (local, served)
+        }
+        rates = served.rates[name], local.rates[name]
+        return ratio_bar(f"serve_{served.name}_{name}", *rates, goal=goal, better=better, detail=detail)
+
+    rates = served.rates["requests"]
+    return [
+        ratio("latency", 1.5, "lower"),
+        *(ratio(workload, 0.9) for workload in chosen),
+        Bar(
+            f"serve_{served.name}_requests",
+            statistics.median(rates),
+            1500,
+            "higher",
+            (min(rates), max(rates)),
+            setting | {"rates": {each.name: each.rates["requests"] for each in (local, served)}},
+        ),
+    ]
 
 
 def main() -> None:
@@ -90,50 +120,16 @@ def main() -> None:
             ["env", *PATHS[each.name][0], *own_command(checkpoint, 8721 + n, settings), *PATHS[each.name][1]]
             for n, each in enumerate(servers)
         ]
-        added: dict[str, list[float]] = {each.name: [] for each in servers}
-        nothing: dict[str, list[float]] = {each.name: [] for each in servers}
         with running(commands, {"OMP_NUM_THREADS": "1"}) as processes:
             for server, process in zip(servers, processes, strict=True):
                 wait_for(server, process)
             cosine = asyncio.run(compare(servers, texts_of([3, 12, 80, 300], 9), LEAST_COSINE[precision]))
             for turn in range(rounds):
                 for server in servers[turn % 2 :] + servers[: turn % 2]:
-                    added[server.name].append(asyncio.run(added_latency(server, texts_of([12] * 60, 5))))
-                    nothing[server.name].append(asyncio.run(idle_requests(server, 16, seconds)))
-                    for workload, (clients, requests) in chosen.items():
-                        rate, tail = asyncio.run(load(server, clients, requests, seconds))
-                        server.rates.setdefault(workload, []).append(rate)
-                        server.tails.setdefault(workload, []).append(tail)
-                    print(
-                        f"{server.name}: {added[server.name][-1]:.2f} ms added, "
-                        f"{nothing[server.name][-1]:.0f} requests/s of nothing, "
-                        + ", ".join(f"{name} {server.rates[name][-1]:.1f} texts/s" for name in chosen),
-                        flush=True,
-                    )
+                    measure(server, chosen, seconds)
         setting = {"precision": precision, "lowest_cosine": cosine, "rounds": rounds, "seconds": seconds}
         local, served = servers
-        bars.append(
-            ratio_bar(
-                f"serve_{other}_latency",
-                added[other],
-                added["local"],
-                goal=1.5,
-                better="lower",
-                detail=setting | {"milliseconds": added},
-            )
-        )
-        for workload in chosen:
-            detail = {
-                each.name: {"texts_per_second": each.rates[workload], "p99_ms": each.tails[workload]}
-                for each in servers
-            }
-            rates = (served.rates[workload], local.rates[workload])
-            bars.append(ratio_bar(f"serve_{other}_{workload}", *rates, goal=0.9, detail=setting | detail))
-        spread = min(nothing[other]), max(nothing[other])
-        middle = statistics.median(nothing[other])
-        bars.append(
-            Bar(f"serve_{other}_requests", middle, 1500, "higher", spread, setting | {"rates": nothing})
-        )
+        bars += compared(served, local, chosen, setting)
     write_report(bars, options.json)
 
 

@@ -115,7 +115,7 @@ async def soak(server: Server, pid: int, seconds: float) -> tuple[Counter, list[
 
         async def stops(number: int) -> str:
             async def half() -> AsyncIterator[bytes]:
-                yield b'{"model": "bench", "input": "' + b"x" * 1_000_000
+                yield f'{{"model": "{NAME}", "input": "{"x" * 1_000_000}'.encode()
                 await asyncio.sleep(3600)
 
             with contextlib.suppress(TimeoutError):

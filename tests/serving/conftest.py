@@ -62,15 +62,15 @@ def _listening(app: FastAPI) -> Iterator[str]:
     thread.join()
 
 
-@pytest.fixture(scope="module")
-def serve_url() -> Iterator[str]:
-    """Base URL of a Ray Serve instance without applications, behind HAProxy as `rayembed serve` has it."""
+@contextlib.contextmanager
+def ray_serve(settings: dict[str, str]) -> Iterator[str]:
+    """Base URL of a Ray Serve instance without applications, on a Ray with these environment variables."""
     root = Path(__file__).resolve().parents[2]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in haproxy_settings().items():
+        for name, value in settings.items():
             environment.setenv(name, value)
         ray.init(
             address="local",
@@ -82,6 +82,13 @@ def serve_url() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def serve_url() -> Iterator[str]:
+    """Base URL of Ray Serve behind HAProxy, as `rayembed serve` has it."""
+    with ray_serve(haproxy_settings()) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
-"""Clients in a closed loop, and the replicas behind them."""
+"""Clients in a closed loop, and the processes behind them."""
 
+import contextlib
 import re
 import threading
 import time
@@ -7,6 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 
 import openai
+import psutil
 import requests
 
 from rayembed.serving.api.dialect import MODEL_DIGEST_HEADER
@@ -72,3 +74,17 @@ def wait_for_replicas(url, count):
         assert time.monotonic() < deadline, pids
         time.sleep(0.2)
     return pids
+
+
+def processes(title, count):
+    """The processes of this module's Ray with a title, once there are so many."""
+    deadline = time.monotonic() + 300
+    while True:
+        found = []
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                found += [child] if title in " ".join(child.cmdline()) else []
+        if len(found) == count:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)

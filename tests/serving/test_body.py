@@ -135,20 +135,25 @@ def generated(app):
                     yield f"{path} {kind['title']}.{field}: {shape}", path, f"{{{text}}}".encode(), None
 
 
+needs_tokenizer = pytest.mark.skipif(
+    MODEL_FILE is None, reason="mistral-common is not installed (extra `dev`)"
+)
+
+
 @pytest.fixture
 def app(tmp_path):
-    if MODEL_FILE is None:
-        pytest.skip("mistral-common is not installed (extra `dev`)")
     engine = FakeEngine()
     engine.contract, engine.tokenizer = Contract(max_length=512), mistral_tokenizer(tmp_path)
     config = ServeConfig(checkpoint="unused", model_name="fake")
     return create_app(config, {"fake": LocalHandle(EmbeddingReplica(config, lambda _: engine))})
 
 
+@needs_tokenizer
 def test_hostile_bodies(app):
     check_bodies(app, hostile())
 
 
+@needs_tokenizer
 def test_generated_hostile_bodies(app):
     cases = list(generated(app))
     check_bodies(app, random.Random(0).sample(cases, 300))

@@ -1,15 +1,12 @@
 """Processes of the endpoint and Redis die, and replicas come and go under load, and no request fails."""
 
-import contextlib
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import time
 
-import psutil
 import pytest
 import ray
 import requests
@@ -18,23 +15,9 @@ from ray.serve.context import _get_global_client
 
 from rayembed.serving.cache import REDIS_URL_VARIABLE
 from tests.serving.fakes import application, load_fake, load_slow_fake
-from tests.serving.load import Load, replica_pids, wait_for_replicas
+from tests.serving.load import Load, processes, replica_pids, wait_for_replicas
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.drill]
-
-
-def processes(title, count):
-    """The processes of this module's Ray with a title, once there are so many."""
-    deadline = time.monotonic() + 300
-    while True:
-        found = []
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-                found += [child] if title in " ".join(child.cmdline()) else []
-        if len(found) == count:
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
 
 
 class Redis:

@@ -11,8 +11,10 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 """Number format of the weights; auto takes bf16 where the processor multiplies it natively."""
 
 Backend = Literal["auto", "torch"]
-Quantization = Literal["none", "int8", "fp8"]
 """What computes a model; auto: OpenVINO too, where it is installed and faster."""
+
+Quantization = Literal["none", "int8", "fp8"]
+"""Format in which the weights of a model's layers are held; none: the one they are computed in."""
 
 DEFAULT_TOKEN_BUDGETS = {"cpu": 4096, "cuda": 16384}
 """Most tokens of a forward pass by type of device: what a CPU's caches hold, and what keeps a GPU busy."""

@@ -188,6 +188,7 @@ class LocalEndpoint:
             self._started.set_result(None)
             await serving
         finally:
+            gc.unfreeze()
             for pool in self._pools.values():
                 pool.close()
 
